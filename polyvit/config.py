@@ -1,0 +1,408 @@
+"""Everything a run needs, as frozen validated models.
+
+A config comes from a recipe's name or a YAML file, plus `key.path=value` overrides. Reading order: model
+inputs, model, augmentation, tasks, schedule, optimiser, data, training, the whole run. `load_config` is in
+`polyvit/recipes/__init__.py`.
+Pairs are (height, width) or (time, frequency); triples are (time, height, width).
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Modality = Literal["image", "video", "audio"]
+Layout = Literal[
+    "imagenet", "cifar10", "cifar100", "pets", "resisc45", "kinetics", "moments", "audioset", "vggsound",
+    "imagefolder", "csv", "webdataset", "parquet",
+]  # fmt: skip
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def _pair(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
+Pair = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
+Triple = tuple[PositiveInt, PositiveInt, PositiveInt]
+
+
+class Section(BaseModel):
+    """A frozen group of keys; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+# ---------------------------------------------------------------------------------------------- model inputs
+
+
+class ImageInput(Section):
+    """Images as the model sees them: RGB, `size` pixels, cut into `patch_size` patches."""
+
+    size: Pair = (224, 224)
+    patch_size: Pair = (16, 16)
+    stride: Pair | None = None
+    """Step between patches; null means `patch_size` (no overlap)."""
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Patches along (height, width)."""
+        return _grid(self.size, self.patch_size, self.stride)
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one flattened patch: h * w * 3."""
+        return self.patch_size[0] * self.patch_size[1] * 3
+
+
+class VideoInput(Section):
+    """Clips: `frames` RGB frames of `size` pixels, cut into `tubelet_size` = (t, h, w) tubelets."""
+
+    frames: PositiveInt = 32
+    size: Pair = (224, 224)
+    tubelet_size: Triple = (4, 16, 16)
+    stride: Triple | None = None
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tubelets along (time, height, width)."""
+        return _grid((self.frames, *self.size), self.tubelet_size, self.stride)
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one flattened tubelet: t * h * w * 3."""
+        return self.tubelet_size[0] * self.tubelet_size[1] * self.tubelet_size[2] * 3
+
+
+class AudioInput(Section):
+    """Log-mel spectrograms of (`frames`, `mel_bins`), cut into `patch_size` = (time, frequency) patches."""
+
+    frames: PositiveInt = 800
+    mel_bins: PositiveInt = 128
+    patch_size: Pair = (16, 16)
+    stride: Pair | None = None
+    channels: Literal[1, 3] = 3
+    """Input planes of the patch kernel. 3 repeats the one plane, so that an RGB ViT kernel fits
+    (the official release); 1 is a kernel for the plane alone."""
+    sample_rate: PositiveInt = 16000
+    """Hz; every recording is resampled to it."""
+    window_ms: PositiveFloat = 25.0
+    hop_ms: PositiveFloat = 10.0
+    mean: float = 0.0
+    std: PositiveFloat = 1.0
+    """The spectrogram is (log-mel - mean) / std. The official config leaves 0 and 1."""
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Patches along (time, frequency)."""
+        return _grid((self.frames, self.mel_bins), self.patch_size, self.stride)
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one flattened patch as fed: t * f of the one plane."""
+        return self.patch_size[0] * self.patch_size[1]
+
+
+def _grid(size: tuple[int, ...], patch: tuple[int, ...], stride: tuple[int, ...] | None) -> tuple[int, ...]:
+    return tuple((s - p) // d + 1 for s, p, d in zip(size, patch, stride or patch, strict=True))
+
+
+ModelInput = ImageInput | VideoInput | AudioInput
+
+
+class ModelConfig(Section):
+    """The encoder and its inputs. Defaults are ViT-Base as in the official nine-task config."""
+
+    width: PositiveInt = 768
+    depth: PositiveInt = 12
+    num_heads: PositiveInt = 12
+    mlp_dim: PositiveInt = 3072
+    l_adapt: Annotated[int, Field(ge=0)] = 0
+    """The first `l_adapt` of `depth` layers are private to each modality (adaptor blocks)."""
+    gelu: Literal["tanh", "erf"] = "tanh"
+    norm_eps: PositiveFloat = 1e-6
+    image: ImageInput = ImageInput()
+    video: VideoInput = VideoInput()
+    audio: AudioInput = AudioInput()
+
+    def input(self, modality: Modality) -> ModelInput:
+        """The input section of one modality."""
+        inputs: dict[str, ModelInput] = {"image": self.image, "video": self.video, "audio": self.audio}
+        return inputs[modality]
+
+    def num_tokens(self, modality: Modality) -> int:
+        """Patches of one example, without the class token."""
+        count = 1
+        for side in self.input(modality).grid:
+            count *= side
+        return count
+
+
+# ---------------------------------------------------------------------------------------------- augmentation
+
+
+class ImageAugment(Section):
+    """Training crops and flips of images; evaluation resizing. Defaults: the official image pipeline."""
+
+    crop_area: tuple[PositiveFloat, PositiveFloat] | None = (0.05, 1.0)
+    """Inception crop: share of the picture's area, min and max. Null: resize the whole picture."""
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
+    """Inception crop: aspect ratio (width / height), min and max."""
+    flip: Probability = 0.5
+    antialias: bool = False
+    """Antialiased resizing. The official training crop is bilinear without it."""
+    eval_resize: Literal["square", "crop"] = "square"
+    """`square`: resize to the input size. `crop`: smaller side to `eval_resize_size`, then centre crop."""
+    eval_resize_size: PositiveInt | None = None
+
+
+class VideoAugment(Section):
+    """Frame sampling and clip augmentation. Defaults: the official Kinetics pipeline."""
+
+    frame_stride: PositiveInt = 2
+    """Every `frame_stride`-th frame is taken; a short video repeats itself."""
+    resize_side: PositiveInt | None = None
+    """Smaller side after resizing, pixels; null: 8/7 of the input size (256 for 224)."""
+    scale_jitter: tuple[PositiveFloat, PositiveFloat] | None = (0.9, 1.33)
+    """Height and width factors, drawn independently from this range."""
+    flip: Probability = 0.5
+    colour_jitter: Probability = 0.8
+    """Probability of brightness 32/255, saturation and contrast (0.6, 1.4), hue 0.2: one draw a clip."""
+    colour_drop: Probability = 0.1
+    """Probability of turning the clip grey."""
+
+
+class AudioAugment(Section):
+    """SpecAugment. Defaults are what the official pipeline really does: one frequency band, no time masks."""
+
+    freq_mask_count: Annotated[int, Field(ge=0)] = 1
+    freq_mask_bins: Annotated[int, Field(ge=0)] = 48
+    """A band's width is int(freq_mask_bins * u), u in [0, 1)."""
+    time_mask_count: Annotated[int, Field(ge=0)] = 0
+    time_mask_frames: Annotated[int, Field(ge=0)] = 48
+    time_shift: bool = True
+    """Random contiguous window of a long recording; off: the middle."""
+
+
+# ---------------------------------------------------------------------------------------------------- tasks
+
+
+class TaskBase(Section):
+    """One task: a dataset, a head, a loss, a metric, and its own hyperparameters."""
+
+    layout: Layout
+    root: str | None = None
+    """The dataset's folder; null: `data.root` / the task's name."""
+    num_classes: PositiveInt
+    classes: str | None = None
+    """A text file of class names, one a line, in index order. Null: what the layout itself knows."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    metric: Literal["top1", "map"] = "top1"
+    steps: PositiveInt
+    """U_j: SGD steps of this task alone; co-training takes as many."""
+    batch: PositiveInt
+    """Examples of one minibatch over all workers together."""
+    lr_coef: PositiveFloat = 1.0
+    """Multiplies `optim.lr` in this task's steps."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Added to the run's warmup when `optim.warmup_steps` is null."""
+    drop_path: Probability = 0.0
+    """Stochastic depth of the last layer, rising linearly from 0 at the first."""
+    label_smoothing: Probability = 0.0
+    eval_split: Literal["train", "validation", "test"] = "validation"
+    options: dict[str, Any] = {}
+    """Layout options, such as the column names of a CSV: see the layout's docstring."""
+    licence: str | None = None
+    source: str | None = None
+    """Where the numbers above come from."""
+
+
+class ImageTask(TaskBase):
+    """A task on images."""
+
+    modality: Literal["image"] = "image"
+    augment: ImageAugment = ImageAugment()
+
+
+class VideoTask(TaskBase):
+    """A task on video clips."""
+
+    modality: Literal["video"] = "video"
+    augment: VideoAugment = VideoAugment()
+
+
+class AudioTask(TaskBase):
+    """A task on recordings."""
+
+    modality: Literal["audio"] = "audio"
+    augment: AudioAugment = AudioAugment()
+    mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """Beta(alpha, alpha) of mixup, one weight a step; 0 is off."""
+
+
+TaskConfig = Annotated[ImageTask | VideoTask | AudioTask, Field(discriminator="modality")]
+
+
+# ------------------------------------------------------------------------------------------------------ run
+
+
+class ScheduleConfig(Section):
+    """Which task is trained at which step."""
+
+    kind: Literal["weighted", "uniform", "alternating", "task_by_task", "accumulating"] = "weighted"
+    replacement: bool = False
+    """`weighted` only. False: exactly U_j steps of task j in random order (official code). True: each
+    step drawn with probability U_j / U (the paper's words)."""
+    steps: PositiveInt | None = None
+    """Minibatches in all; null: the sum of the tasks' steps. Set, it scales every task's steps."""
+    accumulating_lr_coef: PositiveFloat = 0.1
+    """`accumulating` only: the one coefficient of its updates, which span all tasks."""
+    seed: int | None = None
+    """Null: the run's seed."""
+
+
+class OptimConfig(Section):
+    """The optimiser; the paper's is SGD with momentum, cosine decay and linear warmup."""
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 1.0
+    """Peak learning rate; each task multiplies it by its own `lr_coef`."""
+    momentum: Probability = 0.9
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: PositiveFloat | None = 1.0
+    """Gradients are scaled to this global norm when above it; null: never."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Null: the sum of the tasks' `warmup_steps`."""
+    untouched: Literal["frozen", "momentum"] = "frozen"
+    """Parameters that a step's task does not reach: left alone, or moved on by their momentum with the
+    step's learning rate (what the official code does)."""
+
+
+class DataConfig(Section):
+    """Where the data are and how much damage is borne."""
+
+    root: str | None = None
+    """Holds one folder a task, named as the task."""
+    max_bad_fraction: Probability = 0.1
+    """A task whose undecodable share of examples read exceeds this ends the run."""
+    decode_cpus: PositiveFloat = 1.0
+    """Logical CPUs that Ray reserves for one decoding task."""
+
+
+class FeedConfig(Section):
+    """The Ray Data pipeline that brings minibatches to each worker."""
+
+    segment_steps: PositiveInt = 200
+    """Steps planned into one Ray Data execution."""
+    prefetch: PositiveInt = 4
+    """Minibatches held ready for each worker."""
+
+
+class TrainConfig(Section):
+    """Workers, checkpoints, evaluation."""
+
+    workers: PositiveInt = 1
+    use_gpu: bool | None = None
+    """Null: a GPU for each worker if the cluster has that many."""
+    cpus_per_worker: PositiveFloat = 1.0
+    gpus_per_worker: PositiveFloat = 1.0
+    checkpoint_every: PositiveInt = 500
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: PositiveInt = 3
+    eval_every: PositiveInt | None = None
+    """Steps between evaluations; null: at the end only."""
+    log_every: PositiveInt = 10
+    """Steps between points of the MLflow curves."""
+    max_failures: int = 2
+    """Restarts from the last checkpoint after a worker or a node died; -1: for ever."""
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    experiment: str = "polyvit"
+    uri: str | None = None
+    """Null: the environment's MLFLOW_TRACKING_URI, else a SQLite file in `storage`."""
+
+
+class RunConfig(Section):
+    """One run, whole. `polyvit cotrain RECIPE key.path=value` sets any of these keys."""
+
+    name: str = "polyvit"
+    source: str = ""
+    """Where the recipe's numbers come from."""
+    seed: int = 42
+    storage: str = "runs"
+    """Folder of runs, checkpoints and the default MLflow store; shared storage on a cluster."""
+    model: ModelConfig = ModelConfig()
+    tasks: dict[str, TaskConfig]
+    schedule: ScheduleConfig = ScheduleConfig()
+    optim: OptimConfig = OptimConfig()
+    data: DataConfig = DataConfig()
+    feed: FeedConfig = FeedConfig()
+    train: TrainConfig = TrainConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        if problems := cross_field_problems(self):
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The modalities that the tasks need, in the order image, video, audio."""
+        present = {task.modality for task in self.tasks.values()}
+        return tuple(m for m in ("image", "video", "audio") if m in present)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Linear warmup: `optim.warmup_steps`, else the sum over tasks."""
+        if self.optim.warmup_steps is not None:
+            return self.optim.warmup_steps
+        return sum(task.warmup_steps for task in self.tasks.values())
+
+
+def cross_field_problems(config: RunConfig) -> list[str]:
+    """Every contradiction between keys, one line each: what was given, what is allowed."""
+    model, problems = config.model, []
+    if not config.tasks:
+        problems.append("tasks: empty; give at least one task")
+    if model.width % model.num_heads:
+        problems.append(f"model.width={model.width} must be a multiple of model.num_heads={model.num_heads}")
+    if model.l_adapt > model.depth:
+        problems.append(f"model.l_adapt={model.l_adapt} must be at most model.depth={model.depth}")
+    for modality in config.modalities:
+        problems += _patch_problems(modality, model.input(modality))
+    for name, task in config.tasks.items():
+        if not name.replace("_", "").replace("-", "").isalnum():
+            problems.append(f"tasks.{name}: a task's name may hold letters, digits, '_' and '-' only")
+        if task.batch < config.train.workers:
+            problems.append(
+                f"tasks.{name}.batch={task.batch} must be at least train.workers={config.train.workers}:"
+                " every worker takes a part of each minibatch"
+            )
+    return problems
+
+
+def _patch_problems(modality: Modality, spec: ModelInput) -> list[str]:
+    if isinstance(spec, ImageInput):
+        sides, size, patch = ("height", "width"), spec.size, spec.patch_size
+    elif isinstance(spec, VideoInput):
+        sides, size, patch = ("frames", "height", "width"), (spec.frames, *spec.size), spec.tubelet_size
+    else:
+        sides, size, patch = ("frames", "mel_bins"), (spec.frames, spec.mel_bins), spec.patch_size
+    stride = spec.stride or patch
+    return [
+        f"model.{modality}: {side} {s} is not divided by its patch side {p}"
+        + (f" at stride {d}" if d != p else "")
+        + f"; the nearest that fit are {_nearest_sizes(s, p, d)}"
+        for side, s, p, d in zip(sides, size, patch, stride, strict=True)
+        if s < p or (s - p) % d
+    ]
+
+
+def _nearest_sizes(size: int, patch: int, stride: int) -> str:
+    below = patch + max(0, (size - patch) // stride) * stride
+    return str(below) if below > size else f"{below} and {below + stride}"

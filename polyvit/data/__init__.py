@@ -1,0 +1,1 @@
+"""From files on disk to tokens: layouts, index, decoders, augmentation, patchify."""
