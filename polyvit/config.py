@@ -120,6 +120,8 @@ class ModelConfig(Section):
     """The first `l_adapt` of `depth` layers are private to each modality (adaptor blocks)."""
     gelu: Literal["tanh", "erf"] = "tanh"
     norm_eps: PositiveFloat = 1e-6
+    drop_path_ramp: Literal["depth", "reference"] = "depth"
+    """How a task's `drop_path` rises over the layers; `reference` restarts after the adaptor blocks."""
     image: ImageInput = ImageInput()
     video: VideoInput = VideoInput()
     audio: AudioInput = AudioInput()
@@ -272,6 +274,9 @@ class OptimConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: PositiveFloat | None = 1.0
     """Gradients are scaled to this global norm when above it; null: never."""
+    clip_order: Literal["global", "reference"] = "global"
+    """`global`: clip the gradient of the whole batch. `reference`: as the release, video and audio gradients
+    are clipped on each worker before they are averaged, which depends on the number of workers."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Null: the sum of the tasks' `warmup_steps`."""
     untouched: Literal["frozen", "momentum"] = "frozen"
@@ -305,6 +310,8 @@ class TrainConfig(Section):
     workers: PositiveInt = 1
     use_gpu: bool | None = None
     """Null: a GPU for each worker if the cluster has that many."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is autocast; parameters, gradients and optimiser state stay float32."""
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: PositiveFloat = 1.0
     checkpoint_every: PositiveInt = 500
@@ -383,6 +390,8 @@ def cross_field_problems(config: RunConfig) -> list[str]:
                 f"tasks.{name}.batch={task.batch} must be at least train.workers={config.train.workers}:"
                 " every worker takes a part of each minibatch"
             )
+    if config.optim.kind == "adamw" and config.optim.untouched == "momentum":
+        problems.append("optim.untouched=momentum needs optim.kind=sgd; with adamw it must be frozen")
     return problems
 
 

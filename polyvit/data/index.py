@@ -5,14 +5,18 @@ Parquet file (`write_index`), the same on every machine. Nothing here decodes me
 """
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from polyvit.errors import UserError
@@ -25,8 +29,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 class Example:
     """Where one example's bytes lie, and what it is.
 
-    container: `file` (the whole file), `tar` (`length` bytes at `offset`), `parquet` (row `row`) or
-        `cifar` (row `row` of a python batch).
+    container: `file` (the whole file), `tar` (`length` bytes at `offset`), `parquet` (row `row` of
+        the column whose number in the table is `offset`) or `cifar` (row `row` of a python batch).
     path: relative to the task's root, with '/' separators.
     start, end: seconds inside the recording or video; end < 0 means up to its end.
     """
@@ -89,6 +93,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+_METADATA = {"polyvit.classes", "polyvit.problems", "polyvit.hash"}
+
 
 def finish_scan(examples: Iterable[Example], classes: Sequence[str], problems: Sequence[Problem]) -> Scan:
     """Sort by key; the first of several equal keys stays, the others become problems."""
@@ -114,20 +120,16 @@ def key_fraction(key: str) -> float:
 
 def write_index(scan: Scan, path: Path) -> str:
     """Write the Parquet index; returns its content hash (SHA-256 of rows and classes, hex)."""
-    columns = {
-        name: [getattr(example, name) for example in scan.examples] for name in SCHEMA.names if name != "labels"
-    }
-    columns["labels"] = [list(example.labels) for example in scan.examples]
-    digest = index_hash(scan)
+    table = _table(scan)
+    digest = _digest(table, scan.classes)
     metadata = {
         "polyvit.classes": json.dumps(scan.classes),
         "polyvit.problems": json.dumps([asdict(problem) for problem in scan.problems]),
         "polyvit.hash": digest,
     }
-    table = pa.table(columns, schema=SCHEMA).replace_schema_metadata(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".writing")
-    pq.write_table(table, beside, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(metadata), beside, compression="zstd")
     beside.replace(path)
     return digest
 
@@ -138,17 +140,60 @@ def read_index(path: Path) -> Scan:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is not a readable index ({error}); run `polyvit index` again") from None
-    if not table.schema.equals(SCHEMA):
-        raise UserError(f"{path} is not an index of this version; run `polyvit index` again")
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    examples = [Example(**{**row, "labels": tuple(row["labels"])}) for row in table.to_pylist()]
+    if not table.schema.equals(SCHEMA) or _METADATA - metadata.keys():
+        raise UserError(f"{path} is not an index of this version; run `polyvit index` again")
+    columns = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
+    values = {name: _values(column) for name, column in columns.items() if name != "labels"}
+    flat, ends = (
+        columns["labels"].flatten().to_pylist(),
+        columns["labels"].value_lengths().to_numpy().cumsum(),
+    )
+    starts = [0, *ends.tolist()]
+    values["labels"] = [tuple(flat[a:b]) for a, b in itertools.pairwise(starts)]
+    examples = list(map(Example, *(values[field.name] for field in fields(Example))))
     problems = [Problem(**problem) for problem in json.loads(metadata["polyvit.problems"])]
     return Scan(examples, json.loads(metadata["polyvit.classes"]), problems)
 
 
 def index_hash(scan: Scan) -> str:
     """SHA-256 over every example in order and the class names: equal means the same plan."""
-    digest = hashlib.sha256(json.dumps(scan.classes).encode())
-    for example in scan.examples:
-        digest.update(repr(tuple(getattr(example, name) for name in SCHEMA.names)).encode())
+    return _digest(_table(scan), scan.classes)
+
+
+def _table(scan: Scan) -> pa.Table:
+    columns = {field.name: list(map(attrgetter(field.name), scan.examples)) for field in fields(Example)}
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """A column as Python values; a word that many rows share (split, container) is one object."""
+    if column.type != pa.string():
+        return column.to_numpy(zero_copy_only=False).tolist()
+    encoded = column.dictionary_encode()
+    words = encoded.dictionary.to_pylist()
+    return [words[code] for code in encoded.indices.to_numpy().tolist()]
+
+
+def _text_bytes(column: pa.Array) -> memoryview:
+    """The UTF-8 of all texts of a column, one after the other."""
+    _, offsets, data = column.buffers()
+    bounds = np.frombuffer(offsets, "i4", len(column) + 1, 4 * column.offset) if len(column) else [0, 0]
+    return memoryview(data or b"")[bounds[0] : bounds[-1]]
+
+
+def _digest(table: pa.Table, classes: Sequence[str]) -> str:
+    """Hash of plain little-endian columns, so that it depends on no Arrow or Parquet version."""
+    digest = hashlib.sha256(json.dumps([list(classes), table.num_rows]).encode())
+    for name in SCHEMA.names:
+        column = table.column(name).combine_chunks()
+        if pa.types.is_list(column.type):
+            digest.update(column.value_lengths().to_numpy().astype("<i8").tobytes())
+            column = column.flatten()
+        if pa.types.is_string(column.type):
+            digest.update(pc.binary_length(column).to_numpy().astype("<i8").tobytes())
+            digest.update(_text_bytes(column))
+        else:
+            order = "<f8" if pa.types.is_floating(column.type) else "<i8"
+            digest.update(column.to_numpy(zero_copy_only=False).astype(order).tobytes())
     return digest.hexdigest()

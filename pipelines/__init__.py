@@ -1,0 +1,1 @@
+"""Where Ray and MLflow live: one file = one job. Nothing in `polyvit` imports from here."""

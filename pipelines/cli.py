@@ -1,0 +1,41 @@
+"""`polyvit COMMAND ...`: one line a command; each is also `python -m pipelines.<command>`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from polyvit import __version__
+
+COMMANDS = {
+    "synth": "write the nine layouts at toy size",
+    "index": "scan the data of a config and say what is there and what is not",
+    "plan": "look before you spend: steps, probabilities, epochs, parameters, missing data",
+    "cotrain": "co-train one model on all tasks of a config",
+    "recipes": "list the recipes that ship",
+}
+
+
+def usage() -> str:
+    """The commands, a line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: polyvit COMMAND ...   (polyvit COMMAND --help)", "", *lines])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hand over to `pipelines.<command>`."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if given[0] == "--version":
+        print(__version__)
+        return 0
+    if given[0] not in COMMANDS:
+        print(f"error: unknown command {given[0]!r}\n{usage()}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"pipelines.{given[0]}").main(given[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

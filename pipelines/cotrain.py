@@ -1,0 +1,243 @@
+"""Ray Train: co-train one PolyViT on the tasks of a config.
+
+    polyvit cotrain CONFIG [key=value ...] [--resume RUN] [--only TASK] [--name NAME] [--json FILE]
+    python -m pipelines.cotrain ...                          the same, for `ray job submit`
+
+A run is a folder `storage`/NAME: config.json, run.json (MLflow run), index/, quarantine.json, and one folder a
+checkpoint (`step_00000500`). Resuming re-creates the same Ray Train run, which goes on from its last checkpoint.
+"""
+
+import argparse
+import json
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.table import Table
+
+from pipelines import command
+from pipelines.command import console
+from polyvit.checkpoint import TrainState
+from polyvit.config import RunConfig
+from polyvit.errors import UserError
+from polyvit.model.polyvit import PolyViT, parameter_table
+from polyvit.recipes import apply_override, load_config, validate_config
+from polyvit.report import draw_schedule, result_rows
+from polyvit.schedule import build_schedule
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """Where a run lives on (shared) storage."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name: also Ray Train's and MLflow's."""
+        return self.folder.name
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint at a step."""
+        return self.folder / f"step_{step:08d}"
+
+    def write(self, name: str, document: Any) -> Path:
+        """A JSON file in the run's folder."""
+        path = self.folder / name
+        path.write_text(json.dumps(document, indent=1, default=str) + "\n")
+        return path
+
+
+def new_run(config: RunConfig, name: str | None) -> RunPlace:
+    """Make the folder of a new run; a name that is taken is refused, since it would silently resume."""
+    unique = name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    place = RunPlace(Path(config.storage).expanduser().absolute() / unique)
+    try:
+        place.folder.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(
+            f"run {unique} exists in {place.folder.parent}; give another --name, or go on with it: --resume {unique}"
+        ) from None
+    except OSError as error:
+        raise UserError(f"storage={config.storage} cannot be written ({error}); give another folder") from None
+    place.write("config.json", config.model_dump(mode="json"))
+    return place
+
+
+def find_run(given: str, storage: str) -> RunPlace:
+    """A run by its folder, by its name in `storage`, or by one of its checkpoints."""
+    for path in (Path(given), Path(storage) / given):
+        for folder in (path, path.parent):
+            if (folder / "run.json").is_file() and (folder / "config.json").is_file():
+                return RunPlace(folder.absolute())
+    raise UserError(f"--resume {given}: no such run here or in {storage}; give the folder that `polyvit cotrain` printed")
+
+
+def resumed_config(place: RunPlace, overrides: Sequence[str]) -> RunConfig:
+    """The run's own config, with overrides such as train.workers=1."""
+    document = json.loads((place.folder / "config.json").read_text())
+    for override in overrides:
+        apply_override(document, override)
+    return validate_config(document)
+
+
+def cotrain(config: RunConfig, place: RunPlace, run_id: str | None = None) -> dict[str, Any]:
+    """Index (unless resuming), train, evaluate, report. Returns what the command prints, as data.
+
+    `run_id`: the MLflow run to go on with. Raises UserError for the user's mistakes, RuntimeError for a run that
+    failed for another reason, naming where its checkpoints are.
+    """
+    from pipelines.cluster import check_resources, cluster
+    from pipelines.index import build_indexes, index_report, load_indexes, task_roots
+    from pipelines.tracking import Tracker, tracking_uri
+    from pipelines.train_worker import fit
+
+    task_roots(config)  # before anything is started
+    schedule = build_schedule(config.schedule, config.tasks, config.seed)
+    console.print("starting Ray ..." if run_id is None else f"going on with {place.name}: starting Ray ...")
+    with cluster(config.train.workers, config.train.cpus_per_worker):
+        check_resources(config)
+        if run_id is None:
+            console.print(f"indexing {len(config.tasks)} tasks ...")
+            indexes = build_indexes(config, place.folder / "index")
+            tracker = Tracker.start(config, place.name)
+            place.write("run.json", {"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri})
+        else:
+            indexes = load_indexes(config, place.folder / "index")
+            tracker = Tracker(tracking_uri(config), run_id)
+            tracker.reopen()
+        report = index_report(indexes)
+        place.write("index.json", report)
+        _print_left_out(report)
+        status = "FAILED"
+        try:
+            _log_plan(config, place, schedule, tracker)
+            state = fit(config, place, tracker.uri, tracker.run_id)
+            rows = result_rows(config, schedule, indexes.scans, _last_evaluation(state), state.global_step)
+            document = _document(config, place, tracker, state, rows, report)
+            place.write("result.json", document)
+            _log_results(place, tracker, state, rows)
+            status = "FINISHED"
+        finally:
+            tracker.finish(status)
+    return document
+
+
+def _last_evaluation(state: TrainState) -> dict[str, Any]:
+    return state.evaluations[-1]["tasks"] if state.evaluations else {}
+
+
+def _log_plan(config: RunConfig, place: RunPlace, schedule: Any, tracker: Any) -> None:
+    draw_schedule(schedule, config, place.folder / "schedule.png")
+    import torch
+
+    with torch.device("meta"):
+        table = parameter_table(PolyViT(config.model, config.tasks))
+    parameters = place.write("parameters.json", {**table, "total": sum(table.values())})
+    (place.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    for path in (place.folder / "schedule.png", parameters, place.folder / "config.yaml", place.folder / "index.json"):
+        tracker.artifact(path)
+
+
+def _log_results(place: RunPlace, tracker: Any, state: TrainState, rows: dict[str, dict[str, Any]]) -> None:
+    quarantine = place.write("quarantine.json", [asdict(entry) for entry in state.quarantine])
+    tracker.artifact(quarantine)
+    tracker.artifact(place.folder / "result.json")
+    tracker.artifact(place.checkpoint(state.global_step), "checkpoint")
+    values = {f"final/{name}/{row['metric']}": row["value"] for name, row in rows.items() if row["value"] is not None}
+    tracker.metrics(state.global_step, values)
+
+
+def _document(
+    config: RunConfig, place: RunPlace, tracker: Any, state: TrainState, rows: dict[str, Any], report: dict[str, Any]
+) -> dict[str, Any]:
+    for name, row in rows.items():
+        skipped = [asdict(entry) for entry in state.quarantine if entry.task == name]
+        row["left_out"] = report[name]["left_out"]
+        row["skipped_files"] = [{"path": entry["path"], "reason": entry["reason"]} for entry in skipped] + [
+            {"path": problem["where"], "reason": problem["reason"]} for problem in report[name]["problems"]
+        ]
+    return {
+        "run": place.name,
+        "run_id": tracker.run_id,
+        "mlflow_uri": tracker.uri,
+        "checkpoint": str(place.checkpoint(state.global_step)),
+        "steps": state.global_step,
+        "workers": config.train.workers,
+        "tasks": rows,
+    }
+
+
+def _print_left_out(report: dict[str, Any]) -> None:
+    for name, entry in report.items():
+        if entry["left_out"]:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(entry["left_out"].items()))
+            first = entry["problems"][0]
+            console.print(
+                f"[yellow]{name}: left out {sum(entry['left_out'].values())} listed examples ({kinds}); "
+                f"first: {first['where']}: {first['reason']}[/]"
+            )
+
+
+def print_results(document: dict[str, Any]) -> None:
+    """The table at the end, where things are, and what to try next."""
+    table = Table(title=f"{document['run']}: {document['steps']} steps on {document['workers']} workers")
+    for column, side in [("task", "left"), ("modality", "left"), ("steps", "right"), ("examples seen", "right"),
+                         ("epochs", "right"), ("eval on", "right"), ("metric", "left"), ("value", "right"),
+                         ("chance", "right"), ("majority", "right"), ("skipped", "right")]:  # fmt: skip
+        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    for name, row in document["tasks"].items():
+        value = "-" if row["value"] is None else f"{row['value']:.3f}"
+        majority = "" if row["majority"] is None else f"{row['majority']:.3f}"
+        table.add_row(
+            name, row["modality"], str(row["steps"]), str(row["examples_seen"]), f"{row['epochs']:.1f}",
+            f"{row['eval_examples']} {row['eval_split']}", row["metric"], value, f"{row['chance']:.3f}", majority,
+            str(len(row["skipped_files"])),
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        "chance: a guess; majority: always the most frequent training class; skipped: listed or read, not usable"
+    )
+    console.print(f"checkpoint  {document['checkpoint']}")
+    console.print(f"MLflow      run {document['run_id']} in {document['mlflow_uri']}")
+    if document["mlflow_uri"].startswith("sqlite:"):
+        console.print(f"see it      mlflow ui --backend-store-uri {document['mlflow_uri']}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`polyvit cotrain`."""
+    made = command.parser("cotrain", "Co-train one model on all tasks of a config.")
+    command.add_config(made, optional=True)
+    made.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, or its name in `storage`")
+    made.add_argument("--name", help="the new run's name (default: recipe, time and four random digits)")
+    return command.run(made, _body, argv)
+
+
+def _body(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.resume:
+        given = [arguments.config] if arguments.config else []
+        overrides = [*given, *arguments.overrides]
+        if arguments.config and "=" not in arguments.config:
+            raise UserError(f"--resume takes its config from the run; leave out {arguments.config!r}")
+        storage = next((o.partition("=")[2] for o in overrides if o.startswith("storage=")), "runs")
+        place = find_run(arguments.resume, storage)
+        config = resumed_config(place, overrides)
+        run_id = json.loads((place.folder / "run.json").read_text())["mlflow_run"]
+        document = cotrain(config, place, run_id)
+    else:
+        if not arguments.config:
+            raise UserError("give a CONFIG (a recipe's name or a YAML file), or --resume RUN; see `polyvit recipes`")
+        config = load_config(arguments.config, arguments.overrides, arguments.only)
+        document = cotrain(config, new_run(config, arguments.name))
+    print_results(document)
+    console.print(f"next        polyvit cotrain {config.name} schedule.kind=uniform   (compare it in MLflow)")
+    return document
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Ray Data: scan every task's folder in parallel into one small Parquet index a task.
+
+    polyvit index CONFIG [key=value ...]      python -m pipelines.index CONFIG [key=value ...]
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.data
+from rich.table import Table
+
+from pipelines import command
+from pipelines.cluster import cluster
+from pipelines.command import console
+from polyvit.config import RunConfig
+from polyvit.data.index import Scan, index_hash, read_index, write_index
+from polyvit.data.layouts import scan
+from polyvit.errors import UserError
+from polyvit.recipes import load_config
+
+
+@dataclass(frozen=True)
+class Indexes:
+    """The index of every task, and what identifies them together."""
+
+    scans: Mapping[str, Scan]
+    roots: Mapping[str, Path]
+
+    def digests(self) -> dict[str, str]:
+        """Content hash per task."""
+        return {name: index_hash(found) for name, found in self.scans.items()}
+
+
+def task_roots(config: RunConfig) -> dict[str, Path]:
+    """Absolute folder of every task. Raises UserError naming every task that has none."""
+    roots, problems = {}, []
+    for name, task in config.tasks.items():
+        given = task.root or (f"{config.data.root}/{name}" if config.data.root else None)
+        if given is None:
+            problems.append(f"tasks.{name}: no data; give data.root=DIR (holding {name}/) or tasks.{name}.root=DIR")
+            continue
+        roots[name] = Path(given).expanduser().absolute()
+        if not roots[name].is_dir():
+            key = f"tasks.{name}.root" if task.root else "data.root"
+            problems.append(f"tasks.{name}: {roots[name]} is not a folder; set {key} to where the data are")
+    if problems:
+        raise UserError("data are missing:", problems)
+    return roots
+
+
+def build_indexes(config: RunConfig, folder: Path) -> Indexes:
+    """Scan all tasks as Ray tasks, write `folder`/<task>.parquet, and check the splits that a run needs.
+
+    Raises UserError with the problems of all tasks at once.
+    """
+    roots = task_roots(config)
+    names = list(config.tasks)
+    items = [{"task": name} for name in names]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        _scan_row, fn_args=(config, {name: str(root) for name, root in roots.items()}, str(folder)),
+        num_cpus=config.data.decode_cpus,
+    )  # fmt: skip
+    errors = {row["task"]: row["error"] for row in dataset.take_all() if row["error"]}
+    if errors:
+        raise UserError("the data do not fit the config:", [f"tasks.{n}: {errors[n]}" for n in names if n in errors])
+    scans = {name: read_index(folder / f"{name}.parquet") for name in names}
+    if problems := split_problems(config, scans):
+        raise UserError("the data do not fit the config:", problems)
+    return Indexes(scans, roots)
+
+
+def load_indexes(config: RunConfig, folder: Path) -> Indexes:
+    """Read back what `build_indexes` wrote for a run."""
+    return Indexes({name: read_index(folder / f"{name}.parquet") for name in config.tasks}, task_roots(config))
+
+
+def _scan_row(row: dict[str, Any], config: RunConfig, roots: dict[str, str], folder: str) -> dict[str, Any]:
+    name = row["task"]
+    try:
+        found = scan(config.tasks[name], Path(roots[name]), name)
+        write_index(found, Path(folder) / f"{name}.parquet")
+    except UserError as error:
+        return {"task": name, "error": str(error)}
+    except OSError as error:
+        return {"task": name, "error": f"{type(error).__name__}: {error}"}
+    return {"task": name, "error": ""}
+
+
+def split_problems(config: RunConfig, scans: Mapping[str, Scan]) -> list[str]:
+    """Splits that training or evaluation needs and the data lack."""
+    problems = []
+    for name, found in scans.items():
+        counts = found.counts()
+        have = ", ".join(f"{split} {n}" for split, n in counts.items())
+        left_out = f"; {len(found.problems)} listed examples were left out" if found.problems else ""
+        if not counts["train"]:
+            problems.append(f"tasks.{name}: the train split is empty (found: {have}{left_out})")
+        split = config.tasks[name].eval_split
+        if not counts[split]:
+            problems.append(
+                f"tasks.{name}: eval_split={split} is empty (found: {have}{left_out}); set tasks.{name}.eval_split"
+            )
+    return problems
+
+
+def index_report(indexes: Indexes) -> dict[str, Any]:
+    """Per task: counts of splits, classes seen, problems by kind and each of them, content hash."""
+    digests = indexes.digests()
+    report = {}
+    for name, found in indexes.scans.items():
+        kinds: dict[str, int] = {}
+        for problem in found.problems:
+            kinds[problem.kind] = kinds.get(problem.kind, 0) + 1
+        report[name] = {
+            "root": str(indexes.roots[name]),
+            **found.counts(),
+            "classes": len(found.classes),
+            "classes_present": classes_present(found),
+            "left_out": kinds,
+            "problems": [asdict(problem) for problem in found.problems],
+            "hash": digests[name],
+        }
+    return report
+
+
+def classes_present(found: Scan) -> int:
+    """How many classes have at least one example."""
+    return len({label for example in found.examples for label in example.labels})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`polyvit index`."""
+    made = command.parser("index", "Scan the data of a config; say what is there and what was left out, and why.")
+    command.add_config(made)
+    made.add_argument("--out", type=Path, help="folder for the Parquet indexes (default: a temporary one)")
+    return command.run(made, _body, argv)
+
+
+def _body(arguments: argparse.Namespace) -> dict[str, Any]:
+    config = load_config(arguments.config, arguments.overrides, arguments.only)
+    task_roots(config)  # before anything is started
+    with tempfile.TemporaryDirectory(prefix="polyvit-index-") as temporary, cluster():
+        indexes = build_indexes(config, (arguments.out or Path(temporary)).absolute())
+    report = index_report(indexes)
+    print_index(report)
+    return {"tasks": report, "folder": str(arguments.out) if arguments.out else None}
+
+
+def print_index(report: Mapping[str, Any], most: int = 5) -> None:
+    """Counts per task, then up to `most` of the examples left out of each; all of them are in the JSON."""
+    table = Table()
+    for column in ("task", "train", "validation", "test", "classes", "with examples", "left out"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for name, entry in report.items():
+        left_out = ", ".join(f"{count} {kind}" for kind, count in sorted(entry["left_out"].items()))
+        cells = [entry[key] for key in ("train", "validation", "test", "classes", "classes_present")]
+        table.add_row(name, *map(str, cells), left_out or "0")
+    console.print(table)
+    for name, entry in report.items():
+        for problem in entry["problems"][:most]:
+            console.print(f"{name}: {problem['kind']}: {problem['where']}: {problem['reason']}")
+        if len(entry["problems"]) > most:
+            console.print(f"{name}: and {len(entry['problems']) - most} more (all are in --json)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Progress from the train workers to the terminal: a tiny actor to post to, and one live line.
+
+On a terminal the line is redrawn in place; in a log file it is printed every few seconds.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from rich.live import Live
+from rich.text import Text
+
+from pipelines.command import console
+
+POST_EVERY_S = 0.25
+LOG_EVERY_S = 5.0
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class Board:
+    """Holds the newest snapshot of a run."""
+
+    def __init__(self) -> None:
+        self.snapshot: dict[str, Any] = {}
+
+    def post(self, snapshot: dict[str, Any]) -> None:
+        """Replace the snapshot."""
+        self.snapshot = snapshot
+
+    def read(self) -> dict[str, Any]:
+        """The newest snapshot; empty before the first."""
+        return self.snapshot
+
+
+class Poster:
+    """Posts at most every POST_EVERY_S seconds, without waiting; from rank 0 only."""
+
+    def __init__(self, board: Any, rank: int) -> None:
+        self.board, self.rank, self.last = board, rank, 0.0
+
+    def __call__(self, snapshot: dict[str, Any], urgent: bool = False) -> None:
+        """Post a snapshot, unless one was posted just now and this one is not urgent."""
+        now = time.monotonic()
+        if self.rank == 0 and (urgent or now - self.last >= POST_EVERY_S):
+            self.last = now
+            self.board.post.remote(snapshot)
+
+
+def render(snapshot: dict[str, Any]) -> str:
+    """The live line of a snapshot."""
+    if not snapshot:
+        return "starting workers ..."
+    if "phase" in snapshot:
+        return str(snapshot["phase"])
+    step, total = snapshot["step"], snapshot["total"]
+    filled = int(20 * step / total)
+    return (
+        f"{'━' * filled}{'╌' * (20 - filled)} step {step}/{total}  {snapshot['task']:<15} "
+        f"loss {snapshot['loss']:<8.4f} {snapshot['examples_per_s']:>6.0f} examples/s  "
+        f"data wait {snapshot['data_wait']:>4.0%}  ETA {_clock(snapshot['eta_s'])}"
+    )
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds + 0.5)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+@contextmanager
+def live_line(board: Any) -> Iterator[None]:
+    """Show the board's snapshot for as long as the block lasts."""
+    stop = threading.Event()
+    show = _redraw if console.is_terminal else _log
+    thread = threading.Thread(target=show, args=(board, stop), name="polyvit-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+
+
+def _read(board: Any) -> dict[str, Any] | None:
+    try:
+        return ray.get(board.read.remote(), timeout=5)
+    except Exception:  # display only: the cluster may be on its way out
+        return None
+
+
+def _redraw(board: Any, stop: threading.Event) -> None:
+    with Live(console=console, refresh_per_second=4) as live:
+        while not stop.wait(0.3):
+            if (snapshot := _read(board)) is not None:
+                live.update(Text(render(snapshot), no_wrap=True, overflow="ellipsis"))
+
+
+def _log(board: Any, stop: threading.Event) -> None:
+    shown, due = "", 0.0
+    while not stop.wait(0.3):
+        snapshot = _read(board)
+        if snapshot is None or time.monotonic() < due:
+            continue
+        line = render(snapshot)
+        if line != shown:
+            console.print(line)
+            shown, due = line, time.monotonic() + LOG_EVERY_S

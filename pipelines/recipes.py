@@ -1,0 +1,40 @@
+"""List the recipes that ship: name, tasks, steps, source.
+
+    polyvit recipes [--json FILE]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from pipelines import command
+from pipelines.command import console
+from polyvit.recipes import load_config, recipe_names
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`polyvit recipes`."""
+    return command.run(command.parser("recipes", "List the recipes that ship."), _body, argv)
+
+
+def _body(arguments: argparse.Namespace) -> dict[str, Any]:
+    table = Table()
+    for column in ("recipe", "tasks", "steps", "L_adapt", "source"):
+        table.add_column(column)
+    recipes = {}
+    for name in recipe_names():
+        config = load_config(name)
+        steps = sum(task.steps for task in config.tasks.values())
+        recipes[name] = {
+            "tasks": list(config.tasks), "steps": steps, "l_adapt": config.model.l_adapt, "source": config.source,
+        }  # fmt: skip
+        table.add_row(name, str(len(config.tasks)), f"{steps:,}", str(config.model.l_adapt), config.source)
+    console.print(table)
+    return {"recipes": recipes}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""One example: media bytes to tokens, as they leave the CPU.
+
+In: a file's bytes, or pixels that need no decoding (CIFAR rows). Out: tokens_NP of the shape and dtype that
+`token_shape` and `token_dtype` say: uint8 pixels of images and video, float16 normalised log-mel of audio.
+
+The decoders are imported where they are used: a process that decodes pictures never loads torch,
+torchaudio or decord, which costs seconds in every new Ray worker.
+"""
+
+import math
+
+import numpy as np
+
+from polyvit.config import (
+    AudioInput,
+    AudioTask,
+    ImageInput,
+    ImageTask,
+    Modality,
+    ModelInput,
+    TaskConfig,
+    VideoInput,
+    VideoTask,
+)
+from polyvit.data.augment import CropPosition, View
+from polyvit.data.patchify import patchify_audio, patchify_image, patchify_video
+from polyvit.errors import BadMedia
+
+Media = bytes | np.ndarray
+
+
+def example_tokens(
+    media: Media,
+    task: TaskConfig,
+    spec: ModelInput,
+    rng: np.random.Generator | None,
+    start_s: float = 0.0,
+    end_s: float = -1.0,
+    view: View | None = None,
+    crop: CropPosition = "centre",
+) -> np.ndarray:
+    """tokens_NP of one example of `task`.
+
+    rng: the example's own generator (`augment.example_rng`) for training; None is the evaluation view, of
+    which `view` (i, n) and, for video, `crop` ("left", "centre", "right") choose another.
+    start_s, end_s: seconds inside the recording or video; end_s < 0 is its end.
+    Raises BadMedia for media that cannot be decoded, TypeError where task and spec are of two modalities.
+    """
+    if isinstance(task, ImageTask) and isinstance(spec, ImageInput):
+        return _image_tokens(media, task, spec, rng)
+    if isinstance(media, np.ndarray):
+        raise TypeError(f"pixels without a file are for image tasks; this one is {task.modality}")
+    if isinstance(task, VideoTask) and isinstance(spec, VideoInput):
+        return _video_tokens(media, task, spec, rng, (start_s, end_s), view, crop)
+    if isinstance(task, AudioTask) and isinstance(spec, AudioInput):
+        return _audio_tokens(media, task, spec, rng, (start_s, end_s), view)
+    raise TypeError(f"a task of modality {task.modality} cannot take a {type(spec).__name__}")
+
+
+def token_shape(spec: ModelInput) -> tuple[int, int]:
+    """(N, P) of one example's tokens, without the class token."""
+    return math.prod(spec.grid), spec.patch_dim
+
+
+def token_dtype(modality: Modality) -> np.dtype:
+    """uint8 for pixels in [0, 255], float16 for normalised log-mel."""
+    return np.dtype(np.float16 if modality == "audio" else np.uint8)
+
+
+def _image_tokens(
+    media: Media, task: ImageTask, spec: ImageInput, rng: np.random.Generator | None
+) -> np.ndarray:
+    from polyvit.data import image
+
+    if isinstance(media, np.ndarray):
+        if media.dtype != np.uint8 or media.ndim != 3 or media.shape[2] != 3 or not media.size:
+            raise BadMedia(f"image: an array {media.dtype}{list(media.shape)} is not uint8 [H, W, 3]")
+        image_HWC = media
+    else:
+        image_HWC = image.decode_image(media)
+    if rng is None:
+        image_HWC = image.eval_image(image_HWC, spec.size, task.augment)
+    else:
+        image_HWC = image.train_image(image_HWC, spec.size, task.augment, rng)
+    return patchify_image(image_HWC, spec.patch_size, spec.stride)
+
+
+def _video_tokens(
+    data: bytes,
+    task: VideoTask,
+    spec: VideoInput,
+    rng: np.random.Generator | None,
+    segment_s: tuple[float, float],
+    view: View | None,
+    crop: CropPosition,
+) -> np.ndarray:
+    from polyvit.data import video
+
+    video_THWC = video.read_clip(data, spec.frames, task.augment.frame_stride, rng, *segment_s, view)
+    if rng is None:
+        video_THWC = video.eval_video(video_THWC, spec.size, task.augment, crop)
+    else:
+        video_THWC = video.train_video(video_THWC, spec.size, task.augment, rng)
+    return patchify_video(video_THWC, spec.tubelet_size, spec.stride)
+
+
+def _audio_tokens(
+    data: bytes,
+    task: AudioTask,
+    spec: AudioInput,
+    rng: np.random.Generator | None,
+    segment_s: tuple[float, float],
+    view: View | None,
+) -> np.ndarray:
+    from polyvit.data import audio
+
+    waveform_S = audio.decode_waveform(data, spec.sample_rate, *segment_s)
+    if rng is None:
+        spectrogram_TF = audio.eval_waveform(waveform_S, spec, view)
+    else:
+        spectrogram_TF = audio.train_waveform(waveform_S, spec, task.augment, rng)
+    return patchify_audio(spectrogram_TF.astype(np.float16), spec.patch_size, spec.stride)

@@ -1,0 +1,140 @@
+"""Image bytes to pixels, and pixels to the model's size.
+
+In: the bytes of a JPEG, PNG or whatever else Pillow knows, judged by content, never by name.
+Out: image_HWC, uint8 RGB; after `train_image` or `eval_image` H, W = `size`.
+"""
+
+import io
+import math
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from polyvit.config import ImageAugment
+from polyvit.data.augment import centre_cut, inception_box
+from polyvit.data.decoding import bad_media
+from polyvit.errors import BadMedia
+
+MAX_PIXELS = 2**26
+"""67 million: above it a picture is refused unread, for a few kB can unpack to gigabytes. Pillow's own
+warning begins at 89 million."""
+EVAL_RESIZE_RATIO = 448 / 384
+"""Smaller side over input size when `eval_resize_size` is null: scenic's hres 448 for lres 384."""
+
+# Decoding is parallel over processes; OpenCV's own threads would fight with them for the cores.
+cv2.setNumThreads(0)
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The picture as image_HWC, uint8 RGB.
+
+    JPEGs are read by simplejpeg (libjpeg-turbo), everything else and CMYK JPEGs by Pillow. Rules:
+    - A JPEG cut short, without its end marker, or with a broken bit stream is BadMedia: libjpeg would fill
+      the rest with grey in silence. Stray bytes between segments, which real data sets hold, are borne.
+    - 16-bit grey is scaled to 8 bits (v * 255 / 65535, rounded); palettes are looked up; alpha is dropped;
+      of an animation the first frame counts.
+    - EXIF orientation is NOT applied, as in the reference (tf.image.decode_jpeg ignores it).
+    Raises BadMedia, also for more than `max_pixels` pixels.
+    """
+    if not data:
+        raise BadMedia("image: the file is empty")
+    with bad_media("image"):
+        if data[:3] == b"\xff\xd8\xff":
+            return _decode_jpeg(data, max_pixels)
+        return _decode_with_pillow(data, max_pixels)
+
+
+def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray:
+    try:
+        height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
+        _check_pixels(height, width, max_pixels)
+        if colourspace in ("CMYK", "YCCK"):
+            return _decode_with_pillow(data, max_pixels)
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+    except ValueError as error:
+        if any(damage in str(error).lower() for damage in ("premature end", "bad huffman code")):
+            raise
+        # Lesser warnings and rare layouts: Pillow bears those, and still refuses a file that ends early.
+        return _decode_with_pillow(data, max_pixels)
+
+
+def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as picture:
+        _check_pixels(picture.height, picture.width, max_pixels)
+        if picture.mode == "I" or picture.mode.startswith("I;16"):
+            return _grey16_to_rgb(np.asarray(picture))
+        if picture.mode == "F":
+            raise BadMedia("image: floating-point pixels have no known range")
+        return np.asarray(picture.convert("RGB"))
+
+
+def _grey16_to_rgb(grey_HW: np.ndarray) -> np.ndarray:
+    grey8_HW = (np.clip(grey_HW, 0, 65535).astype(np.uint32) + 128) // 257
+    return np.repeat(grey8_HW.astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def _check_pixels(height: int, width: int, max_pixels: int) -> None:
+    if not 0 < height * width <= max_pixels:
+        raise BadMedia(f"image: {width} x {height} pixels; at most {max_pixels} are read")
+
+
+def train_image(
+    image_HWC: np.ndarray, size: tuple[int, int], augment: ImageAugment, rng: np.random.Generator
+) -> np.ndarray:
+    """Inception crop (the whole picture where `crop_area` is null), resize to `size`, random flip.
+
+    Bilinear with half-pixel centres as TF2's resize, rounded where big_vision truncates; with
+    `augment.antialias` a filter as wide as the shrinking asks for. Any input size from 1 x 1 works.
+    """
+    if augment.crop_area is not None:
+        height, width = image_HWC.shape[:2]
+        image_HWC = inception_box(height, width, augment.crop_area, augment.crop_ratio, rng).cut(image_HWC)
+    image_HWC = resize(image_HWC, size, augment.antialias)
+    return image_HWC[:, ::-1] if rng.random() < augment.flip else image_HWC
+
+
+def eval_image(image_HWC: np.ndarray, size: tuple[int, int], augment: ImageAugment) -> np.ndarray:
+    """The evaluation picture of `size`.
+
+    `eval_resize` "square": resized to `size`, whatever its shape. "crop": smaller side to
+    `eval_resize_size` (null: 7/6 of the input's longer side), by area averaging when it shrinks as
+    scenic's resize_small, then the centre.
+    """
+    if augment.eval_resize == "square":
+        return resize(image_HWC, size, augment.antialias)
+    side = augment.eval_resize_size or round(max(size) * EVAL_RESIZE_RATIO)
+    image_HWC = centre_cut(image_HWC, longest=4 * max(size) / min(size))
+    height, width = smaller_side_size(image_HWC.shape[:2], side, size)
+    area = not augment.antialias and height < image_HWC.shape[0]
+    image_HWC = resize(
+        image_HWC, (height, width), augment.antialias, cv2.INTER_AREA if area else cv2.INTER_LINEAR
+    )
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return image_HWC[top : top + size[0], left : left + size[1]]
+
+
+def smaller_side_size(sides: tuple[int, ...], side: int, at_least: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) after scaling the smaller of `sides` to `side` pixels, none below `at_least`.
+
+    The longer side is truncated, as in dmvr's and big_vision's resize_small.
+    """
+    scale = max(side / min(sides), *(least / s for least, s in zip(at_least, sides, strict=True)))
+    height, width = (
+        max(least, math.floor(s * scale + 1e-6)) for least, s in zip(at_least, sides, strict=True)
+    )
+    return height, width
+
+
+def resize(
+    image_HWC: np.ndarray, size: tuple[int, int], antialias: bool, interpolation: int = cv2.INTER_LINEAR
+) -> np.ndarray:
+    """`image_HWC` at `size` (H, W), uint8: OpenCV without a filter, or Pillow's filtered bilinear."""
+    height, width = size
+    if image_HWC.shape[:2] == size:
+        return image_HWC
+    if antialias:
+        picture = Image.fromarray(np.ascontiguousarray(image_HWC))
+        return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    return cv2.resize(image_HWC, (width, height), interpolation=interpolation)

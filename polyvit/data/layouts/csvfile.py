@@ -1,0 +1,128 @@
+"""Layout `csv`: a table of paths and labels with a header line, for images, videos or recordings.
+
+One file `data.csv` (or option `file`) with a split column, or without one: then the hash of the key carves
+the splits. Where there is no such file, `train.csv`, `val.csv` (or `validation.csv`) and `test.csv`. Paths
+are relative to the task's root (and option `folder`). One line is one row. Labels are names (index: sorted
+unique names of the train rows, or the position in `task.classes`) or whole numbers from 0. Several rows may
+cut one file by start and end.
+
+Options, with their defaults:
+    file = ""                 the one table; "" looks for data.csv, then for train.csv, val.csv, test.csv
+    folder = ""               put before every path
+    path_column = "path"      label_column = "label"
+    label_separator = ""      such as "|": several labels in one cell (a multi-label task)
+    split_column = ""         cells train, val(idation), test; "" takes a column `split` if there is one
+    start_column = ""         end_column = ""     seconds; an empty end cell means up to the end
+    delimiter = ","           "\\t" for a TSV
+    labels = "auto"           "name" or "index"; auto: index where every train label is a whole number
+    validation_fraction = 0.1    test_fraction = 0.1    shares that are carved without a split column
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from polyvit.data.index import Example, Scan, Split
+from polyvit.data.layouts.common import (
+    OUTSIDE,
+    SPLIT_NAMES,
+    Survey,
+    carve,
+    carve_fractions,
+    inside,
+    read_options,
+)
+from polyvit.data.layouts.labels import Row, label_rows
+from polyvit.data.layouts.tables import need_columns, read_table
+from polyvit.errors import UserError
+
+EXPECTS = "data.csv, or train.csv (val.csv, test.csv), with columns path and label: see options"
+OPTIONS: dict[str, Any] = {
+    "file": "", "folder": "", "path_column": "path", "label_column": "label", "label_separator": "",
+    "split_column": "", "start_column": "", "end_column": "", "delimiter": ",", "labels": "auto",
+    "validation_fraction": 0.1, "test_fraction": 0.1,
+}  # fmt: skip
+PER_SPLIT = ("train.csv", "val.csv", "validation.csv", "test.csv")
+_Cells = dict[str, str]
+
+
+def scan_csv(survey: Survey) -> Scan:
+    """Examples from the table or tables. Raises UserError for a missing table or column."""
+    options = read_options(survey, OPTIONS)
+    below = carve_fractions(survey, options)
+    if len(options["delimiter"]) != 1:
+        raise UserError(
+            f"tasks.{survey.name}.options.delimiter={options['delimiter']!r} must be one character"
+        )
+    rows: list[Row] = []
+    for file, split in _files(survey, options["file"]):
+        for where, cells, found in _read(survey, file, split, options):
+            address = _address(survey, where, cells, options)
+            if address is not None:
+                key, path, start, end = address
+                example = Example(key, path, (), found or carve(key, *below), start=start, end=end)
+                labels = _labels(cells[options["label_column"]], options["label_separator"])
+                rows.append(Row(example, labels, where))
+    return label_rows(survey, rows, options["labels"], survey.classes)
+
+
+def _files(survey: Survey, file: str) -> list[tuple[str, Split | None]]:
+    """Tables and the split that each is; None where its rows say or the carve-out does."""
+    if file or survey.size("data.csv") is not None:
+        return [(file or "data.csv", None)]
+    found = [name for name in PER_SPLIT if survey.size(name) is not None]
+    if not found:
+        raise UserError(
+            f"tasks.{survey.name}: neither data.csv nor train.csv is in {survey.root}; put one there, or set"
+            f" tasks.{survey.name}.options.file to the table's name"
+        )
+    return [(name, SPLIT_NAMES[name.removesuffix(".csv")]) for name in found]
+
+
+def _read(
+    survey: Survey, file: str, split: Split | None, options: dict[str, Any]
+) -> Iterator[tuple[str, _Cells, Split | None]]:
+    """(file:line, cells, split) of the rows whose split is known or to be carved (None)."""
+    header, rows = read_table(survey, file, options["delimiter"])
+    column = options["split_column"] or ("split" if split is None and "split" in header else "")
+    used = [options[key] for key in ("path_column", "label_column", "start_column", "end_column")] + [column]
+    hint = f"; name the columns with tasks.{survey.name}.options.path_column, label_column ..."
+    need_columns(survey, file, header, [name for name in used if name], hint)
+    for where, cells in rows:
+        if not column:
+            yield where, cells, split
+        elif (found := SPLIT_NAMES.get(cells[column].lower())) is not None:
+            yield where, cells, found
+        else:
+            survey.skip("label", where, f"unknown split {cells[column]!r}")
+
+
+def _address(
+    survey: Survey, where: str, cells: _Cells, options: dict[str, Any]
+) -> tuple[str, str, float, float] | None:
+    """(key, path, start, end) of a row; None, and a problem, where its path or its times are no good."""
+    written = cells[options["path_column"]]
+    path = inside(written)
+    if path is None:
+        survey.skip("broken", where, OUTSIDE if written else "empty path")
+        return None
+    if folder := options["folder"].strip("/"):
+        path = f"{folder}/{path}"
+    start_column, end_column = options["start_column"], options["end_column"]
+    if not start_column and not end_column:
+        return path, path, 0.0, -1.0
+    try:
+        start = float(cells[start_column] or 0) if start_column else 0.0
+        end = float(cells[end_column] or -1) if end_column else -1.0
+    except ValueError:
+        start = math.nan
+    if not (math.isfinite(start) and math.isfinite(end) and start >= 0 and (end < 0 or end > start)):
+        times = [cells[column] for column in (start_column, end_column) if column]
+        survey.skip("label", where, f"malformed times {times}")
+        return None
+    return f"{path}#{start}-{end}", path, start, end
+
+
+def _labels(cell: str, separator: str) -> tuple[str, ...]:
+    """A cell's labels; an empty cell has none, and becomes a problem."""
+    return tuple(part.strip() for part in (cell.split(separator) if separator else [cell]) if part.strip())

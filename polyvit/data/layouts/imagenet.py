@@ -1,0 +1,56 @@
+"""Layout `imagenet`: `{train,val}/<wnid>/*.JPEG`, and `LOC_synset_mapping.txt` where the user has it.
+
+Label index: the line of the wnid in `LOC_synset_mapping.txt` (1000 lines, `n01440764 tench, Tinca tinca`) or
+in `task.classes` (lines that start with a wnid, or are folder names); with neither, the sorted folder names
+of train. Splits: train is carved by the hash of its key, 99 % train and 1 % validation, as the official `val`
+is the test set of the paper's table. No options.
+"""
+
+import re
+
+from polyvit.data.index import Example, Scan
+from polyvit.data.layouts.common import Survey, carve, read_options
+from polyvit.data.layouts.tables import read_lines
+from polyvit.errors import UserError
+
+EXPECTS = (
+    "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, with LOC_synset_mapping.txt where all 1000 classes count"
+)
+MAPPING = "LOC_synset_mapping.txt"
+TRAIN_BELOW = 0.99
+"""scenic big_transfer's `train[:99%]` / `train[99%:]`, by key hash in place of file order."""
+_WNID = re.compile(r"(n\d{8})\b\s*(.*)")
+
+
+def scan_imagenet(survey: Survey) -> Scan:
+    """Train, validation and test from the folders by synset. Raises UserError where `train/` is missing."""
+    read_options(survey, {})
+    if "train" not in survey.folder("").folders:
+        raise UserError(f"tasks.{survey.name}: {survey.root / 'train'} is not there; expected: {EXPECTS}")
+    lines = survey.classes
+    if lines is None and survey.size(MAPPING) is not None:
+        lines = [line for _, line in read_lines(survey, MAPPING)]
+    folders, names = _classes(lines if lines is not None else list(survey.folder("train").folders))
+    for top in ("train", "val"):
+        _add_folders(survey, top, {folder: index for index, folder in enumerate(folders)})
+    return survey.finish(names)
+
+
+def _classes(lines: list[str]) -> tuple[list[str], list[str]]:
+    """Folder names and class names, both in label order; a name that occurs twice gets its wnid ("crane")."""
+    pairs = [match.groups() if (match := _WNID.fullmatch(line)) else (line, line) for line in lines]
+    texts = [text or folder for folder, text in pairs]
+    seen = {text for text in texts if texts.count(text) > 1}
+    names = [f"{text} ({pair[0]})" if text in seen else text for pair, text in zip(pairs, texts, strict=True)]
+    return [folder for folder, _ in pairs], names
+
+
+def _add_folders(survey: Survey, top: str, indices: dict[str, int]) -> None:
+    if top not in survey.folder("").folders:
+        survey.skip("missing", top, "folder is not there; its split is empty")
+    for path in survey.media(top):
+        parts = path.split("/")
+        index = survey.label(parts[1] if len(parts) > 2 else "", indices, path)
+        if index is not None:
+            split = carve(path, TRAIN_BELOW) if top == "train" else "test"
+            survey.add(Example(path, path, (index,), split))

@@ -1,0 +1,42 @@
+"""Layout `moments` (Moments in Time): `moments_categories.txt`, `trainingSet.csv`, `validationSet.csv`.
+
+Categories are `name,index`; the two lists have no header and rows `class/file.mp4,label,agree,disagree`;
+clips lie under `training/` and `validation/`. Label index: the one in `moments_categories.txt`, or the
+position of the label in `task.classes`. No options.
+"""
+
+from polyvit.data.index import Example, Scan, Split
+from polyvit.data.layouts.common import OUTSIDE, Survey, inside, read_options
+from polyvit.data.layouts.tables import ordered_names, read_lines, read_rows
+
+CATEGORIES = "moments_categories.txt"
+EXPECTS = f"{CATEGORIES}, trainingSet.csv, validationSet.csv, training/ and validation/"
+LISTS: tuple[tuple[str, str, Split], ...] = (
+    ("trainingSet.csv", "training", "train"),
+    ("validationSet.csv", "validation", "validation"),
+)
+FIELDS = 4
+
+
+def scan_moments(survey: Survey) -> Scan:
+    """Train and validation from the two lists. Raises UserError for a missing list or an index hole."""
+    read_options(survey, {})
+    names = survey.classes
+    if names is None:
+        numbered = []
+        for number, line in read_lines(survey, CATEGORIES):
+            name, _, index = line.rpartition(",")
+            numbered.append((f"{CATEGORIES}:{number}", index.strip(), name.strip()))
+        names = ordered_names(survey, CATEGORIES, numbered)
+    indices = {name: index for index, name in enumerate(names)}
+    for file, folder, split in LISTS:
+        for where, (clip, label, *_) in read_rows(survey, file, FIELDS):
+            found = survey.label(label, indices, where)
+            if found is None:
+                continue
+            if (path := inside(clip)) is None:
+                survey.skip("broken", where, OUTSIDE)
+                continue
+            full = f"{folder}/{path}"
+            survey.add(Example(full, full, (found,), split), where)
+    return survey.finish(names)

@@ -1,0 +1,140 @@
+"""Layout `parquet`: tables as on the Hugging Face hub, `data/train-00000-of-00002.parquet` and so on.
+
+The media column is a struct {bytes, path} or plain binary; only label columns are read here, never media
+bytes. The split is in the file's name or its folder's (`train-...`, `train/0000.parquet`); where no file says
+so, the hash of the key carves the splits. Labels are whole numbers, names, or lists of either. Class names:
+`task.classes`, else the ClassLabel names in the file's `huggingface` metadata, else sorted unique names of
+train, or the numbers themselves. Reading one row later costs its whole row group, so small row groups (100
+rows, the hub's own size) train faster.
+
+Options: media_column = "" (image, img, audio, video ... by modality), label_column = "" (label or labels),
+labels = "auto" ("name" or "index": see layout `csv`), validation_fraction = 0.1, test_fraction = 0.1.
+"""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polyvit.config import Modality
+from polyvit.data.index import Example, Scan, Split
+from polyvit.data.layouts.common import EMPTY, Survey, carve, carve_fractions, read_options, split_of
+from polyvit.data.layouts.labels import Row, label_rows
+from polyvit.errors import UserError
+
+EXPECTS = "data/train-00000-of-00001.parquet and so on, with a media and a label column"
+OPTIONS: dict[str, Any] = {
+    "media_column": "", "label_column": "", "labels": "auto",
+    "validation_fraction": 0.1, "test_fraction": 0.1,
+}  # fmt: skip
+MEDIA_COLUMNS: dict[Modality, tuple[str, ...]] = {
+    "image": ("image", "img", "jpg", "png", "pixel_values"),
+    "video": ("video", "clip", "mp4", "avi"),
+    "audio": ("audio", "sound", "wav", "flac", "mp3"),
+}
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
+
+
+def scan_parquet(survey: Survey) -> Scan:
+    """Examples of every file. Raises UserError where there is no file, or a column is missing."""
+    options = read_options(survey, OPTIONS)
+    below = carve_fractions(survey, options)
+    files = [path for path in survey.files("") if path.endswith(".parquet")]
+    if not files:
+        raise UserError(f"tasks.{survey.name}: no Parquet file under {survey.root}; expected: {EXPECTS}")
+    splits = {path: _split(path) for path in files}
+    rows: list[Row] = []
+    names: list[str] | None = None
+    for path in files:
+        if splits[path] is None and any(splits.values()):
+            survey.skip("label", path, "no split in the file's name, which other files have")
+            continue
+        found, written = _read(survey, path, splits[path], options, below)
+        rows += found
+        if written is not None and names is not None and written != names:
+            raise UserError(
+                f"tasks.{survey.name}: {survey.root / path} has other class names than the files before it"
+            )
+        names = names if written is None else written
+    return label_rows(
+        survey, rows, options["labels"], survey.classes if survey.classes is not None else names
+    )
+
+
+def _split(path: str) -> Split | None:
+    """The split that the file's name speaks of, else its nearest folder's that does."""
+    return next((split for part in reversed(path.split("/")) if (split := split_of(part))), None)
+
+
+def _read(
+    survey: Survey, path: str, split: Split | None, options: dict[str, Any], below: tuple[float, float]
+) -> tuple[list[Row], list[str] | None]:
+    """Rows of one file, and its class names. A damaged file becomes a problem."""
+    try:
+        with pq.ParquetFile(survey.root / path) as file:
+            schema = file.schema_arrow
+            usual = MEDIA_COLUMNS[survey.task.modality]
+            media = _column(survey, path, schema, options, "media_column", usual)
+            label = _column(survey, path, schema, options, "label_column", LABEL_COLUMNS)
+            labels = file.read(columns=[label]).column(0).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        reason = f"not a readable Parquet file ({type(error).__name__})"
+        survey.skip("broken", path, EMPTY if survey.size(path) == 0 else reason)
+        return [], None
+    rows = []
+    stem, column = path.removesuffix(".parquet"), schema.get_field_index(media)
+    for row, value in enumerate(labels):
+        key = f"{stem}/{row:05d}"
+        example = Example(key, path, (), split or carve(key, *below), "parquet", offset=column, row=row)
+        rows.append(Row(example, _labels(value), f"{path}:{row}"))
+    return rows, _class_names(schema, label)
+
+
+def _column(
+    survey: Survey, path: str, schema: pa.Schema, options: dict[str, Any], key: str, usual: tuple[str, ...]
+) -> str:
+    """The column that an option names, else the first usual one. Raises UserError where there is none."""
+    wanted = (options[key],) if options[key] else usual
+    found = next((name for name in wanted if name in schema.names), None)
+    if found is None:
+        raise UserError(
+            f"tasks.{survey.name}: {survey.root / path} has columns {', '.join(schema.names)}, none of"
+            f" {', '.join(wanted)}; set tasks.{survey.name}.options.{key}"
+        )
+    kind = schema.field(found).type
+    if key == "media_column" and not (_is_binary(kind) or _is_media_struct(kind)):
+        raise UserError(
+            f"{survey.root / path}: column {found} is {kind}; bytes or a struct with bytes is expected"
+        )
+    return found
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_media_struct(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_struct(kind)
+        and kind.get_field_index("bytes") >= 0
+        and _is_binary(kind.field("bytes").type)
+    )
+
+
+def _labels(value: Any) -> tuple[str | int, ...]:
+    values = value if isinstance(value, list) else [value]
+    if any(type(item) not in (int, str) for item in values):
+        return ()
+    return tuple(item.strip() if isinstance(item, str) else item for item in values if item != "")
+
+
+def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
+    """ClassLabel names of the label column in the `huggingface` metadata; None where there are none."""
+    try:
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]
+        while "names" not in feature:  # a sequence of ClassLabel: a list of one, or {"feature": ...}
+            feature = feature[0] if isinstance(feature, list) else feature["feature"]
+        return [str(name) for name in feature["names"]]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None

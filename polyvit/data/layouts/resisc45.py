@@ -1,0 +1,57 @@
+"""Layout `resisc45`: `NWPU-RESISC45/<class>/<class>_<nnn>.jpg`, and split files where the user has them.
+
+`resisc45-{train,val,test}.txt` list file names, one a line; the class is the name before its last '_'.
+RESISC45 has no official split: without these files the hash of the key gives 60 % train, 20 % validation, 20
+% test. Label index: sorted class names of train (of the folders, without split files). No options.
+"""
+
+from polyvit.data.index import Example, Scan, Split
+from polyvit.data.layouts.common import OUTSIDE, Survey, carve, inside, read_options
+from polyvit.data.layouts.tables import read_lines
+from polyvit.errors import UserError
+
+FOLDER = "NWPU-RESISC45"
+EXPECTS = f"{FOLDER}/<class>/<class>_<nnn>.jpg, and resisc45-{{train,val,test}}.txt or none of these"
+LISTS: dict[str, Split] = {
+    "resisc45-train.txt": "train",
+    "resisc45-val.txt": "validation",
+    "resisc45-test.txt": "test",
+}
+TRAIN_BELOW, VALIDATION_BELOW = 0.6, 0.8
+"""The 60/20/20 of the common third-party split files (Neumann et al. 2019, arXiv:1911.06667)."""
+
+
+def scan_resisc45(survey: Survey) -> Scan:
+    """Train, validation and test. Raises UserError where the folder or one of the split files is missing."""
+    read_options(survey, {})
+    if FOLDER not in survey.folder("").folders:
+        raise UserError(f"tasks.{survey.name}: {survey.root / FOLDER} is not there; expected: {EXPECTS}")
+    if any(survey.size(name) is not None for name in LISTS):
+        return _from_lists(survey)
+    names = survey.names(survey.folder(FOLDER).folders)
+    indices = {name: index for index, name in enumerate(names)}
+    for path in survey.media(FOLDER):
+        parts = path.split("/")
+        index = survey.label(parts[1] if len(parts) > 2 else "", indices, path)
+        if index is not None:
+            survey.add(Example(path, path, (index,), carve(path, TRAIN_BELOW, VALIDATION_BELOW)))
+    return survey.finish(names)
+
+
+def _from_lists(survey: Survey) -> Scan:
+    rows = []
+    for path, split in LISTS.items():
+        for number, line in read_lines(survey, path):
+            file = line.strip()
+            rows.append((f"{path}:{number}", file, file.rpartition("/")[2].rpartition("_")[0], split))
+    names = survey.names(name for _, _, name, split in rows if split == "train")
+    indices = {name: index for index, name in enumerate(names)}
+    for where, file, name, split in rows:
+        if inside(file) is None:
+            survey.skip("broken", where, OUTSIDE)
+            continue
+        index = survey.label(name, indices, where)
+        if index is not None:
+            full = f"{FOLDER}/{name}/{file.rpartition('/')[2]}"
+            survey.add(Example(full, full, (index,), split), where)
+    return survey.finish(names)

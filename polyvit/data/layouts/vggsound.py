@@ -1,0 +1,41 @@
+"""Layout `vggsound`: `vggsound.csv` (no header), clips `audio/<ytid>_<start:06d>.wav`.
+
+Rows are `ytid,start,label,train|test`; a label with a comma is quoted. Media may be .wav, .flac, .mp3, .mp4
+(its sound track) and others. Label index: sorted unique labels of the train rows, on disk or not, or
+`task.classes`. `test` becomes the validation split: VGGSound has these two only, and the paper reports on it.
+
+Options: folder = `audio`, where the media are.
+"""
+
+from polyvit.data.index import Example, Scan, Split
+from polyvit.data.layouts.common import Survey, name_problem, read_options
+from polyvit.data.layouts.tables import read_rows
+
+LIST = "vggsound.csv"
+EXPECTS = f"{LIST} and audio/<ytid>_<start:06d>.(wav|flac|mp4|...)"
+OPTIONS = {"folder": "audio"}
+SPLITS: dict[str, Split] = {"train": "train", "test": "validation"}
+FIELDS = 4
+
+
+def scan_vggsound(survey: Survey) -> Scan:
+    """Train and validation from the one list. Raises UserError where it is missing."""
+    options = read_options(survey, OPTIONS)
+    rows = list(read_rows(survey, LIST, FIELDS))
+    names = survey.names(label for _, (_, _, label, split) in rows if split == "train")
+    indices = {name: index for index, name in enumerate(names)}
+    folder = options["folder"]
+    media = survey.by_stem(folder)
+    for where, (ytid, start, label, written) in rows:
+        split = SPLITS.get(written)
+        if split is None:
+            survey.skip("label", where, f"split {written!r}; allowed are 'train' and 'test'")
+        elif not start.isdecimal():
+            survey.skip("label", where, f"malformed start {start!r}")
+        elif reason := name_problem(ytid):
+            survey.skip("broken", where, reason)
+        elif (index := survey.label(label, indices, where)) is not None:
+            stem = f"{ytid}_{int(start):06d}"
+            path = media.get(stem, f"{folder}/{stem}.wav")
+            survey.add(Example(stem, path, (index,), split), where)
+    return survey.finish(names)

@@ -1,0 +1,175 @@
+"""Layout `webdataset`: tar shards, read in place; members `<key>.<extension>` beside `<key>.cls` or `.json`.
+
+The split is in the shard's name, or in that of its folder: a word train, val(idation) or test, that no letter
+touches (`imagenet-train-0001.tar`, `val/0001.tar`). Where no shard at all says so, the hash of the key carves
+the splits. The label is the text of `.cls` (a whole number or a class name), or "label", "labels" or "cls" in
+`.json`. Class names: `task.classes`, else `classes.txt` in the root, else sorted unique names of train, or
+the numbers themselves. Shards must be plain tar files: a compressed one cannot be read by offset.
+
+Options: labels = "auto" ("name" or "index": see layout `csv`), extension = "" (such as "jpg", where a sample
+holds several media), validation_fraction = 0.1 and test_fraction = 0.1 (carved, where no shard's name has a
+split).
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from polyvit.data.index import Example, Scan, Split
+from polyvit.data.layouts.common import (
+    EXTENSIONS,
+    OUTSIDE,
+    Survey,
+    carve,
+    carve_fractions,
+    inside,
+    read_options,
+    split_of,
+)
+from polyvit.data.layouts.labels import Row, label_rows
+from polyvit.data.layouts.tables import read_lines
+from polyvit.errors import UserError
+
+EXPECTS = "tar shards such as train-000000.tar and val-000000.tar"
+OPTIONS: dict[str, Any] = {
+    "labels": "auto",
+    "extension": "",
+    "validation_fraction": 0.1,
+    "test_fraction": 0.1,
+}
+CLASSES = "classes.txt"
+LABEL_FIELDS = ("label", "labels", "cls")
+MAX_LABEL_BYTES = 1 << 20
+"""A label member above 1 MiB is not a label."""
+
+_Sample = dict[str, tuple[int, int]]
+"""{extension: (offset, length) in the shard}"""
+
+
+def scan_webdataset(survey: Survey) -> Scan:
+    """Examples of every shard. Raises UserError where there is no shard."""
+    options = read_options(survey, OPTIONS)
+    below = carve_fractions(survey, options)
+    shards = _shards(survey)
+    splits = {
+        shard: split_of(shard.rpartition("/")[2]) or split_of(shard.rpartition("/")[0]) for shard in shards
+    }
+    rows: list[Row] = []
+    for shard in shards:
+        if splits[shard] is None and any(splits.values()):
+            survey.skip("label", shard, "no split in the shard's name, which other shards have")
+        else:
+            rows += _read_shard(survey, shard, splits[shard], options["extension"], below)
+    classes = survey.classes
+    if classes is None and survey.size(CLASSES) is not None:
+        classes = [line.strip() for _, line in read_lines(survey, CLASSES)]
+    return label_rows(survey, rows, options["labels"], classes)
+
+
+def _shards(survey: Survey) -> list[str]:
+    shards = []
+    for folder in ("", *survey.folder("").folders):
+        prefix = f"{folder}/" if folder else ""
+        for name in survey.folder(folder).files:
+            if name.endswith(".tar"):
+                shards.append(prefix + name)
+            elif name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")):
+                survey.skip("broken", prefix + name, "compressed shard; unpack it to a plain .tar")
+    if not shards:
+        reasons = [f"{problem.where}: {problem.reason}" for problem in survey.problems]
+        raise UserError(f"tasks.{survey.name}: no tar shard in {survey.root}; expected: {EXPECTS}", reasons)
+    return shards
+
+
+def _read_shard(
+    survey: Survey, shard: str, split: Split | None, extension: str, below: tuple[float, float]
+) -> Iterator[Row]:
+    """The samples of one shard, in order; a damaged shard gives what lies before the damage."""
+    full = survey.root / shard
+    try:
+        with full.open("rb") as file:
+            for name, sample in _samples(survey, shard, file).items():
+                key = f"{shard.removesuffix('.tar')}/{name}"
+                where = f"{shard}/{name}"
+                address = _media(sample, extension or "", EXTENSIONS[survey.task.modality])
+                if address is None:
+                    survey.skip("missing", where, f"no {extension or survey.task.modality} in the sample")
+                elif address[1] == 0:
+                    survey.skip("broken", where, "empty file")
+                else:
+                    found = split or carve(key, *below)
+                    example = Example(key, shard, (), found, "tar", offset=address[0], length=address[1])
+                    yield Row(example, _labels(survey, where, file, sample), where)
+    except OSError as error:
+        survey.skip("broken", shard, f"cannot be read: {error.strerror}")
+
+
+def _samples(survey: Survey, shard: str, file: BinaryIO) -> dict[str, _Sample]:
+    """Members of a shard by sample key: as in WebDataset, the name up to the first dot of its last part."""
+    samples: dict[str, _Sample] = {}
+    for member in _members(survey, shard, file):
+        where = f"{shard}/{member.name}"
+        path = inside(member.name)
+        if path is None:
+            survey.skip("broken", where, OUTSIDE)
+        elif not member.isreg() or member.issparse():
+            if not member.isdir():
+                survey.skip("broken", where, "not a plain file (link, device or sparse file)")
+        else:
+            folder, _, name = path.rpartition("/")
+            stem, _, extension = name.partition(".")
+            sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
+            if extension.lower() in sample:
+                survey.skip("duplicate", where, "member occurs again; the first is kept")
+            else:
+                sample[extension.lower()] = (member.offset_data, member.size)
+    return samples
+
+
+def _members(survey: Survey, shard: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Headers in order, up to the first damage, which becomes a problem."""
+    size, count, last = file.seek(0, 2), 0, -1
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header; a shard may have a million
+                if member.offset <= last or member.size < 0 or member.offset_data + member.size > size:
+                    raise tarfile.ReadError("a member does not lie in the file")
+                last, count = member.offset, count + 1
+                yield member
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        survey.skip("broken", shard, f"damaged after {count} members: {error}")
+
+
+def _media(sample: _Sample, extension: str, allowed: tuple[str, ...]) -> tuple[int, int] | None:
+    """Where the sample's media lies: of the extension asked for, else the best known one."""
+    if extension:
+        return sample.get(extension.lower().removeprefix("."))
+    plain = next((sample[known[1:]] for known in allowed if known[1:] in sample), None)
+    if plain is not None:
+        return plain
+    return next((sample[name] for known in allowed for name in sorted(sample) if name.endswith(known)), None)
+
+
+def _labels(survey: Survey, where: str, file: BinaryIO, sample: _Sample) -> tuple[str | int, ...]:
+    """The labels as written; () where there are none, which becomes the problem `empty label`."""
+    name = "cls" if "cls" in sample else "json"
+    offset, length = sample.get(name, (0, 0))
+    if length > MAX_LABEL_BYTES:
+        survey.skip("label", where, f".{name} has {length} bytes; a label has at most {MAX_LABEL_BYTES}")
+        return ()
+    file.seek(offset)
+    try:
+        text = file.read(length).decode("utf-8-sig").strip()
+        value = json.loads(text) if name == "json" and text else text
+    except (ValueError, RecursionError) as error:
+        survey.skip("label", where, f".{name} cannot be read: {type(error).__name__}")
+        return ()
+    if isinstance(value, dict):
+        value = next((value[field] for field in LABEL_FIELDS if field in value), None)
+    values: list[Any] = value if isinstance(value, list) else [value]
+    if any(type(item) not in (int, str) for item in values):
+        return ()
+    return tuple(item.strip() if isinstance(item, str) else item for item in values if item != "")

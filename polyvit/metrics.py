@@ -1,0 +1,77 @@
+"""Evaluation metrics, gathered example by example and merged exactly over ranks.
+
+Legend: B batch, K classes. Examples whose label vector is all zero do not count (official release).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+TOP_K = 5
+
+
+@dataclass
+class MetricState:
+    """Running totals of one task on one rank; `merge` adds another rank's.
+
+    Scores and labels are kept only where mean average precision needs them all.
+    """
+
+    keep_scores: bool
+    examples: int = 0
+    loss: float = 0.0
+    top1: int = 0
+    top5: int = 0
+    scores: list[np.ndarray] = field(default_factory=list)
+    labels: list[np.ndarray] = field(default_factory=list)
+
+    def update(self, logits_BK: np.ndarray, labels_BK: np.ndarray, losses_B: np.ndarray) -> None:
+        """Add a minibatch: float logits, 0/1 labels, per-example losses."""
+        counted = labels_BK.any(axis=1)
+        logits_BK, labels_BK, losses_B = logits_BK[counted], labels_BK[counted], losses_B[counted]
+        if not len(logits_BK):
+            return
+        self.examples += len(logits_BK)
+        self.loss += float(losses_B.sum(dtype=np.float64))
+        best = np.argsort(-logits_BK, axis=1, kind="stable")[:, :TOP_K]
+        hits = np.take_along_axis(labels_BK, best, axis=1) > 0
+        self.top1 += int(hits[:, 0].sum())
+        self.top5 += int(hits.any(axis=1).sum())
+        if self.keep_scores:
+            self.scores.append(logits_BK.astype(np.float32))
+            self.labels.append(labels_BK.astype(bool))
+
+    def merge(self, other: "MetricState") -> None:
+        """Add the totals of another rank."""
+        self.examples += other.examples
+        self.loss += other.loss
+        self.top1 += other.top1
+        self.top5 += other.top5
+        self.scores += other.scores
+        self.labels += other.labels
+
+    def results(self) -> dict[str, float]:
+        """`loss`, `top1`, `top5` (where there are more than 5 classes to rank) and `map`, as fractions."""
+        n = max(1, self.examples)
+        found = {"loss": self.loss / n, "top1": self.top1 / n, "top5": self.top5 / n}
+        if self.keep_scores and self.scores:
+            found["map"] = mean_average_precision(np.concatenate(self.scores), np.concatenate(self.labels))
+        return found
+
+
+def mean_average_precision(scores_BK: np.ndarray, labels_BK: np.ndarray) -> float:
+    """Mean over the classes that occur of scikit-learn's average precision."""
+    from sklearn.metrics import average_precision_score
+
+    occurring = np.flatnonzero(labels_BK.any(axis=0))
+    return float(np.mean([average_precision_score(labels_BK[:, k], scores_BK[:, k]) for k in occurring]))
+
+
+def chance_level(metric: str, shares_K: np.ndarray, classes_present: int) -> float:
+    """What a guess scores: 1 / classes present for top1, mean share of the occurring labels for map.
+
+    `shares_K`: share of evaluation examples that carry each label.
+    """
+    if metric == "top1":
+        return 1.0 / max(1, classes_present)
+    return float(shares_K[shares_K > 0].mean()) if (shares_K > 0).any() else 0.0

@@ -1,0 +1,1 @@
+"""The model: tokenizers and adaptor blocks per modality, shared blocks, one head a task."""

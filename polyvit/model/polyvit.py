@@ -1,0 +1,126 @@
+"""PolyViT: tokenizer -> adaptor blocks of the modality -> shared blocks -> norm -> head of the task.
+
+In: tokens [B, N, P] of ONE task. Out: logits [B, K]. Parameters are named by role:
+`tokenizers.<modality>`, `adaptors.<modality>`, `shared.blocks`, `shared.norm`, `heads.<task>`.
+Initial values: as in the official release (see `reset_parameters`).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from polyvit.config import Modality, ModelConfig, TaskConfig
+from polyvit.errors import UserError
+from polyvit.model.encoder import Block
+from polyvit.model.tokenizer import Tokenizer
+
+
+class Trunk(nn.Module):
+    """The blocks that every modality shares, and the final norm (shared even when no block is)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth - config.l_adapt))
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+
+
+class PolyViT(nn.Module):
+    """One encoder for several tasks of several modalities."""
+
+    def __init__(self, config: ModelConfig, tasks: Mapping[str, TaskConfig], seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.modality: dict[str, Modality] = {name: task.modality for name, task in tasks.items()}
+        present = [m for m in ("image", "video", "audio") if m in set(self.modality.values())]
+        if reserved := [name for name in tasks if hasattr(nn.ModuleDict(), name)]:
+            raise UserError(f"tasks.{reserved[0]}: this name is taken by PyTorch; give the task another")
+        self.tokenizers = nn.ModuleDict(
+            {m: Tokenizer(config.input(m), config.num_tokens(m), config.width) for m in present}
+        )
+        self.adaptors = nn.ModuleDict(
+            {m: nn.ModuleList(Block(config) for _ in range(config.l_adapt)) for m in present}
+        )
+        self.shared = Trunk(config)
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(config.width, task.num_classes) for name, task in tasks.items()}
+        )
+        if not self.shared.norm.weight.is_meta:
+            self.reset_parameters(torch.Generator().manual_seed(seed))
+
+    def forward(self, tokens_BNP: Tensor, task: str, keep_L2B: Tensor | None = None) -> Tensor:
+        """Logits [B, K] of `task`. `keep_L2B`: stochastic depth, see `encoder.draw_keep`."""
+        return self.heads[task](self.forward_features(tokens_BNP, self.modality[task], keep_L2B))
+
+    def forward_features(
+        self, tokens_BNP: Tensor, modality: Modality, keep_L2B: Tensor | None = None
+    ) -> Tensor:
+        """The class token after the final norm: [B, D]."""
+        return self.encode(tokens_BNP, modality, keep_L2B)[:, 0]
+
+    def encode(self, tokens_BNP: Tensor, modality: Modality, keep_L2B: Tensor | None = None) -> Tensor:
+        """Every token after the final norm: [B, 1 + N, D]."""
+        x_BND = self.tokenizers[modality](tokens_BNP)
+        for i, block in enumerate(self._blocks(modality)):
+            x_BND = block(x_BND, None if keep_L2B is None else keep_L2B[i])
+        return self.shared.norm(x_BND)
+
+    def _blocks(self, modality: Modality) -> Iterator[nn.Module]:
+        yield from self.adaptors[modality]  # type: ignore[misc]
+        yield from self.shared.blocks
+
+    def touched(self, task: str) -> dict[str, nn.Parameter]:
+        """The parameters that a step of `task` reaches, by name."""
+        modality = self.modality[task]
+        prefixes = ("shared.", f"tokenizers.{modality}.", f"adaptors.{modality}.", f"heads.{task}.")
+        return {name: p for name, p in self.named_parameters() if name.startswith(prefixes)}
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Blocks xavier-uniform (q, k, v apart), MLP bias N(0, 1e-6), positions N(0, 0.02), class token 0,
+        patch embedding and image heads LeCun-normal, video and audio heads 0. Source: facts from the release.
+        """
+        for tokenizer in self.tokenizers.values():
+            assert isinstance(tokenizer, Tokenizer)
+            _lecun_normal(tokenizer.patch_embed, generator)
+            tokenizer.cls_token.zero_()
+            tokenizer.pos_embed.normal_(0.0, 0.02, generator=generator)
+        for module in self.modules():
+            if isinstance(module, Block):
+                _reset_block(module, generator)
+        for name, head in self.heads.items():
+            assert isinstance(head, nn.Linear)
+            if self.modality[name] == "image":
+                _lecun_normal(head, generator)
+            else:
+                head.weight.zero_()
+                head.bias.zero_()
+
+
+def _lecun_normal(layer: nn.Linear, generator: torch.Generator) -> None:
+    # Flax's lecun_normal: a normal cut off at two deviations, rescaled to variance 1 / fan_in.
+    std = math.sqrt(1.0 / layer.in_features) / 0.87962566103423978
+    nn.init.trunc_normal_(layer.weight, 0.0, std, -2 * std, 2 * std, generator=generator)
+    layer.bias.zero_()
+
+
+def _reset_block(block: Block, generator: torch.Generator) -> None:
+    for part in block.attn.qkv.weight.chunk(3):
+        nn.init.xavier_uniform_(part, generator=generator)
+    block.attn.qkv.bias.zero_()
+    nn.init.xavier_uniform_(block.attn.proj.weight, generator=generator)
+    block.attn.proj.bias.zero_()
+    for layer in (block.mlp.fc1, block.mlp.fc2):
+        nn.init.xavier_uniform_(layer.weight, generator=generator)
+        layer.bias.normal_(0.0, 1e-6, generator=generator)
+
+
+def parameter_table(model: PolyViT) -> dict[str, int]:
+    """Parameters by role: `tokenizer/image`, ..., `adaptor/image`, ..., `shared`, `head/<task>`; in order."""
+    table: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        role, _, rest = name.partition(".")
+        key = "shared" if role == "shared" else f"{role.rstrip('s')}/{rest.split('.')[0]}"
+        table[key] = table.get(key, 0) + parameter.numel()
+    return table

@@ -1,0 +1,129 @@
+"""Learning rate, clipping, and the optimiser over named parameters.
+
+Source of the rules: official release (facts.md, section 4). Steps count from 1.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from polyvit.config import OptimConfig
+
+
+def lr_factor(step: int, total: int, warmup: int) -> float:
+    """Cosine decay with linear warmup, in [0, 1]: min(1, step / W) * 0.5 (1 + cos(pi * progress)).
+
+    progress = max(0, step - W) / (N - W), one cycle over all tasks. At step N it is 1, so the factor is 0 (the
+    release wraps to 1 there, which we do not copy).
+    """
+    rise = min(1.0, step / warmup) if warmup else 1.0
+    progress = min(1.0, max(0, step - warmup) / max(1, total - warmup))
+    return rise * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def global_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """Euclidean norm over all gradients together, a float32 scalar."""
+    norms = torch._foreach_norm(list(gradients))
+    return torch.linalg.vector_norm(torch.stack(norms).float())
+
+
+def clip_(gradients: list[Tensor], max_norm: float) -> Tensor:
+    """Scale in place to `max_norm` where the global norm is at or above it; returns the norm before."""
+    norm = global_norm(gradients)
+    torch._foreach_mul_(gradients, (max_norm / norm).clamp(max=1.0))
+    return norm
+
+
+class MomentumSGD:
+    """SGD with momentum m = mu * m + g, p -= lr * m (no Nesterov), by parameter name.
+
+    `untouched: frozen` leaves a parameter without a gradient alone, with its momentum: the step's task does
+    not reach it. `momentum` moves it on by its decaying momentum, with the learning rate of whichever task is
+    trained, as the official code does; a parameter never yet reached stays still either way.
+    bfloat16 momentum follows the release: the decay is rounded to bfloat16 too, sums are in float32.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
+        self.parameters, self.config = dict(parameters), config
+        self.dtype = torch.bfloat16 if config.momentum_dtype == "bfloat16" else torch.float32
+        self.decay = float(torch.tensor(config.momentum, dtype=self.dtype))
+        self.momentum: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One update from the parameters' `.grad`; None means not reached."""
+        move_on = self.config.untouched == "momentum"
+        names = [n for n, p in self.parameters.items() if p.grad is not None or (move_on and n in self.momentum)]
+        if not names:
+            return
+        values = [self.parameters[n] for n in names]
+        for name, p in zip(names, values, strict=True):
+            if name not in self.momentum:
+                self.momentum[name] = torch.zeros_like(p, dtype=self.dtype)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in values]
+        if self.config.weight_decay:
+            grads = torch._foreach_add(grads, values, alpha=self.config.weight_decay)
+        buffers = [self.momentum[n] for n in names]
+        if self.dtype == torch.float32:
+            torch._foreach_mul_(buffers, self.decay)
+            torch._foreach_add_(buffers, grads)
+            moves = buffers
+        else:
+            moves = [g + self.decay * m.float() for g, m in zip(grads, buffers, strict=True)]
+            torch._foreach_copy_(buffers, moves)
+        torch._foreach_add_(values, moves, alpha=-lr)
+
+    def state(self) -> dict[str, Tensor]:
+        """Named tensors for a checkpoint."""
+        return {f"momentum.{name}": buffer for name, buffer in self.momentum.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self.momentum = {
+            name.removeprefix("momentum."): tensor.to(self.parameters[name.removeprefix("momentum.")].device)
+            for name, tensor in state.items()
+        }
+
+
+class AdamW:
+    """torch.optim.AdamW behind the same three methods; parameters without a gradient are left alone."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
+        self.parameters = dict(parameters)
+        groups = [
+            {"params": [p for p in self.parameters.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in self.parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.inner = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, foreach=True)
+
+    def step(self, lr: float) -> None:
+        """One update from the parameters' `.grad`."""
+        for group in self.inner.param_groups:
+            group["lr"] = lr
+        self.inner.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """Named tensors for a checkpoint: `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>`."""
+        return {
+            f"{key}.{name}": value
+            for name, p in self.parameters.items()
+            for key, value in self.inner.state.get(p, {}).items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        for full, value in state.items():
+            key, _, name = full.partition(".")
+            parameter = self.parameters[name]
+            device = "cpu" if key == "step" else parameter.device
+            self.inner.state[parameter][key] = value.to(device)
+
+
+Optimiser = MomentumSGD | AdamW
+
+
+def build_optimiser(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> Optimiser:
+    """The optimiser that `optim.kind` names."""
+    return MomentumSGD(parameters, config) if config.kind == "sgd" else AdamW(parameters, config)
