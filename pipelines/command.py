@@ -12,7 +12,8 @@ from rich.console import Console
 
 from polyvit.errors import UserError
 
-console = Console(highlight=False, soft_wrap=True)
+# A log file has no width of its own; the result table needs about 130 columns.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 132)
 _CONFIG_HELP = "a recipe's name or a YAML file"
 
 

@@ -61,7 +61,7 @@ def new_run(config: RunConfig, name: str | None) -> RunPlace:
         place.folder.mkdir(parents=True)
     except FileExistsError:
         raise UserError(
-            f"run {unique} exists in {place.folder.parent}; give another --name, or go on with it: --resume {unique}"
+            f"run {unique} exists in {place.folder.parent}; give another --name, or --resume {unique}"
         ) from None
     except OSError as error:
         raise UserError(f"storage={config.storage} cannot be written ({error}); give another folder") from None
@@ -75,7 +75,9 @@ def find_run(given: str, storage: str) -> RunPlace:
         for folder in (path, path.parent):
             if (folder / "run.json").is_file() and (folder / "config.json").is_file():
                 return RunPlace(folder.absolute())
-    raise UserError(f"--resume {given}: no such run here or in {storage}; give the folder that `polyvit cotrain` printed")
+    raise UserError(
+        f"--resume {given}: no such run here or in {storage}; give the folder that `polyvit cotrain` printed"
+    )
 
 
 def resumed_config(place: RunPlace, overrides: Sequence[str]) -> RunConfig:
@@ -140,7 +142,12 @@ def _log_plan(config: RunConfig, place: RunPlace, schedule: Any, tracker: Any) -
         table = parameter_table(PolyViT(config.model, config.tasks))
     parameters = place.write("parameters.json", {**table, "total": sum(table.values())})
     (place.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    for path in (place.folder / "schedule.png", parameters, place.folder / "config.yaml", place.folder / "index.json"):
+    for path in (
+        place.folder / "schedule.png",
+        parameters,
+        place.folder / "config.yaml",
+        place.folder / "index.json",
+    ):
         tracker.artifact(path)
 
 
@@ -149,12 +156,19 @@ def _log_results(place: RunPlace, tracker: Any, state: TrainState, rows: dict[st
     tracker.artifact(quarantine)
     tracker.artifact(place.folder / "result.json")
     tracker.artifact(place.checkpoint(state.global_step), "checkpoint")
-    values = {f"final/{name}/{row['metric']}": row["value"] for name, row in rows.items() if row["value"] is not None}
+    values = {
+        f"final/{name}/{row['metric']}": row["value"] for name, row in rows.items() if row["value"] is not None
+    }
     tracker.metrics(state.global_step, values)
 
 
 def _document(
-    config: RunConfig, place: RunPlace, tracker: Any, state: TrainState, rows: dict[str, Any], report: dict[str, Any]
+    config: RunConfig,
+    place: RunPlace,
+    tracker: Any,
+    state: TrainState,
+    rows: dict[str, Any],
+    report: dict[str, Any],
 ) -> dict[str, Any]:
     for name, row in rows.items():
         skipped = [asdict(entry) for entry in state.quarantine if entry.task == name]
@@ -231,7 +245,9 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         document = cotrain(config, place, run_id)
     else:
         if not arguments.config:
-            raise UserError("give a CONFIG (a recipe's name or a YAML file), or --resume RUN; see `polyvit recipes`")
+            raise UserError(
+                "give a CONFIG (a recipe's name or a YAML file), or --resume RUN; see `polyvit recipes`"
+            )
         config = load_config(arguments.config, arguments.overrides, arguments.only)
         document = cotrain(config, new_run(config, arguments.name))
     print_results(document)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import ray.data
 
+from pipelines.index import Indexes
 from polyvit.config import RunConfig
 from polyvit.data.index import Example
 from polyvit.data.minibatch import Decoder, Minibatch, Request, evaluation_requests, train_request
 from polyvit.plan import Plan
-from pipelines.index import Indexes
 
 EVAL_BATCH = 64
 """Most examples of one evaluation minibatch."""
@@ -29,7 +29,14 @@ def decode_row(batch: dict[str, np.ndarray], decoder: Decoder) -> dict[str, np.n
     """One row in (a pickled `Request`), one row out: tokens [1, n, N, P], labels [1, n, K], the rest pickled."""
     minibatch = decoder.decode(pickle.loads(batch["request"][0]))
     rest = pickle.dumps(
-        (minibatch.step, minibatch.task, minibatch.keys, minibatch.first_slot, minibatch.global_batch, minibatch.bad)
+        (
+            minibatch.step,
+            minibatch.task,
+            minibatch.keys,
+            minibatch.first_slot,
+            minibatch.global_batch,
+            minibatch.bad,
+        )
     )
     return {
         "tokens": minibatch.tokens[None],
@@ -42,7 +49,11 @@ def decoded(requests: Sequence[Request], decoder: Decoder, num_cpus: float) -> "
     """A dataset of one row and one block a request, in the order given."""
     rows = [{"request": pickle.dumps(request)} for request in requests]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        decode_row, batch_size=1, batch_format="numpy", fn_args=(decoder,), num_cpus=num_cpus
+        decode_row,  # type: ignore[arg-type]
+        batch_size=1,
+        batch_format="numpy",
+        fn_args=(decoder,),
+        num_cpus=num_cpus,
     )
     dataset.context.execution_options.preserve_order = True
     dataset.context.execution_no_progress_timeout_s = -1
@@ -173,5 +184,3 @@ class RayDataFeed:
             yield from segment
         finally:
             segment.close()
-
-

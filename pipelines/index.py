@@ -1,6 +1,6 @@
 """Ray Data: scan every task's folder in parallel into one small Parquet index a task.
 
-    polyvit index CONFIG [key=value ...]      python -m pipelines.index CONFIG [key=value ...]
+polyvit index CONFIG [key=value ...]      python -m pipelines.index CONFIG [key=value ...]
 """
 
 import argparse
@@ -42,7 +42,9 @@ def task_roots(config: RunConfig) -> dict[str, Path]:
     for name, task in config.tasks.items():
         given = task.root or (f"{config.data.root}/{name}" if config.data.root else None)
         if given is None:
-            problems.append(f"tasks.{name}: no data; give data.root=DIR (holding {name}/) or tasks.{name}.root=DIR")
+            problems.append(
+                f"tasks.{name}: no data; give data.root=DIR (holding {name}/) or tasks.{name}.root=DIR"
+            )
             continue
         roots[name] = Path(given).expanduser().absolute()
         if not roots[name].is_dir():
@@ -62,12 +64,15 @@ def build_indexes(config: RunConfig, folder: Path) -> Indexes:
     names = list(config.tasks)
     items = [{"task": name} for name in names]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        _scan_row, fn_args=(config, {name: str(root) for name, root in roots.items()}, str(folder)),
+        _scan_row,  # type: ignore[arg-type]
+        fn_args=(config, {name: str(root) for name, root in roots.items()}, str(folder)),
         num_cpus=config.data.decode_cpus,
-    )  # fmt: skip
+    )
     errors = {row["task"]: row["error"] for row in dataset.take_all() if row["error"]}
     if errors:
-        raise UserError("the data do not fit the config:", [f"tasks.{n}: {errors[n]}" for n in names if n in errors])
+        raise UserError(
+            "the data do not fit the config:", [f"tasks.{n}: {errors[n]}" for n in names if n in errors]
+        )
     scans = {name: read_index(folder / f"{name}.parquet") for name in names}
     if problems := split_problems(config, scans):
         raise UserError("the data do not fit the config:", problems)

@@ -1,6 +1,6 @@
 """List the recipes that ship: name, tasks, steps, source.
 
-    polyvit recipes [--json FILE]
+polyvit recipes [--json FILE]
 """
 
 import argparse

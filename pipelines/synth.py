@@ -1,6 +1,6 @@
 """Write the nine datasets at toy size, in their true on-disk layouts.
 
-    polyvit synth DIR [--train N] [--evaluation N] [--classes N] [--side PIXELS] [--seed N]
+polyvit synth DIR [--train N] [--evaluation N] [--classes N] [--side PIXELS] [--seed N]
 """
 
 import argparse
@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from pipelines import command
 from pipelines.command import console
 from polyvit.data.synthetic import write_synthetic
 from polyvit.errors import UserError
+
+TRAIN, EVALUATION = 96, 48
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,14 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("folder", metavar="DIR", type=Path)
     made.add_argument("--task", action="append", metavar="TASK", help="only this one (repeatable)")
     made.add_argument("--train", type=int, default=TRAIN, help="training examples a task (default %(default)s)")
-    made.add_argument("--evaluation", type=int, default=EVALUATION, help="held-out examples a task (default %(default)s)")
+    made.add_argument(
+        "--evaluation", type=int, default=EVALUATION, help="held-out examples a task (default %(default)s)"
+    )
     made.add_argument("--classes", type=int, default=4, help="classes a task (default %(default)s)")
     made.add_argument("--side", type=int, default=64, help="pixels of pictures and clips (default %(default)s)")
     made.add_argument("--seed", type=int, default=0)
     return command.run(made, _body, argv)
-
-
-TRAIN, EVALUATION = 96, 48
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -39,11 +40,12 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{name} {getattr(arguments, name)}: give a number of at least 1")
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console)
     with bar:
-        rows: dict[str, Any] = {}
+        rows: dict[str, TaskID] = {}
 
         def show(task: str, done: int, total: int) -> None:
-            row = rows.setdefault(task, bar.add_task(task, total=total) if task not in rows else None)
-            bar.update(row, completed=done, total=total)
+            if task not in rows:
+                rows[task] = bar.add_task(task, total=total)
+            bar.update(rows[task], completed=done)
 
         counts = write_synthetic(
             arguments.folder, seed=arguments.seed, tasks=arguments.task, classes=arguments.classes,

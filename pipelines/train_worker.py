@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 import ray.train.torch
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -151,7 +150,7 @@ def fit(config: RunConfig, place: "RunPlace", mlflow_uri: str, mlflow_run: str) 
     if gpu:
         resources["GPU"] = train_config.gpus_per_worker
     trainer = ray.train.torch.TorchTrainer(
-        train_fn,
+        train_fn,  # type: ignore[arg-type]
         train_loop_config={
             "config": config.model_dump(mode="json"), "place": place, "board": board,
             "mlflow_uri": mlflow_uri, "mlflow_run": mlflow_run,
@@ -168,9 +167,7 @@ def fit(config: RunConfig, place: "RunPlace", mlflow_uri: str, mlflow_run: str) 
     )  # fmt: skip
     with live_line(board):
         result = trainer.fit()
-    outcome = result.return_value
+    outcome = result.return_value  # type: ignore[attr-defined]
     if "error" in outcome:
         raise UserError(outcome["error"], outcome["problems"])
     return outcome["state"]
-
-

@@ -1,8 +1,8 @@
 """A checkpoint directory: all state for exact resume, as safetensors and JSON; nothing is pickled.
 
-    model.safetensors      parameters by name, float32
-    optimiser.safetensors  optimiser state by name
-    state.json             format, global_step, task_steps, counters, quarantine, evaluations, hashes, config
+model.safetensors      parameters by name, float32
+optimiser.safetensors  optimiser state by name
+state.json             format, global_step, task_steps, counters, quarantine, evaluations, hashes, config
 """
 
 import json
@@ -54,7 +54,10 @@ def save_checkpoint(
 ) -> None:
     """Write into `directory` (made if absent). `hashes`: of schedule and index, checked when resuming."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: p.detach().contiguous() for name, p in model.state_dict().items()}, directory / "model.safetensors")
+    save_file(
+        {name: p.detach().contiguous() for name, p in model.state_dict().items()},
+        directory / "model.safetensors",
+    )
     tensors = {name: tensor.contiguous() for name, tensor in optimiser.state().items()}
     save_file(tensors, directory / "optimiser.safetensors")
     document = {
@@ -90,15 +93,13 @@ def load_model(directory: Path, model: PolyViT) -> None:
     wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != given:
-        problems = [f"{name}: the model has {wanted.get(name)}, the checkpoint {given.get(name)}"
-                    for name in sorted(wanted.keys() | given.keys()) if wanted.get(name) != given.get(name)]  # fmt: skip
+        differ = sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n))
+        problems = [f"{n}: the model has {wanted.get(n)}, the checkpoint {given.get(n)}" for n in differ]
         raise UserError(f"{directory} does not fit the model of this config", problems[:10])
     model.load_state_dict(tensors)
 
 
-def load_training(
-    directory: Path, model: PolyViT, optimiser: Optimiser, hashes: Mapping[str, Any]
-) -> TrainState:
+def load_training(directory: Path, model: PolyViT, optimiser: Optimiser, hashes: Mapping[str, Any]) -> TrainState:
     """Everything back in place for the step after `global_step`.
 
     Raises UserError where the schedule or the index is not the one that the checkpoint was trained with.
@@ -107,8 +108,8 @@ def load_training(
     for key, value in hashes.items():
         if document.get(key) != value:
             raise UserError(
-                f"cannot resume from {directory}: its {key.replace('_', ' ')} differs from this run's. Resume with "
-                "the same tasks, schedule, seed and data, or start a new run"
+                f"cannot resume from {directory}: its {key.replace('_', ' ')} differs from this run's. "
+                "Resume with the same tasks, schedule, seed and data, or start a new run"
             )
     load_model(directory, model)
     optimiser.load_state(_load(directory / "optimiser.safetensors"))

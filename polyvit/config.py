@@ -8,7 +8,15 @@ Pairs are (height, width) or (time, frequency); triples are (time, height, width
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 Modality = Literal["image", "video", "audio"]
 Layout = Literal[
@@ -353,6 +361,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
+        from polyvit.validation import cross_field_problems
+
         if problems := cross_field_problems(self):
             raise ValueError("\n".join(problems))
         return self
@@ -369,49 +379,3 @@ class RunConfig(Section):
         if self.optim.warmup_steps is not None:
             return self.optim.warmup_steps
         return sum(task.warmup_steps for task in self.tasks.values())
-
-
-def cross_field_problems(config: RunConfig) -> list[str]:
-    """Every contradiction between keys, one line each: what was given, what is allowed."""
-    model, problems = config.model, []
-    if not config.tasks:
-        problems.append("tasks: empty; give at least one task")
-    if model.width % model.num_heads:
-        problems.append(f"model.width={model.width} must be a multiple of model.num_heads={model.num_heads}")
-    if model.l_adapt > model.depth:
-        problems.append(f"model.l_adapt={model.l_adapt} must be at most model.depth={model.depth}")
-    for modality in config.modalities:
-        problems += _patch_problems(modality, model.input(modality))
-    for name, task in config.tasks.items():
-        if not name.replace("_", "").replace("-", "").isalnum():
-            problems.append(f"tasks.{name}: a task's name may hold letters, digits, '_' and '-' only")
-        if task.batch < config.train.workers:
-            problems.append(
-                f"tasks.{name}.batch={task.batch} must be at least train.workers={config.train.workers}:"
-                " every worker takes a part of each minibatch"
-            )
-    if config.optim.kind == "adamw" and config.optim.untouched == "momentum":
-        problems.append("optim.untouched=momentum needs optim.kind=sgd; with adamw it must be frozen")
-    return problems
-
-
-def _patch_problems(modality: Modality, spec: ModelInput) -> list[str]:
-    if isinstance(spec, ImageInput):
-        sides, size, patch = ("height", "width"), spec.size, spec.patch_size
-    elif isinstance(spec, VideoInput):
-        sides, size, patch = ("frames", "height", "width"), (spec.frames, *spec.size), spec.tubelet_size
-    else:
-        sides, size, patch = ("frames", "mel_bins"), (spec.frames, spec.mel_bins), spec.patch_size
-    stride = spec.stride or patch
-    return [
-        f"model.{modality}: {side} {s} is not divided by its patch side {p}"
-        + (f" at stride {d}" if d != p else "")
-        + f"; the nearest that fit are {_nearest_sizes(s, p, d)}"
-        for side, s, p, d in zip(sides, size, patch, stride, strict=True)
-        if s < p or (s - p) % d
-    ]
-
-
-def _nearest_sizes(size: int, patch: int, stride: int) -> str:
-    below = patch + max(0, (size - patch) // stride) * stride
-    return str(below) if below > size else f"{below} and {below + stride}"

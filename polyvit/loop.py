@@ -146,9 +146,7 @@ def _evaluate(
     return bad if world.rank == 0 else []
 
 
-def _count(
-    state: TrainState, minibatches: list[Minibatch], result: StepResult, config: RunConfig
-) -> None:
+def _count(state: TrainState, minibatches: list[Minibatch], result: StepResult, config: RunConfig) -> None:
     for minibatch, loss, bad in zip(minibatches, result.losses, result.bad, strict=True):
         task = minibatch.task
         state.read[task] = state.read.get(task, 0) + minibatch.global_batch

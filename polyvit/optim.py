@@ -58,13 +58,13 @@ class MomentumSGD:
         names = [n for n, p in self.parameters.items() if p.grad is not None or (move_on and n in self.momentum)]
         if not names:
             return
-        values = [self.parameters[n] for n in names]
+        values: list[Tensor] = [self.parameters[n] for n in names]
         for name, p in zip(names, values, strict=True):
             if name not in self.momentum:
                 self.momentum[name] = torch.zeros_like(p, dtype=self.dtype)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in values]
         if self.config.weight_decay:
-            grads = torch._foreach_add(grads, values, alpha=self.config.weight_decay)
+            grads = list(torch._foreach_add(grads, values, alpha=self.config.weight_decay))
         buffers = [self.momentum[n] for n in names]
         if self.dtype == torch.float32:
             torch._foreach_mul_(buffers, self.decay)
@@ -93,7 +93,10 @@ class AdamW:
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
         self.parameters = dict(parameters)
         groups = [
-            {"params": [p for p in self.parameters.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {
+                "params": [p for p in self.parameters.values() if p.ndim >= 2],
+                "weight_decay": config.weight_decay,
+            },
             {"params": [p for p in self.parameters.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.inner = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, foreach=True)

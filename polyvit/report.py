@@ -26,13 +26,22 @@ def draw_schedule(schedule: Schedule, config: RunConfig, path: Path) -> None:
     colours = [_COLOURS[config.tasks[name].modality] for name in names]
     drawn = np.unique(np.linspace(1, total, min(total, _MOST_DRAWN)).astype(int))
     figure, (raster, sums) = plt.subplots(
-        2, 1, figsize=(11, 2.6 + 0.3 * len(names)), height_ratios=[len(names), 6], layout="constrained", sharex=True
+        2,
+        1,
+        figsize=(11, 2.6 + 0.3 * len(names)),
+        height_ratios=[len(names), 6],
+        layout="constrained",
+        sharex=True,
     )
     ends = []
     for row, colour in enumerate(colours):
         steps = schedule.steps_of(names[row])
         raster.eventplot(
-            [np.intersect1d(steps, drawn)], lineoffsets=[row], linelengths=0.8, linewidths=0.6, colors=[colour]
+            [np.intersect1d(steps, drawn)],
+            lineoffsets=[row],
+            linelengths=0.8,
+            linewidths=0.6,
+            colors=[colour],
         )
         so_far = np.searchsorted(steps, drawn, side="right")
         sums.plot(drawn, so_far, color=colour, linewidth=1.2)
@@ -61,11 +70,22 @@ def _label_ends(axes: Any, ends: list[tuple[int, str, str]], total: int) -> None
             groups.append((value, [name], colour))
     for value, members, colour in groups:
         tint = colour if len(members) == 1 else "#444444"
-        axes.annotate("  " + ", ".join(members), (total, value), fontsize=7, color=tint, va="center", annotation_clip=False)
+        axes.annotate(
+            "  " + ", ".join(members),
+            (total, value),
+            fontsize=7,
+            color=tint,
+            va="center",
+            annotation_clip=False,
+        )
 
 
 def result_rows(
-    config: RunConfig, schedule: Schedule, scans: Mapping[str, Scan], evaluation: Mapping[str, Any], until: int
+    config: RunConfig,
+    schedule: Schedule,
+    scans: Mapping[str, Scan],
+    evaluation: Mapping[str, Any],
+    until: int,
 ) -> dict[str, dict[str, Any]]:
     """Per task, what was trained and what came of it: the table at a run's end, as data.
 

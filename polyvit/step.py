@@ -93,10 +93,8 @@ def train_step(
     extra = torch.cat([torch.stack(losses), bad])
     reduce_gradients(parameters, extra, world)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if config.optim.clip_norm is None:
-        norm = global_norm(gradients)
-    else:
-        norm = clip_(gradients, config.optim.clip_norm)
+    limit = config.optim.clip_norm
+    norm = global_norm(gradients) if limit is None else clip_(gradients, limit)
     optimiser.step(lr)
     values = extra.tolist()
     count = len(minibatches)

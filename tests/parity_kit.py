@@ -1,7 +1,8 @@
 """Read a parity kit: references' weights, inputs and outputs, and the configs that they imply.
 
-A kit is the folder POLYVIT_PARITY_DIR (default: shared/parity beside the repository); its README says what each
-array is. Every size, task and case is read from the kit's own info files, since other kits hold other numbers.
+A kit is the folder POLYVIT_PARITY_DIR (default: shared/parity beside the repository); its README says what
+each array is. Every size, task and case is read from the kit's own info files, since other kits hold other
+numbers.
 """
 
 import json
@@ -102,9 +103,7 @@ def run_config(l_adapt: int, **optim: Any) -> RunConfig:
         }
         for task in sizes()["tasks"]
     }
-    return RunConfig.model_validate(
-        {"model": model_config(sizes(), l_adapt), "tasks": described, "optim": optim}
-    )
+    return RunConfig.model_validate({"model": model_config(sizes(), l_adapt), "tasks": described, "optim": optim})
 
 
 def kit_model(config: RunConfig, parameters: str) -> PolyViT:
@@ -133,6 +132,13 @@ def batch(config: RunConfig, task: str, index: int) -> tuple[Tensor, Tensor]:
     inputs = data[f"{task}/batch{index}/inputs"]
     labels = torch.from_numpy(data[f"{task}/batch{index}/label"])
     return tokens(config.model, inputs, config.tasks[task].modality), labels
+
+
+def batches(expected: Mapping[str, np.ndarray], task: str) -> list[int]:
+    """The batches of a task that an npz of `<task>/batch<i>/...` holds."""
+    return sorted(
+        {int(name.split("/")[1].removeprefix("batch")) for name in expected if name.startswith(task + "/")}
+    )
 
 
 def close(found: Any, expected: Any, tolerance: float, what: str = "") -> None:

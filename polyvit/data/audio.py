@@ -133,9 +133,7 @@ def num_mel_frames(num_samples: int, spec: AudioInput) -> int:
     return max(1, math.ceil(num_samples / _hop(spec)))
 
 
-def log_mel(
-    waveform_S: np.ndarray, spec: AudioInput, start: int = 0, frames: int | None = None
-) -> np.ndarray:
+def log_mel(waveform_S: np.ndarray, spec: AudioInput, start: int = 0, frames: int | None = None) -> np.ndarray:
     """spectrogram_TF, float32: natural log of mel power, of `frames` frames from frame `start` (null: all).
 
     Finite for any finite waveform: silence is log(1e-6). Not yet normalised by `spec.mean` and `spec.std`.
@@ -177,7 +175,13 @@ def _mel_parts(sample_rate: int, window: int, mel_bins: int) -> tuple[np.ndarray
             # It warns of empty filters, which is what is asked here.
             warnings.simplefilter("ignore")
             mel_RF = torchaudio.functional.melscale_fbanks(
-                fft_size // 2 + 1, LOWEST_HZ, sample_rate / 2, mel_bins, sample_rate, norm=None, mel_scale="htk"
+                fft_size // 2 + 1,
+                LOWEST_HZ,
+                sample_rate / 2,
+                mel_bins,
+                sample_rate,
+                norm=None,
+                mel_scale="htk",
             ).numpy()
         if mel_RF.any(axis=0).all() or fft_size > 4 * window:
             return hann_S, np.ascontiguousarray(mel_RF), fft_size

@@ -67,9 +67,7 @@ def token_dtype(modality: Modality) -> np.dtype:
     return np.dtype(np.float16 if modality == "audio" else np.uint8)
 
 
-def _image_tokens(
-    media: Media, task: ImageTask, spec: ImageInput, rng: np.random.Generator | None
-) -> np.ndarray:
+def _image_tokens(media: Media, task: ImageTask, spec: ImageInput, rng: np.random.Generator | None) -> np.ndarray:
     from polyvit.data import image
 
     if isinstance(media, np.ndarray):

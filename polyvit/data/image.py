@@ -108,9 +108,7 @@ def eval_image(image_HWC: np.ndarray, size: tuple[int, int], augment: ImageAugme
     image_HWC = centre_cut(image_HWC, longest=4 * max(size) / min(size))
     height, width = smaller_side_size(image_HWC.shape[:2], side, size)
     area = not augment.antialias and height < image_HWC.shape[0]
-    image_HWC = resize(
-        image_HWC, (height, width), augment.antialias, cv2.INTER_AREA if area else cv2.INTER_LINEAR
-    )
+    image_HWC = resize(image_HWC, (height, width), augment.antialias, cv2.INTER_AREA if area else cv2.INTER_LINEAR)
     top, left = (height - size[0]) // 2, (width - size[1]) // 2
     return image_HWC[top : top + size[0], left : left + size[1]]
 
@@ -121,9 +119,7 @@ def smaller_side_size(sides: tuple[int, ...], side: int, at_least: tuple[int, in
     The longer side is truncated, as in dmvr's and big_vision's resize_small.
     """
     scale = max(side / min(sides), *(least / s for least, s in zip(at_least, sides, strict=True)))
-    height, width = (
-        max(least, math.floor(s * scale + 1e-6)) for least, s in zip(at_least, sides, strict=True)
-    )
+    height, width = (max(least, math.floor(s * scale + 1e-6)) for least, s in zip(at_least, sides, strict=True))
     return height, width
 
 

@@ -48,9 +48,7 @@ def load(example: Example, root: Path) -> bytes | np.ndarray:
     except (FileNotFoundError, NotADirectoryError):
         raise BadMedia("file is missing") from None
     except OSError as error:
-        raise BadMedia(
-            f"file cannot be read: {os.strerror(error.errno) if error.errno else 'damaged'}"
-        ) from None
+        raise BadMedia(f"file cannot be read: {os.strerror(error.errno) if error.errno else 'damaged'}") from None
     if not content:
         raise BadMedia(EMPTY)
     return content

@@ -97,9 +97,7 @@ def _checked(
 ) -> list[str]:
     """The chosen tasks in the order of `SPLITS`. Raises UserError with every problem at once."""
     chosen = list(SPLITS) if tasks is None else [task for task in SPLITS if task in tasks]
-    problems = [
-        f"task {task!r} is not one of {', '.join(SPLITS)}" for task in tasks or () if task not in SPLITS
-    ]
+    problems = [f"task {task!r} is not one of {', '.join(SPLITS)}" for task in tasks or () if task not in SPLITS]
     limits = {
         "seed": (seed, 0, 2**32),
         "classes": (classes, 2, MAX_CLASSES),

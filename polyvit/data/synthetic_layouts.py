@@ -364,8 +364,7 @@ def _audioset(job: Job) -> None:
             "# YTID, start_seconds, end_seconds, positive_labels\n"
         )
         body = [
-            f'{ident}, {start}.000, {start + 10}.000, "{",".join(labels)}"\n'
-            for ident, start, labels in lines
+            f'{ident}, {start}.000, {start + 10}.000, "{",".join(labels)}"\n' for ident, start, labels in lines
         ]
         job.save(f"{split}_segments.csv", head + "".join(body))
     real = {index: (mid, name) for index, mid, name, _ in AUDIOSET}

@@ -49,9 +49,7 @@ def grid(height: int, width: int) -> tuple[Floats, Floats]:
 
 def colour(hue: float, saturation: float, value: float) -> Floats:
     """RGB in [0, 1] of a hue, which wraps around."""
-    return np.array(
-        colorsys.hsv_to_rgb(hue % 1, min(max(saturation, 0), 1), min(max(value, 0), 1)), np.float32
-    )
+    return np.array(colorsys.hsv_to_rgb(hue % 1, min(max(saturation, 0), 1), min(max(value, 0), 1)), np.float32)
 
 
 def shape_mask(kind: str, y: Floats, x: Floats, size: float, angle: float = 0.0) -> Floats:
@@ -62,9 +60,7 @@ def shape_mask(kind: str, y: Floats, x: Floats, size: float, angle: float = 0.0)
         "circle": lambda: radius - size,
         "square": lambda: np.maximum(a, b) - 0.86 * size,
         "triangle": lambda: np.maximum(0.5 * turn_y + 0.87 * b, -turn_y) - 0.6 * size,
-        "cross": lambda: np.minimum(
-            np.maximum(a - size, b - 0.3 * size), np.maximum(b - size, a - 0.3 * size)
-        ),
+        "cross": lambda: np.minimum(np.maximum(a - size, b - 0.3 * size), np.maximum(b - size, a - 0.3 * size)),
         "ring": lambda: np.abs(radius - 0.75 * size) - 0.22 * size,
         "diamond": lambda: 0.8 * (a + b) - 0.85 * size,
         "bar": lambda: np.maximum(a - 0.3 * size, b - 1.1 * size),
@@ -147,9 +143,7 @@ def pet_face(rng: Generator, size: tuple[int, int], cat: bool, coat: str, hue: f
     """A face on grass: pointed ears for cats, hanging ears for dogs, the breed in coat pattern and colour."""
     y, x = grid(*size)
     grass = texture("stripes", y, x, 0.15, rng.uniform(-0.3, 0.3), rng.random())[..., None]
-    picture = ground(rng, *size, hue=rng.uniform(0.22, 0.4), saturation=0.45, value=0.5) * (
-        0.85 + 0.15 * grass
-    )
+    picture = ground(rng, *size, hue=rng.uniform(0.22, 0.4), saturation=0.45, value=0.5) * (0.85 + 0.15 * grass)
     scale, dy, dx = rng.uniform(0.9, 1.2), rng.uniform(-0.12, 0.18), rng.uniform(-0.2, 0.2)
     y, x = (y - dy) / scale, (x - dx) / scale
     fur, side_x = colour(hue + rng.normal(0, 0.015), 0.6, value * rng.uniform(0.9, 1.1)), np.abs(x)

@@ -53,9 +53,7 @@ class PolyViT(nn.Module):
         """Logits [B, K] of `task`. `keep_L2B`: stochastic depth, see `encoder.draw_keep`."""
         return self.heads[task](self.forward_features(tokens_BNP, self.modality[task], keep_L2B))
 
-    def forward_features(
-        self, tokens_BNP: Tensor, modality: Modality, keep_L2B: Tensor | None = None
-    ) -> Tensor:
+    def forward_features(self, tokens_BNP: Tensor, modality: Modality, keep_L2B: Tensor | None = None) -> Tensor:
         """The class token after the final norm: [B, D]."""
         return self.encode(tokens_BNP, modality, keep_L2B)[:, 0]
 

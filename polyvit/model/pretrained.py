@@ -164,15 +164,11 @@ def _values(
             yield f"tokenizers.{modality}.{leaf}", value, how
 
 
-def _tokenizer_values(
-    vit: ViT, spec: ModelInput, kernel_init: KernelInit
-) -> Iterator[tuple[str, Tensor, str]]:
+def _tokenizer_values(vit: ViT, spec: ModelInput, kernel_init: KernelInit) -> Iterator[tuple[str, Tensor, str]]:
     kernel, how = vit.patch_kernel, ""
     if isinstance(spec, VideoInput):
         kernel = inflate(kernel, spec.tubelet_size[0], kernel_init)
-        how = (
-            f"kernel {_times(vit.patch_kernel.shape[:2])} -> {_times(kernel.shape[:3])}, {kernel_init} frame"
-        )
+        how = f"kernel {_times(vit.patch_kernel.shape[:2])} -> {_times(kernel.shape[:3])}, {kernel_init} frame"
     elif isinstance(spec, AudioInput) and spec.channels == 1:
         kernel, how = kernel.sum(dim=2, keepdim=True), "kernel summed over 3 channels"
     yield "patch_embed.weight", flat_kernel(kernel), how
@@ -233,9 +229,7 @@ def _gathered(names: tuple[str, ...]) -> list[str]:
     for name in names:
         match = re.match(r"(shared\.blocks|adaptors\.\w+)\.(\d+)\.", name)
         stacks.setdefault(match[1] if match else name, []).extend([int(match[2])] if match else [])
-    return [
-        f"{stack}.{min(i)}..{max(i)} ({len(i)} parameters)" if i else stack for stack, i in stacks.items()
-    ]
+    return [f"{stack}.{min(i)}..{max(i)} ({len(i)} parameters)" if i else stack for stack, i in stacks.items()]
 
 
 def _size(vit: ViT) -> str:

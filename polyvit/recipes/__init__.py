@@ -83,7 +83,7 @@ def _find(recipe: str) -> Path:
         near = difflib.get_close_matches(recipe, recipe_names(), n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UserError(
-            f"unknown recipe {recipe!r}.{hint} Recipes: {', '.join(recipe_names())}; or give the path of a .yaml file"
+            f"unknown recipe {recipe!r}.{hint} Recipes: {', '.join(recipe_names())}; or give a .yaml file's path"
         )
     return shipped
 
@@ -184,7 +184,9 @@ def known_keys(location: Sequence[int | str]) -> list[str]:
             model = _TASK_CLASSES[str(parts.pop(0))]
             continue
         annotation = model.model_fields[str(part)].annotation
-        choices = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        choices = [
+            a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
         if not choices:
             return []
         model = choices[0]

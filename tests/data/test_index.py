@@ -63,7 +63,15 @@ def test_an_empty_scan_survives(tmp_path: Path) -> None:
 
 def test_hash_depends_on_every_field_the_order_and_the_classes() -> None:
     base = index_hash(scan())
-    other = {"labels": (5,), "container": "tar", "split": "test", "offset": 8, "length": 8, "row": 8, "end": 8.0}
+    other = {
+        "labels": (5,),
+        "container": "tar",
+        "split": "test",
+        "offset": 8,
+        "length": 8,
+        "row": 8,
+        "end": 8.0,
+    }
     other |= {"key": "bb", "path": "bb", "start": 8.0}
     hashes = {base}
     for field in fields(Example):

@@ -102,9 +102,7 @@ def _scan(survey: Survey, files: _Files) -> Scan:
 def _names(survey: Survey, path: str, files: _Files) -> list[str]:
     names = _load(survey, path).get(files.names_key)
     if not isinstance(names, list) or len(names) != files.num_classes:
-        raise UserError(
-            f"{survey.root / path}: {files.names_key!r} must list {files.num_classes} class names"
-        )
+        raise UserError(f"{survey.root / path}: {files.names_key!r} must list {files.num_classes} class names")
     return [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
 
 
@@ -116,6 +114,5 @@ def _load(survey: Survey, path: str) -> dict[str, Any]:
         raise UserError(f"{full}: {error}; fetch this file again") from None
     except OSError as error:
         raise UserError(
-            f"tasks.{survey.name}: {full} cannot be read ({error.strerror}); layout"
-            f" {survey.task.layout} needs it"
+            f"tasks.{survey.name}: {full} cannot be read ({error.strerror}); layout {survey.task.layout} needs it"
         ) from None

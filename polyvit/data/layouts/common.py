@@ -86,9 +86,7 @@ class Survey:
         """
         size = self.size(example.path)
         if size is None:
-            self.skip(
-                "missing", example.path, f"listed in {listed}, not on disk" if listed else "not on disk"
-            )
+            self.skip("missing", example.path, f"listed in {listed}, not on disk" if listed else "not on disk")
         elif size == DANGLING:
             self.skip("missing", example.path, "a link to a file that is not there")
         elif size == 0:
@@ -214,9 +212,7 @@ def read_options(survey: Survey, defaults: Mapping[str, Any]) -> dict[str, Any]:
             problems.append(f"{where}: layout {survey.task.layout} takes no options")
         elif key not in defaults:
             nearest = difflib.get_close_matches(key, defaults, n=1, cutoff=0)[0]
-            problems.append(
-                f"{where}: no such option; nearest is {nearest!r}, known are {', '.join(defaults)}"
-            )
+            problems.append(f"{where}: no such option; nearest is {nearest!r}, known are {', '.join(defaults)}")
         elif value is not None:
             kind = type(defaults[key])
             good = isinstance(value, int | float) if kind is float else isinstance(value, kind)

@@ -51,9 +51,7 @@ def scan_csv(survey: Survey) -> Scan:
     options = read_options(survey, OPTIONS)
     below = carve_fractions(survey, options)
     if len(options["delimiter"]) != 1:
-        raise UserError(
-            f"tasks.{survey.name}.options.delimiter={options['delimiter']!r} must be one character"
-        )
+        raise UserError(f"tasks.{survey.name}.options.delimiter={options['delimiter']!r} must be one character")
     rows: list[Row] = []
     for file, split in _files(survey, options["file"]):
         for where, cells, found in _read(survey, file, split, options):

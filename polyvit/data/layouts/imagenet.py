@@ -13,9 +13,7 @@ from polyvit.data.layouts.common import Survey, carve, read_options
 from polyvit.data.layouts.tables import read_lines
 from polyvit.errors import UserError
 
-EXPECTS = (
-    "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, with LOC_synset_mapping.txt where all 1000 classes count"
-)
+EXPECTS = "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, with LOC_synset_mapping.txt where all 1000 classes count"
 MAPPING = "LOC_synset_mapping.txt"
 TRAIN_BELOW = 0.99
 """scenic big_transfer's `train[:99%]` / `train[99%:]`, by key hash in place of file order."""

@@ -57,9 +57,7 @@ def scan_parquet(survey: Survey) -> Scan:
                 f"tasks.{survey.name}: {survey.root / path} has other class names than the files before it"
             )
         names = names if written is None else written
-    return label_rows(
-        survey, rows, options["labels"], survey.classes if survey.classes is not None else names
-    )
+    return label_rows(survey, rows, options["labels"], survey.classes if survey.classes is not None else names)
 
 
 def _split(path: str) -> Split | None:
@@ -115,11 +113,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _is_media_struct(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_struct(kind)
-        and kind.get_field_index("bytes") >= 0
-        and _is_binary(kind.field("bytes").type)
-    )
+    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
 
 
 def _labels(value: Any) -> tuple[str | int, ...]:

@@ -25,9 +25,7 @@ def scan_pets(survey: Survey) -> Scan:
     for _, image, class_id in rows:
         breeds[class_id][_breed(image)] += 1
     # An id's breed is what most of its lines name; a line that differs has a wrong id or a wrong name.
-    usual = {
-        class_id: min(names, key=lambda name: (-names[name], name)) for class_id, names in breeds.items()
-    }
+    usual = {class_id: min(names, key=lambda name: (-names[name], name)) for class_id, names in breeds.items()}
     for where, image, class_id in rows:
         if reason := name_problem(image):
             survey.skip("broken", where, reason)
@@ -49,9 +47,7 @@ def _rows(survey: Survey, path: str) -> list[tuple[str, str, int]]:
         if line.startswith("#") or not fields:
             continue
         if len(fields) != 4 or not fields[1].isdecimal():
-            survey.skip(
-                "label", where, f"malformed row: expected 'image id species breed', found {line[:80]!r}"
-            )
+            survey.skip("label", where, f"malformed row: expected 'image id species breed', found {line[:80]!r}")
         elif not 1 <= int(fields[1]) <= NUM_CLASSES:
             survey.skip("label", where, f"class id {fields[1]}; allowed are 1..{NUM_CLASSES}")
         else:

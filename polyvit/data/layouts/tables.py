@@ -81,9 +81,7 @@ def read_table(
     return header, cells()
 
 
-def need_columns(
-    survey: Survey, path: str, header: Sequence[str], columns: Iterable[str], hint: str = ""
-) -> None:
+def need_columns(survey: Survey, path: str, header: Sequence[str], columns: Iterable[str], hint: str = "") -> None:
     """Raise UserError where a column is not in the header."""
     if missing := [column for column in columns if column not in header]:
         raise UserError(
@@ -100,9 +98,7 @@ def ordered_names(survey: Survey, path: str, numbered: Sequence[tuple[str, str, 
     names: dict[int, str] = {}
     for where, index, name in numbered:
         if not index.isdecimal() or int(index) in names or not name:
-            raise UserError(
-                f"{survey.root / where}: class {name!r} has index {index!r}, not a new number from 0"
-            )
+            raise UserError(f"{survey.root / where}: class {name!r} has index {index!r}, not a new number from 0")
         names[int(index)] = name
     if sorted(names) != list(range(len(names))) or not names:
         raise UserError(f"{survey.root / path}: its {len(names)} class indices must be 0..{len(names) - 1}")

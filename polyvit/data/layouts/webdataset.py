@@ -52,9 +52,7 @@ def scan_webdataset(survey: Survey) -> Scan:
     options = read_options(survey, OPTIONS)
     below = carve_fractions(survey, options)
     shards = _shards(survey)
-    splits = {
-        shard: split_of(shard.rpartition("/")[2]) or split_of(shard.rpartition("/")[0]) for shard in shards
-    }
+    splits = {shard: split_of(shard.rpartition("/")[2]) or split_of(shard.rpartition("/")[0]) for shard in shards}
     rows: list[Row] = []
     for shard in shards:
         if splits[shard] is None and any(splits.values()):
