@@ -26,7 +26,7 @@ from polyvit.checkpoint import TrainState
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT, parameter_table
-from polyvit.recipes import apply_override, load_config, validate_config
+from polyvit.recipes import apply_override, load_config, validate_config, with_absolute_paths
 from polyvit.report import draw_schedule, result_rows
 from polyvit.schedule import build_schedule
 
@@ -85,7 +85,7 @@ def resumed_config(place: RunPlace, overrides: Sequence[str]) -> RunConfig:
     document = json.loads((place.folder / "config.json").read_text())
     for override in overrides:
         apply_override(document, override)
-    return validate_config(document)
+    return with_absolute_paths(validate_config(document))
 
 
 def cotrain(config: RunConfig, place: RunPlace, run_id: str | None = None) -> dict[str, Any]:

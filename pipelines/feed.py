@@ -7,9 +7,9 @@ ends, so no step waits for it. Why not nine `streaming_split` datasets: README, 
 
 import pickle
 import queue
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,9 @@ import ray.data
 
 from pipelines.index import Indexes
 from polyvit.config import RunConfig
-from polyvit.data.index import Example
-from polyvit.data.minibatch import Decoder, Minibatch, Request, evaluation_requests, train_request
+from polyvit.data.minibatch import Decoder, Minibatch, Request
+from polyvit.feed import Requests
 from polyvit.plan import Plan
-
-EVAL_BATCH = 64
-"""Most examples of one evaluation minibatch."""
 
 
 def decode_row(batch: dict[str, np.ndarray], decoder: Decoder) -> dict[str, np.ndarray]:
@@ -120,67 +117,52 @@ class Segment:
         self._stop.set()
 
 
-@dataclass
 class RayDataFeed:
     """The feed of one train worker."""
 
-    config: RunConfig
-    plan: Plan
-    indexes: Indexes
-    rank: int
-    world_size: int
-    _train_splits: dict[str, list[Example]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._train_splits = {name: found.split("train") for name, found in self.indexes.scans.items()}
-
-    @property
-    def decoder(self) -> Decoder:
-        """What the decoding processes need."""
-        tasks = self.config.tasks
-        inputs = {name: self.config.model.input(task.modality) for name, task in tasks.items()}
-        return Decoder(tasks, inputs, self.indexes.roots, self.config.seed)
-
-    def requests(self, step: int) -> list[Request]:
-        """This rank's minibatches of one step."""
-        planned = self.plan.at(step, self.rank, self.world_size)
-        return [train_request(batch, self._train_splits[batch.task]) for batch in planned]
+    def __init__(self, config: RunConfig, plan: Plan, indexes: Indexes, rank: int, world_size: int) -> None:
+        self.config, self.total = config, len(plan.schedule)
+        self.requests = Requests.of(config, plan, indexes.scans, rank, world_size)
+        self.decoder = make_decoder(config, indexes)
 
     def train(self, start_step: int) -> Iterator[list[Minibatch]]:
         """The minibatches of steps start_step .. N, a list a step."""
-        feed, total = self.config.feed, len(self.plan.schedule)
-        starts = list(range(start_step, total + 1, feed.segment_steps))
-        current = self._segment(starts[0], total) if starts else None
+        length = self.config.feed.segment_steps
+        starts = list(range(start_step, self.total + 1, length))
+        following = self._segment_from(starts[0]) if starts else None
         for i, start in enumerate(starts):
-            stop = min(start + feed.segment_steps, total + 1)
-            following = None
+            current, following = following, None
             assert current is not None
+            stop = min(start + length, self.total + 1)
             minibatches = iter(current)
             try:
                 for step in range(start, stop):
-                    if following is None and i + 1 < len(starts) and step >= stop - feed.segment_steps // 4 - 1:
-                        following = self._segment(starts[i + 1], total)
-                    yield [next(minibatches) for _ in self.plan.schedule.tasks_at(step)]
+                    if following is None and i + 1 < len(starts) and step >= stop - 1 - length // 4:
+                        following = self._segment_from(starts[i + 1])
+                    yield [next(minibatches) for _ in self.requests.plan.schedule.tasks_at(step)]
             finally:
                 current.close()
-            current = following
+                if following is not None and sys.exc_info()[0] is not None:
+                    following.close()
 
-    def _segment(self, start: int, total: int) -> Segment:
-        stop = min(start + self.config.feed.segment_steps, total + 1)
-        requests = [request for step in range(start, stop) for request in self.requests(step)]
+    def _segment_from(self, start: int) -> Segment:
+        stop = min(start + self.config.feed.segment_steps, self.total + 1)
+        return self._segment([request for step in range(start, stop) for request in self.requests.at(step)])
+
+    def _segment(self, requests: Sequence[Request]) -> Segment:
         return Segment(requests, self.decoder, self.config.data.decode_cpus, self.config.feed.prefetch)
 
     def evaluation(self) -> Iterator[Minibatch]:
         """This rank's share of every task's evaluation split."""
-        requests: list[Request] = []
-        for name, task in self.config.tasks.items():
-            examples = self.indexes.scans[name].split(task.eval_split)
-            batch = min(EVAL_BATCH, max(1, -(-len(examples) // self.world_size)))
-            requests += evaluation_requests(name, examples, batch, self.rank, self.world_size)
-        if not requests:
-            return
-        segment = Segment(requests, self.decoder, self.config.data.decode_cpus, self.config.feed.prefetch)
-        try:
-            yield from segment
-        finally:
-            segment.close()
+        if requests := self.requests.evaluation():
+            segment = self._segment(requests)
+            try:
+                yield from segment
+            finally:
+                segment.close()
+
+
+def make_decoder(config: RunConfig, indexes: Indexes) -> Decoder:
+    """What the decoding processes need to know of a run."""
+    inputs = {name: config.model.input(task.modality) for name, task in config.tasks.items()}
+    return Decoder(config.tasks, inputs, indexes.roots, config.seed)

@@ -40,7 +40,7 @@ def test_parity_forward(l_adapt: int, task: str) -> None:
     for index in kit.batches(expected, task):
         tokens, _ = kit.batch(config, task, index)
         adapted = model.tokenizers[modality](tokens)
-        for block in model.adaptors[modality]:
+        for block in model.adaptors[modality].children():
             adapted = block(adapted)
         root = f"{task}/batch{index}"
         kit.close(adapted, expected[f"{root}/tokens"], ROUNDING, "tokens")

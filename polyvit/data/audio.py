@@ -144,13 +144,12 @@ def log_mel(waveform_S: np.ndarray, spec: AudioInput, start: int = 0, frames: in
     padded_S = np.zeros((frames - 1) * hop + window, np.float32)
     padded_S[: len(piece_S)] = piece_S
     hann_S, mel_RF, fft_size = _mel_parts(spec.sample_rate, window, spec.mel_bins)
-    windows_TS = np.lib.stride_tricks.sliding_window_view(padded_S, window)[::hop] * hann_S
-    spectrum_TR = np.fft.rfft(windows_TS, fft_size)
-    power_TR = np.square(spectrum_TR.real)
-    power_TR += np.square(spectrum_TR.imag)
-    mel_TF = power_TR @ mel_RF
-    mel_TF += np.float32(LOG_OFFSET)
-    return np.log(mel_TF, out=mel_TF)
+    with torch.inference_mode():
+        # torch's FFT (MKL) takes a quarter of the time of NumPy's.
+        windows_TS = torch.from_numpy(padded_S).unfold(0, window, hop) * hann_S
+        spectrum_TR = torch.view_as_real(torch.fft.rfft(windows_TS, fft_size))
+        mel_TF = spectrum_TR.square().sum(-1) @ mel_RF
+        return mel_TF.add_(LOG_OFFSET).log_().numpy()
 
 
 def _hop(spec: AudioInput) -> int:
@@ -162,29 +161,23 @@ def _window_samples(spec: AudioInput) -> int:
 
 
 @lru_cache(maxsize=8)
-def _mel_parts(sample_rate: int, window: int, mel_bins: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _mel_parts(sample_rate: int, window: int, mel_bins: int) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Hann window, mel matrix (frequencies R, mel bins F), FFT size.
 
     The FFT is the smallest power of two that holds the window and leaves no mel filter without a frequency,
     four windows at most: 512 for 64 bins at 16 kHz, 1024 for 128 (at 512 some low filters are empty).
     """
-    hann_S = torch.hann_window(window).numpy()
+    hann_S = torch.hann_window(window)
     fft_size = 1 << (window - 1).bit_length()
     while True:
         with warnings.catch_warnings():
             # It warns of empty filters, which is what is asked here.
             warnings.simplefilter("ignore")
             mel_RF = torchaudio.functional.melscale_fbanks(
-                fft_size // 2 + 1,
-                LOWEST_HZ,
-                sample_rate / 2,
-                mel_bins,
-                sample_rate,
-                norm=None,
-                mel_scale="htk",
-            ).numpy()
-        if mel_RF.any(axis=0).all() or fft_size > 4 * window:
-            return hann_S, np.ascontiguousarray(mel_RF), fft_size
+                fft_size // 2 + 1, LOWEST_HZ, sample_rate / 2, mel_bins, sample_rate, norm=None, mel_scale="htk"
+            )
+        if bool(mel_RF.any(dim=0).all()) or fft_size > 4 * window:
+            return hann_S, mel_RF, fft_size
         fft_size *= 2
 
 

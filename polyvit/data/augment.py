@@ -195,18 +195,17 @@ def jitter_colours(video_THWC: np.ndarray, jitter: ColourJitter) -> np.ndarray:
 
 
 def _jitter_frame(frame_HWC: np.ndarray, jitter: ColourJitter) -> np.ndarray:
-    # OpenCV's float HSV: hue in degrees, saturation in [0, 1], any scale of value. A brightness below zero
-    # would turn its hue over, so black is where it stops.
-    pixels = np.maximum(frame_HWC.astype(np.float32) + np.float32(jitter.brightness), np.float32(0))
-    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
+    # OpenCV's float HSV: hue in degrees (it wraps by itself), saturation in [0, 1], any scale of value. Below
+    # zero its hue would turn over, so black is where brightness and contrast stop.
+    brighter = np.maximum(np.arange(256) + jitter.brightness, 0).astype(np.float32)
+    hsv = cv2.cvtColor(cv2.LUT(frame_HWC, brighter), cv2.COLOR_RGB2HSV)
     np.minimum(hsv[..., 1] * np.float32(jitter.saturation), np.float32(1), out=hsv[..., 1])
     pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    mean_C = np.array(cv2.mean(pixels)[:3], np.float32)
-    pixels *= np.float32(jitter.contrast)
-    pixels += mean_C * np.float32(1 - jitter.contrast)
-    np.maximum(pixels, np.float32(0), out=pixels)
+    mean_C = np.array(cv2.mean(pixels)[:3])
+    scale_shift = np.column_stack([np.eye(3) * jitter.contrast, mean_C * (1 - jitter.contrast)])
+    pixels = cv2.threshold(cv2.transform(pixels, scale_shift), 0, 0, cv2.THRESH_TOZERO)[1]
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
-    hsv[..., 0] = (hsv[..., 0] + np.float32(360 * jitter.hue)) % np.float32(360)
+    hsv[..., 0] += np.float32(360 * jitter.hue)
     return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
 
 

@@ -84,13 +84,11 @@ PETS = (
     ("Bombay", 1, 4, "plain", 0.75, 0.3),
 )
 """Breed, species (1 cat, 2 dog), breed id, and the drawing: coat, hue, brightness. Class id = row from 1."""
-PETS_HEADER = """#Image CLASS-ID SPECIES BREED ID
-#ID: 1:37 Class ids
-#SPECIES: 1:Cat 2:Dog
-#BREED ID: 1-25:Cat 1:12:Dog
-#All images with 1st letter as captial are cat images
-#images with small first letter are dog images
-"""
+PETS_HEADER = (
+    "#Image CLASS-ID SPECIES BREED ID\n#ID: 1:37 Class ids\n#SPECIES: 1:Cat 2:Dog\n#BREED ID: 1-25:Cat 1:12:Dog\n"
+    "#All images with 1st letter as captial are cat images\n"  # codespell:ignore captial
+    "#images with small first letter are dog images\n"
+)
 
 RESISC45 = (
     ("circular_farmland", "rings"), ("dense_residential", "checks"), ("rectangular_farmland", "blocks"),
@@ -334,9 +332,9 @@ def _moments(job: Job) -> None:
 
 
 def _recording(item: Item, kinds: list[str], pitch: float) -> tuple[str, bytes]:
-    """(extension, bytes): WAV and FLAC in turn, 16 kHz mono, one in fifteen 44.1 kHz stereo."""
+    """(extension, bytes): WAV and FLAC in turn, 16 kHz mono, one in thirteen 44.1 kHz stereo."""
     seconds = float(item.rng.uniform(1.6, 2.0))
-    rate = 44_100 if item.index % 15 == 3 else 16_000
+    rate = 44_100 if item.index % 13 == 3 else 16_000
     wave = media.mixture(item.rng, kinds, seconds, rate, pitch)
     if rate == 44_100:
         wave = np.stack((wave, item.rng.uniform(0.4, 0.9) * wave), axis=1)

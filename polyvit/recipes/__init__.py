@@ -39,7 +39,18 @@ def load_config(recipe: str, overrides: Sequence[str] = (), only: Sequence[str] 
         if missing := [name for name in only if name not in tasks]:
             raise UserError(f"--only {missing[0]}: the recipe has no such task; it has {', '.join(tasks)}")
         document["tasks"] = {name: task for name, task in tasks.items() if name in only}
-    return validate_config(document)
+    return with_absolute_paths(validate_config(document))
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Relative folders are the user's, seen from here; train workers run elsewhere. URLs stay as they are."""
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
+
+    tasks = {name: task.model_copy(update={"root": absolute(task.root)}) for name, task in config.tasks.items()}
+    data = config.data.model_copy(update={"root": absolute(config.data.root)})
+    return config.model_copy(update={"tasks": tasks, "data": data, "storage": absolute(config.storage)})
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,7 +64,7 @@ def test_an_empty_scan_survives(tmp_path: Path) -> None:
 
 def test_hash_depends_on_every_field_the_order_and_the_classes() -> None:
     base = index_hash(scan())
-    other = {
+    other: dict[str, Any] = {
         "labels": (5,),
         "container": "tar",
         "split": "test",

@@ -136,8 +136,8 @@ class Survey:
 
     def _walk(self, folder: str, above: tuple[str, ...]) -> Iterator[str]:
         real = os.path.realpath(self.root / folder)
-        if real in above:  # a link to a folder that holds it
-            return
+        if any(f"{upper}/".startswith(f"{real}/") for upper in above):
+            return  # a link to a folder that holds it: walking it would not end
         prefix = f"{folder}/" if folder else ""
         listing = self.folder(folder)
         yield from (prefix + name for name in listing.files)

@@ -137,6 +137,10 @@ def _members(survey: Survey, shard: str, file: BinaryIO) -> Iterator[tarfile.Tar
                     raise tarfile.ReadError("a member does not lie in the file")
                 last, count = member.offset, count + 1
                 yield member
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                # tarfile takes a damaged header, other than the first, for the end
+                raise tarfile.ReadError("the end mark of a tar file does not follow")
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         survey.skip("broken", shard, f"damaged after {count} members: {error}")
 

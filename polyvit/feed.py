@@ -1,0 +1,68 @@
+"""From the plan to requests for one rank, and the plainest feed: decode in this process.
+
+`pipelines/feed.py` brings the same requests to Ray's decoding processes; the bytes are the same.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from polyvit.config import RunConfig
+from polyvit.data.index import Example, Scan
+from polyvit.data.minibatch import Decoder, Minibatch, Request, evaluation_requests, train_request
+from polyvit.plan import Plan
+
+EVAL_BATCH = 64
+"""Most examples of one evaluation minibatch."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What one rank must read: at every step, and for an evaluation."""
+
+    config: RunConfig
+    plan: Plan
+    train_splits: Mapping[str, list[Example]]
+    eval_splits: Mapping[str, list[Example]]
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, plan: Plan, scans: Mapping[str, Scan], rank: int, world_size: int
+    ) -> "Requests":
+        """From the tasks' indexes."""
+        train = {name: scans[name].split("train") for name in config.tasks}
+        held = {name: scans[name].split(task.eval_split) for name, task in config.tasks.items()}
+        return cls(config, plan, train, held, rank, world_size)
+
+    def at(self, step: int) -> list[Request]:
+        """This rank's minibatches of one step: one, or one a task when accumulating."""
+        planned = self.plan.at(step, self.rank, self.world_size)
+        return [train_request(batch, self.train_splits[batch.task]) for batch in planned]
+
+    def evaluation(self) -> list[Request]:
+        """This rank's share of every task's evaluation split."""
+        requests: list[Request] = []
+        for name, examples in self.eval_splits.items():
+            batch = min(EVAL_BATCH, max(1, -(-len(examples) // self.world_size)))
+            requests += evaluation_requests(name, examples, batch, self.rank, self.world_size)
+        return requests
+
+
+@dataclass(frozen=True)
+class InlineFeed:
+    """Decodes in the calling process: for tests, profiling and tiny runs without Ray."""
+
+    requests: Requests
+    decoder: Decoder
+
+    def train(self, start_step: int) -> Iterator[list[Minibatch]]:
+        """The minibatches of steps start_step .. N, a list a step."""
+        for step in range(start_step, len(self.requests.plan.schedule) + 1):
+            yield [self.decoder.decode(request) for request in self.requests.at(step)]
+
+    def evaluation(self) -> Iterator[Minibatch]:
+        """Every task's evaluation split."""
+        for request in self.requests.evaluation():
+            yield self.decoder.decode(request)

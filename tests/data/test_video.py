@@ -1,0 +1,154 @@
+"""Clips: which frames, from which files, cut to which size."""
+
+import io
+
+import av
+import numpy as np
+import pytest
+
+from polyvit.config import VideoAugment
+from polyvit.data.video import eval_video, read_clip, train_video
+from polyvit.errors import BadMedia
+from tests.data.test_image import damaged_rows
+from tests.kit import DATA_DIR, needs_data
+
+
+def video_bytes(frames: int, container: str = "mp4", codec: str = "libx264", side: int = 64) -> bytes:
+    """A video whose frame i is grey of level 4 * i, at 10 frames a second."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+        for i in range(frames):
+            frame_HWC = np.full((side, side, 3), 4 * i, np.uint8)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
+        output.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def frame_numbers(video_THWC: np.ndarray) -> list[int]:
+    return [round(float(level) / 4) for level in video_THWC.mean((1, 2, 3))]
+
+
+@pytest.fixture(scope="module")
+def forty() -> bytes:
+    return video_bytes(40)
+
+
+def test_the_middle_window_and_the_views(forty: bytes) -> None:
+    assert frame_numbers(read_clip(forty, 8, 2)) == [12 + 2 * i for i in range(8)]
+    starts = [frame_numbers(read_clip(forty, 8, 2, view=(i, 3)))[0] for i in range(3)]
+    assert starts == [0, 12, 24]
+
+
+def test_the_random_window_is_the_generators(forty: bytes) -> None:
+    clips = [frame_numbers(read_clip(forty, 8, 2, np.random.default_rng(seed))) for seed in (0, 0, 1, 2, 3)]
+    assert clips[0] == clips[1]
+    assert len({clip[0] for clip in clips}) > 2
+    assert all(np.diff(clip).tolist() == [2] * 7 for clip in clips)
+
+
+def test_a_segment_in_seconds(forty: bytes) -> None:
+    assert frame_numbers(read_clip(forty, 5, 1, start_s=1.0, end_s=1.5)) == [10, 11, 12, 13, 14]
+    with pytest.raises(BadMedia, match="no frame from 9 s"):
+        read_clip(forty, 5, 1, start_s=9.0)
+
+
+def test_short_videos_start_again() -> None:
+    assert frame_numbers(read_clip(video_bytes(3), 5, 2)) == [0, 2, 1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"), [("avi", "mpeg4"), ("matroska", "libx264"), ("mpegts", "libx264")]
+)
+def test_other_containers_give_the_same_frames(container: str, codec: str) -> None:
+    assert frame_numbers(read_clip(video_bytes(40, container, codec), 8, 2)) == [12 + 2 * i for i in range(8)]
+
+
+@needs_data
+@pytest.mark.parametrize("row", damaged_rows("video"), ids=lambda row: row["file"])
+def test_every_damaged_or_odd_video_of_the_kit(row: dict[str, str]) -> None:
+    data = (DATA_DIR / "broken" / row["file"]).read_bytes()
+    if row["status"] == "broken":
+        for seed in (None, 0, 1):
+            with pytest.raises(BadMedia):
+                read_clip(data, 8, 2, None if seed is None else np.random.default_rng(seed))
+        return
+    video_THWC = read_clip(data, 8, 2)
+    assert video_THWC.dtype == np.uint8
+    expected = (260, 128) if "rotated" in row["file"] else (128, 228)
+    assert video_THWC.shape == (8, *expected, 3)
+    if "one_frame" in row["file"]:
+        assert (video_THWC == video_THWC[0]).all()
+
+
+@needs_data
+def test_both_readers_give_equal_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [*sorted(DATA_DIR.glob("kinetics400/train/*/*.mp4"))[::50], DATA_DIR / "broken/video/rotated_flag.mp4"]
+    by_decord = [read_clip(path.read_bytes(), 8, 2) for path in clips]
+
+    def no_decord(*_: object, **__: object) -> None:
+        raise RuntimeError("decord is to be left alone")
+
+    monkeypatch.setattr("polyvit.data.video.decord.VideoReader", no_decord)
+    by_pyav = [read_clip(path.read_bytes(), 8, 2) for path in clips]
+    assert all(np.array_equal(a, b) for a, b in zip(by_decord, by_pyav, strict=True))
+
+
+def test_damaged_bytes_are_decoded_or_bad_media_and_always_the_same(forty: bytes) -> None:
+    rng = np.random.default_rng(0)
+    for trial in range(20):
+        data = bytearray(forty[: len(forty) * (10 - trial % 5) // 10])
+        for _ in range(trial):
+            data[rng.integers(len(data))] = rng.integers(256)
+        assert outcome(bytes(data)) == outcome(bytes(data))
+
+
+def outcome(data: bytes) -> bytes | str:
+    try:
+        return read_clip(data, 4, 2).tobytes()
+    except BadMedia as error:
+        return error.reason
+
+
+def test_training_clips_are_cut_alike_in_every_frame() -> None:
+    frame_HWC = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    video_THWC = np.stack([frame_HWC] * 4)
+    augment = VideoAugment(colour_jitter=1.0)
+    first, again, other = (
+        train_video(video_THWC, (32, 40), augment, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    assert first.shape == (4, 32, 40, 3)
+    assert first.dtype == np.uint8
+    assert (first == first[0]).all()
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (6, 700), (600, 5), (300, 200)])
+def test_any_shape_can_be_cut(shape: tuple[int, int]) -> None:
+    video_THWC = np.zeros((2, *shape, 3), np.uint8)
+    assert train_video(video_THWC, (32, 40), VideoAugment(), np.random.default_rng(0)).shape == (2, 32, 40, 3)
+    assert eval_video(video_THWC, (32, 40), VideoAugment()).shape == (2, 32, 40, 3)
+
+
+def test_evaluation_crops_lie_along_the_longer_side() -> None:
+    ramp_THWC = np.arange(64, dtype=np.uint8)[None, None, :, None].repeat(32, 1).repeat(3, 3)
+    augment = VideoAugment(resize_side=32)
+    lefts = [eval_video(ramp_THWC, (32, 32), augment, where)[0, 0, 0, 0] for where in ("left", "centre", "right")]
+    assert lefts == [0, 16, 32]
+    upright_THWC = ramp_THWC.transpose(0, 2, 1, 3)
+    tops = [
+        eval_video(upright_THWC, (32, 32), augment, where)[0, 0, 0, 0] for where in ("left", "centre", "right")
+    ]
+    assert tops == [0, 16, 32]
+
+
+def test_a_training_crop_equals_resizing_all_first() -> None:
+    y, x = np.mgrid[0:128, 0:171]
+    video_THWC = np.stack([x, y, x // 2 + y // 2], axis=-1).astype(np.uint8)[None]
+    augment = VideoAugment(scale_jitter=None, flip=0, colour_jitter=0, colour_drop=0, resize_side=256)
+    crop = train_video(video_THWC, (224, 224), augment, np.random.default_rng(3))[0].astype(float)
+    # A smooth ramp doubled in size rises by half a level a pixel, wherever the crop lies.
+    assert np.allclose((crop[5:-5, 200, 1] - crop[5:-5, 20, 1]), 0, atol=1)
+    assert np.isclose(crop[100, 200, 0] - crop[100, 20, 0], 90, atol=2)
