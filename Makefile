@@ -16,7 +16,8 @@ install: .venv/.installed
 	@touch $@
 
 demo: install
-	$(BIN)/polyvit demo
+	$(BIN)/polyvit synth demo-data
+	$(BIN)/polyvit cotrain demo
 
 test: install
 	$(BIN)/python -m pytest

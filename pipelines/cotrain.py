@@ -25,7 +25,7 @@ from pipelines.command import console
 from polyvit.checkpoint import TrainState
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
-from polyvit.model.polyvit import PolyViT, parameter_table
+from polyvit.model.polyvit import parameters_of
 from polyvit.recipes import apply_override, load_config, validate_config, with_absolute_paths
 from polyvit.report import draw_schedule, result_rows
 from polyvit.schedule import build_schedule
@@ -136,10 +136,7 @@ def _last_evaluation(state: TrainState) -> dict[str, Any]:
 
 def _log_plan(config: RunConfig, place: RunPlace, schedule: Any, tracker: Any) -> None:
     draw_schedule(schedule, config, place.folder / "schedule.png")
-    import torch
-
-    with torch.device("meta"):
-        table = parameter_table(PolyViT(config.model, config.tasks))
+    table = parameters_of(config)
     parameters = place.write("parameters.json", {**table, "total": sum(table.values())})
     (place.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     for path in (

@@ -221,6 +221,8 @@ class TaskBase(Section):
     eval_split: Literal["train", "validation", "test"] = "validation"
     options: dict[str, Any] = {}
     """Layout options, such as the column names of a CSV: see the layout's docstring."""
+    train_examples: PositiveInt | None = None
+    """Training examples of the whole dataset, for `polyvit plan` where the data are not at hand."""
     licence: str | None = None
     source: str | None = None
     """Where the numbers above come from."""

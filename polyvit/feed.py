@@ -5,7 +5,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self
 
 from polyvit.config import RunConfig
 from polyvit.data.index import Example, Scan

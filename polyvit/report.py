@@ -49,6 +49,7 @@ def draw_schedule(schedule: Schedule, config: RunConfig, path: Path) -> None:
     _label_ends(sums, ends, total)
     raster.set_yticks(range(len(names)), names, fontsize=8)
     raster.invert_yaxis()
+    raster.set_xlim(0, total)
     sampled = "" if len(drawn) == total else f" ({len(drawn)} of {total} steps drawn)"
     raster.set_title(f"{config.name}: {schedule.kind} schedule, {total} steps{sampled}", fontsize=10)
     sums.set_xlabel("global step")
@@ -64,7 +65,7 @@ def _label_ends(axes: Any, ends: list[tuple[int, str, str]], total: int) -> None
     """Names at the right ends of the curves; where several end close together they share a line."""
     groups: list[tuple[int, list[str], str]] = []
     for value, name, colour in sorted(ends):
-        if groups and value - groups[-1][0] < 0.09 * max(1, max(ends)[0]):
+        if groups and value - groups[-1][0] < 0.07 * max(1, max(ends)[0]):
             groups[-1][1].append(name)
         else:
             groups.append((value, [name], colour))

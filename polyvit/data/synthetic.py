@@ -66,7 +66,7 @@ def write_synthetic(
 def write_example_pair(root: Path, *, seed: int = 0) -> Counts:
     """Write the tutorial's two datasets of one's own: `root`/shapes (PNG folders) and `root`/sounds (a CSV).
 
-    shapes/{train,val}/<class>/*.png, 24 and 12 pictures; sounds/labels.csv with the columns path, label,
+    shapes/{train,val}/<class>/*.png, 24 and 12 pictures; sounds/data.csv with the columns path, label,
     split (train or validation) and sounds/clips/*.wav, paths relative to the CSV. Three classes each.
     Raises UserError as `write_synthetic` does.
     """
@@ -87,7 +87,7 @@ def write_example_pair(root: Path, *, seed: int = 0) -> Counts:
             name = f"clips/{sound}_{index:02d}.wav"
             save(root / "sounds" / name, media.encode_sound(wave, 16_000, "WAV"))
             rows.append((name, sound, "train" if is_train else "validation"))
-        save(root / "sounds" / "labels.csv", csv_text(rows))
+        save(root / "sounds" / "data.csv", csv_text(rows))
         _mark(root, {"pair": True, "seed": seed}, counts)
     return counts
 

@@ -4,8 +4,9 @@ In: the bytes of a video file. Out: video_THWC, uint8 RGB; after `train_video` o
 
 Two readers, the same frames: decord, which seeks to the frames that are wanted, and PyAV, which reads from
 the beginning. decord 0.6 kills the whole process on files whose index and data disagree (a segmentation
-fault in its constructor, met in a seventh of randomly damaged files), so PyAV walks the packets
-first (about 1 ms) and decord is given sound MP4, MOV, MKV and WebM files only.
+fault in its constructor, met in a seventh of randomly damaged files), and where time stamps jump the frames
+it gives depend on the timing of its threads. So PyAV walks the packets first (about 1 ms), and decord is given
+whole MP4, MOV, MKV and WebM files of an even frame rate only.
 """
 
 import io
@@ -69,15 +70,16 @@ def read_clip(
         raise BadMedia("video: the file is empty")
     with bad_media("video"):
         stream = _probe(data)
-        first, last = _segment(stream.times_s, start_s, end_s)
-        length = last - first
-        start = window_start(length, num_frames, frame_stride, rng, view)
-        indices = first + window_indices(length, num_frames, frame_stride, start)
-        if num_frames * stream.height * stream.width > MAX_CLIP_PIXELS:
-            raise BadMedia(f"video: frames of {stream.width} x {stream.height} pixels are too large")
-        wanted, place = np.unique(indices, return_inverse=True)
+    first, last = _segment(stream.times_s, start_s, end_s)
+    start = window_start(last - first, num_frames, frame_stride, rng, view)
+    indices = first + window_indices(last - first, num_frames, frame_stride, start)
+    if num_frames * stream.height * stream.width > MAX_CLIP_PIXELS:
+        raise BadMedia(f"video: frames of {stream.width} x {stream.height} pixels are too large")
+    wanted, place = np.unique(indices, return_inverse=True)
+    with bad_media("video"):
         frames_THWC = _read_frames(data, wanted.tolist(), stream)
-        return frames_THWC if len(wanted) == num_frames else frames_THWC[place]
+    # A clip without repeats is in order already: no copy.
+    return frames_THWC if len(wanted) == num_frames and place[0] == 0 else frames_THWC[place]
 
 
 class _Stream(NamedTuple):
@@ -117,6 +119,8 @@ def _probe(data: bytes) -> _Stream:
             times_s, whole = np.arange(len(pts)) / float(stream.average_rate or 25), False
         # An index of 0 packets says nothing: MKV and fragmented MP4 have none.
         whole &= all(s.frames in (0, counts[s.index]) for s in container.streams)
+        steps_s = np.diff(times_s)
+        whole &= len(steps_s) < 2 or bool(np.ptp(steps_s) <= 0.5 * np.median(steps_s))
         context = stream.codec_context
         known = container.format.name.startswith(("mov,", "matroska,"))
         sound = known and whole and context.pix_fmt is not None and context.width > 0 < context.height

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from polyvit.config import Modality, ModelConfig, TaskConfig
+from polyvit.config import Modality, ModelConfig, RunConfig, TaskConfig
 from polyvit.errors import UserError
 from polyvit.model.encoder import Block
 from polyvit.model.tokenizer import Tokenizer
@@ -122,3 +122,9 @@ def parameter_table(model: PolyViT) -> dict[str, int]:
         key = "shared" if role == "shared" else f"{role.rstrip('s')}/{rest.split('.')[0]}"
         table[key] = table.get(key, 0) + parameter.numel()
     return table
+
+
+def parameters_of(config: RunConfig) -> dict[str, int]:
+    """Parameters by role of a config's model, without allocating them."""
+    with torch.device("meta"):
+        return parameter_table(PolyViT(config.model, config.tasks))

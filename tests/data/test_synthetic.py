@@ -403,7 +403,7 @@ def test_example_pair(tmp_path: Path) -> None:
             synthetic_media.SHAPES[:3], count // 3
         )
         assert {Image.open(path).format for path in pictures} == {"PNG"}
-    head, *rows = read_csv(tmp_path / "sounds/labels.csv")
+    head, *rows = read_csv(tmp_path / "sounds/data.csv")
     assert head == ["path", "label", "split"]
     assert Counter((row[1], row[2]) for row in rows) == {
         (label, split): count // 3

@@ -14,20 +14,21 @@ from tests.kit import DATA_DIR, needs_data
 
 
 def video_bytes(frames: int, container: str = "mp4", codec: str = "libx264", side: int = 64) -> bytes:
-    """A video whose frame i is grey of level 4 * i, at 10 frames a second."""
+    """A video whose frame i is grey of level 6 * i, at 10 frames a second."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = output.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+        stream.bit_rate = 2_000_000
         for i in range(frames):
-            frame_HWC = np.full((side, side, 3), 4 * i, np.uint8)
+            frame_HWC = np.full((side, side, 3), 6 * i, np.uint8)
             output.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
         output.mux(stream.encode())
     return buffer.getvalue()
 
 
 def frame_numbers(video_THWC: np.ndarray) -> list[int]:
-    return [round(float(level) / 4) for level in video_THWC.mean((1, 2, 3))]
+    return [round(float(level) / 6) for level in video_THWC.mean((1, 2, 3))]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,8 @@ def test_damaged_bytes_are_decoded_or_bad_media_and_always_the_same(forty: bytes
         data = bytearray(forty[: len(forty) * (10 - trial % 5) // 10])
         for _ in range(trial):
             data[rng.integers(len(data))] = rng.integers(256)
-        assert outcome(bytes(data)) == outcome(bytes(data))
+        # Trial 5 damages a time stamp: decord alone gives three different answers to it.
+        assert len({outcome(bytes(data)) for _ in range(6)}) == 1
 
 
 def outcome(data: bytes) -> bytes | str:

@@ -1,0 +1,136 @@
+"""Look before you spend: what a run would do, and what stands in its way.
+
+    polyvit plan CONFIG [key=value ...] [--picture FILE.png] [--json FILE]
+
+Exit status 2, with all problems at once, where the data that the config names cannot be trained on.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipelines import command
+from pipelines.command import console
+from polyvit.config import RunConfig
+from polyvit.data.index import Scan
+from polyvit.errors import UserError
+from polyvit.flops import training_flops
+from polyvit.model.polyvit import parameters_of
+from polyvit.recipes import load_config
+from polyvit.report import draw_schedule
+from polyvit.schedule import Schedule, build_schedule
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`polyvit plan`."""
+    made = command.parser("plan", "What a run would do, and what stands in its way.")
+    command.add_config(made)
+    made.add_argument("--picture", metavar="FILE", type=Path, help="draw the schedule as a PNG")
+    return command.run(made, _body, argv)
+
+
+def _body(arguments: argparse.Namespace) -> dict[str, Any]:
+    config = load_config(arguments.config, arguments.overrides, arguments.only)
+    schedule = build_schedule(config.schedule, config.tasks, config.seed)
+    scans, problems = scan_given_data(config)
+    document = plan_document(config, schedule, scans)
+    print_plan(config, document, checked=bool(scans))
+    if arguments.picture:
+        draw_schedule(schedule, config, arguments.picture)
+        console.print(f"schedule drawn in {arguments.picture}")
+    if problems:
+        raise UserError("this run cannot start:", problems)
+    return document
+
+
+def scan_given_data(config: RunConfig) -> tuple[Mapping[str, Scan], list[str]]:
+    """The indexes, if the config says where data are, and every problem with them. No data named: neither."""
+    from pipelines.cluster import cluster
+    from pipelines.index import build_indexes, task_roots
+
+    if config.data.root is None and all(task.root is None for task in config.tasks.values()):
+        return {}, []
+    try:
+        task_roots(config)
+        with tempfile.TemporaryDirectory(prefix="polyvit-plan-") as folder, cluster():
+            return build_indexes(config, Path(folder)).scans, []
+    except UserError as error:
+        return {}, list(error.problems) or [error.message]
+
+
+def plan_document(config: RunConfig, schedule: Schedule, scans: Mapping[str, Scan]) -> dict[str, Any]:
+    """The plan as data. Epochs are of the data at hand, else of the dataset's published size."""
+    counts = schedule.counts()
+    minibatches = sum(counts.values())
+    parameters = parameters_of(config)
+    tasks: dict[str, dict[str, Any]] = {}
+    for name, task in config.tasks.items():
+        found = scans.get(name)
+        examples = len(found.split("train")) if found else task.train_examples
+        seen = counts[name] * task.batch
+        coef = config.schedule.accumulating_lr_coef if config.schedule.kind == "accumulating" else task.lr_coef
+        tasks[name] = {
+            "modality": task.modality,
+            "classes": task.num_classes,
+            "loss": task.loss,
+            "steps": counts[name],
+            "probability": counts[name] / minibatches,
+            "batch": task.batch,
+            "lr": config.optim.lr * coef,
+            "examples_seen": seen,
+            "train_examples": examples,
+            "epochs": seen / examples if examples else None,
+            "tokens": config.model.num_tokens(task.modality) + 1,
+            "train_gflops_per_example": training_flops(config.model, task.modality, task.num_classes) / 1e9,
+        }
+    total = sum(row["examples_seen"] * row["train_gflops_per_example"] for row in tasks.values())
+    return {
+        "name": config.name,
+        "source": config.source,
+        "schedule": config.schedule.kind,
+        "schedule_hash": schedule.digest(),
+        "steps": len(schedule),
+        "warmup_steps": config.warmup_steps,
+        "tasks": tasks,
+        "parameters": {**parameters, "total": sum(parameters.values())},
+        "train_exaflops": total / 1e9,
+    }
+
+
+def print_plan(config: RunConfig, document: dict[str, Any], checked: bool) -> None:
+    """The plan as tables."""
+    console.print(f"{document['name']}: {document['source']}")
+    table = Table(title=f"{document['schedule']} schedule, {document['steps']:,} steps")
+    for column in ("task", "modality", "classes", "loss", "steps", "probability", "batch", "peak lr",
+                   "examples seen", "epochs", "tokens", "GFLOP/example"):  # fmt: skip
+        table.add_column(column, justify="left" if column in ("task", "modality", "loss") else "right")
+    for name, row in document["tasks"].items():
+        epochs = "?" if row["epochs"] is None else f"{row['epochs']:.1f}"
+        cells = [
+            name, row["modality"], str(row["classes"]), row["loss"], f"{row['steps']:,}",
+            f"{row['probability']:.4f}", str(row["batch"]), f"{row['lr']:g}", f"{row['examples_seen']:,}",
+            epochs, str(row["tokens"]), f"{row['train_gflops_per_example']:.3g}",
+        ]  # fmt: skip
+        table.add_row(*cells)
+    console.print(table)
+    roles = Table(title="parameters by role")
+    roles.add_column("role")
+    roles.add_column("parameters", justify="right")
+    for role, count in document["parameters"].items():
+        roles.add_row(role, f"{count:,}", style="bold" if role == "total" else None)
+    console.print(roles)
+    console.print(
+        f"warmup {document['warmup_steps']:,} steps, then cosine to 0; {config.optim.kind}, "
+        f"training {document['train_exaflops']:.3g} EFLOP (forward and backward, 2 a multiply-add)"
+    )
+    if not checked:
+        console.print("data not read: epochs are of the published sizes; give data.root=DIR to check them")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
