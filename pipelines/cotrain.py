@@ -42,6 +42,11 @@ class RunPlace:
         """The run's name: also Ray Train's and MLflow's."""
         return self.folder.name
 
+    @property
+    def record(self) -> Path:
+        """Which MLflow run it is; written when the run starts."""
+        return self.folder / "run.json"
+
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint at a step."""
         return self.folder / f"step_{step:08d}"
@@ -60,9 +65,11 @@ def new_run(config: RunConfig, name: str | None) -> RunPlace:
     try:
         place.folder.mkdir(parents=True)
     except FileExistsError:
-        raise UserError(
-            f"run {unique} exists in {place.folder.parent}; give another --name, or --resume {unique}"
-        ) from None
+        failed_before_it_started = (place.folder / "config.json").exists() and not place.record.exists()
+        if not failed_before_it_started:
+            raise UserError(
+                f"run {unique} exists in {place.folder.parent}; give another --name, or --resume {unique}"
+            ) from None
     except OSError as error:
         raise UserError(f"storage={config.storage} cannot be written ({error}); give another folder") from None
     place.write("config.json", config.model_dump(mode="json"))
@@ -73,7 +80,7 @@ def find_run(given: str, storage: str) -> RunPlace:
     """A run by its folder, by its name in `storage`, or by one of its checkpoints."""
     for path in (Path(given), Path(storage) / given):
         for folder in (path, path.parent):
-            if (folder / "run.json").is_file() and (folder / "config.json").is_file():
+            if RunPlace(folder).record.is_file() and (folder / "config.json").is_file():
                 return RunPlace(folder.absolute())
     raise UserError(
         f"--resume {given}: no such run here or in {storage}; give the folder that `polyvit cotrain` printed"
@@ -96,7 +103,7 @@ def cotrain(config: RunConfig, place: RunPlace, run_id: str | None = None) -> di
     """
     from pipelines.cluster import check_resources, cluster
     from pipelines.index import build_indexes, index_report, load_indexes, task_roots
-    from pipelines.tracking import Tracker, tracking_uri
+    from pipelines.tracking import Tracker
     from pipelines.train_worker import fit
 
     task_roots(config)  # before anything is started
@@ -108,10 +115,12 @@ def cotrain(config: RunConfig, place: RunPlace, run_id: str | None = None) -> di
             console.print(f"indexing {len(config.tasks)} tasks ...")
             indexes = build_indexes(config, place.folder / "index")
             tracker = Tracker.start(config, place.name)
-            place.write("run.json", {"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri})
+            place.write(place.record.name, {"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri})
         else:
             indexes = load_indexes(config, place.folder / "index")
-            tracker = Tracker(tracking_uri(config), run_id)
+            # The store that the run was started in, unless the user names another in the config.
+            started_in = json.loads(place.record.read_text())["mlflow_uri"]
+            tracker = Tracker(config.tracking.uri or started_in, run_id)
             tracker.reopen()
         report = index_report(indexes)
         place.write("index.json", report)
@@ -238,14 +247,17 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         storage = next((o.partition("=")[2] for o in overrides if o.startswith("storage=")), "runs")
         place = find_run(arguments.resume, storage)
         config = resumed_config(place, overrides)
-        run_id = json.loads((place.folder / "run.json").read_text())["mlflow_run"]
+        run_id = json.loads(place.record.read_text())["mlflow_run"]
         document = cotrain(config, place, run_id)
     else:
         if not arguments.config:
             raise UserError(
                 "give a CONFIG (a recipe's name or a YAML file), or --resume RUN; see `polyvit recipes`"
             )
+        from pipelines.index import task_roots
+
         config = load_config(arguments.config, arguments.overrides, arguments.only)
+        task_roots(config)  # before a run's folder is made
         document = cotrain(config, new_run(config, arguments.name))
     print_results(document)
     console.print(f"next        polyvit cotrain {config.name} schedule.kind=uniform   (compare it in MLflow)")

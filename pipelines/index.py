@@ -69,12 +69,9 @@ def build_indexes(config: RunConfig, folder: Path) -> Indexes:
         num_cpus=config.data.decode_cpus,
     )
     errors = {row["task"]: row["error"] for row in dataset.take_all() if row["error"]}
-    if errors:
-        raise UserError(
-            "the data do not fit the config:", [f"tasks.{n}: {errors[n]}" for n in names if n in errors]
-        )
-    scans = {name: read_index(folder / f"{name}.parquet") for name in names}
-    if problems := split_problems(config, scans):
+    scans = {name: read_index(folder / f"{name}.parquet") for name in names if name not in errors}
+    problems = [errors[name] for name in names if name in errors] + split_problems(config, scans)
+    if problems:
         raise UserError("the data do not fit the config:", problems)
     return Indexes(scans, roots)
 
@@ -90,9 +87,10 @@ def _scan_row(row: dict[str, Any], config: RunConfig, roots: dict[str, str], fol
         found = scan(config.tasks[name], Path(roots[name]), name)
         write_index(found, Path(folder) / f"{name}.parquet")
     except UserError as error:
-        return {"task": name, "error": str(error)}
+        named = "" if f"tasks.{name}" in error.message else f"tasks.{name}: "
+        return {"task": name, "error": f"{named}{error}"}
     except OSError as error:
-        return {"task": name, "error": f"{type(error).__name__}: {error}"}
+        return {"task": name, "error": f"tasks.{name}: {type(error).__name__}: {error}"}
     return {"task": name, "error": ""}
 
 

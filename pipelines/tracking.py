@@ -103,8 +103,16 @@ class Tracker:
             self._client.log_artifact(self.run_id, str(path), folder)
 
     def reopen(self) -> None:
-        """Mark a run that goes on as running."""
-        self._client.update_run(self.run_id, status="RUNNING")
+        """Mark a run that goes on as running. Raises UserError where the store does not hold it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.update_run(self.run_id, status="RUNNING")
+        except MlflowException as error:
+            raise UserError(
+                f"MLflow run {self.run_id} cannot go on in {self.uri} ({error}); set tracking.uri to the store "
+                "that holds it"
+            ) from None
 
     def finish(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""

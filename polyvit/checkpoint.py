@@ -80,6 +80,8 @@ def read_document(directory: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}/state.json cannot be read ({error}); use another checkpoint") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{directory}/state.json cannot be read (it holds no mapping); use another checkpoint")
     if document.get("format") != FORMAT:
         raise UserError(
             f"{directory} has checkpoint format {document.get('format')}; this version reads format {FORMAT}"

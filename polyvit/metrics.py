@@ -51,10 +51,12 @@ class MetricState:
         self.labels += other.labels
 
     def results(self) -> dict[str, float]:
-        """`loss`, `top1`, `top5` (where there are more than 5 classes to rank) and `map`, as fractions."""
-        n = max(1, self.examples)
+        """`loss`, and as fractions `top1`, `top5` and, of kept scores, `map`; nothing where no example counted."""
+        if not self.examples:
+            return {}
+        n = self.examples
         found = {"loss": self.loss / n, "top1": self.top1 / n, "top5": self.top5 / n}
-        if self.keep_scores and self.scores:
+        if self.keep_scores:
             found["map"] = mean_average_precision(np.concatenate(self.scores), np.concatenate(self.labels))
         return found
 

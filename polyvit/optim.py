@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from polyvit.config import OptimConfig
+from polyvit.errors import UserError
 
 
 def lr_factor(step: int, total: int, warmup: int) -> float:
@@ -80,7 +81,8 @@ class MomentumSGD:
         return {f"momentum.{name}": buffer for name, buffer in self.momentum.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave. Raises UserError for another optimiser's."""
+        _check_state(state, {"momentum"}, "sgd")
         self.momentum = {
             name.removeprefix("momentum."): tensor.to(self.parameters[name.removeprefix("momentum.")].device)
             for name, tensor in state.items()
@@ -116,12 +118,22 @@ class AdamW:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave. Raises UserError for another optimiser's."""
+        _check_state(state, {"step", "exp_avg", "exp_avg_sq"}, "adamw")
         for full, value in state.items():
             key, _, name = full.partition(".")
             parameter = self.parameters[name]
             device = "cpu" if key == "step" else parameter.device
             self.inner.state[parameter][key] = value.to(device)
+
+
+def _check_state(state: Mapping[str, Tensor], keys: set[str], kind: str) -> None:
+    foreign = sorted({name.partition(".")[0] for name in state} - keys)
+    if foreign:
+        raise UserError(
+            f"optim.kind={kind} cannot go on from an optimiser state of {', '.join(foreign)}; "
+            "resume with the optim.kind that the checkpoint was trained with"
+        )
 
 
 Optimiser = MomentumSGD | AdamW

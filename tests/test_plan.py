@@ -1,5 +1,7 @@
 """Plans, exactly: the same global batch for any number of workers, whole epochs, no history."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -49,7 +51,8 @@ def test_the_global_batch_is_the_same_for_any_number_of_workers(world_size: int,
         parts = [plan.at(step, rank, world_size) for rank in range(world_size)]
         for i, whole in enumerate(plan.at(step)):
             mine = [part[i] for part in parts]
-            assert {(p.step, p.task, p.global_batch) for p in mine} == {(step, whole.task, tasks[whole.task].batch)}
+            same_step = {(p.step, p.task, p.global_batch) for p in mine}
+            assert same_step == {(step, whole.task, tasks[whole.task].batch)}
             np.testing.assert_array_equal(np.concatenate([p.positions for p in mine]), whole.positions)
             np.testing.assert_array_equal(np.concatenate([p.epochs for p in mine]), whole.epochs)
             ends = np.cumsum([0] + [len(p.positions) for p in mine])
@@ -81,7 +84,10 @@ def test_a_batch_larger_than_the_split_spans_epochs(plan: Plan) -> None:
 
 def test_epochs_tasks_and_seeds_are_shuffled_apart() -> None:
     orders = {
-        epoch_permutation(seed, task, epoch, 50).tobytes() for seed in (0, 1) for task in "ab" for epoch in range(5)
+        epoch_permutation(seed, task, epoch, 50).tobytes()
+        for seed in (0, 1)
+        for task in "ab"
+        for epoch in range(5)
     }
     assert len(orders) == 20
     with pytest.raises(ValueError, match="read-only"):
@@ -109,7 +115,7 @@ def test_pairs_stay_on_one_rank() -> None:
             parts = [rank_slice(batch, rank, world_size, pairs=True) for rank in range(world_size)]
             assert parts[0][0] == 0
             assert parts[-1][1] == batch
-            assert all(left[1] == right[0] for left, right in zip(parts, parts[1:], strict=False))
+            assert all(left[1] == right[0] for left, right in itertools.pairwise(parts))
             assert all(start % 2 == 0 or start == stop == batch for start, stop in parts)
             lengths = [stop - start for start, stop in parts]
             assert max(lengths) - min(lengths) <= 2 + batch % 2

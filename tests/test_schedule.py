@@ -122,7 +122,8 @@ def test_digest_tells_schedules_apart() -> None:
     assert renamed.digest() != same
     swapped = built(steps={"b": 5, "a": 3, "c": 2})
     assert swapped.digest() != same
-    digests = {built(kind=k).digest() for k in ("weighted", "uniform", "alternating", "task_by_task", "accumulating")}
+    kinds = ("weighted", "uniform", "alternating", "task_by_task", "accumulating")
+    digests = {built(kind=kind).digest() for kind in kinds}
     assert len(digests) == 5
 
 

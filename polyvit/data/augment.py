@@ -205,7 +205,7 @@ def _jitter_frame(frame_HWC: np.ndarray, jitter: ColourJitter) -> np.ndarray:
     scale_shift = np.column_stack([np.eye(3) * jitter.contrast, mean_C * (1 - jitter.contrast)])
     pixels = cv2.threshold(cv2.transform(pixels, scale_shift), 0, 0, cv2.THRESH_TOZERO)[1]
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
-    hsv[..., 0] += np.float32(360 * jitter.hue)
+    np.add(hsv[..., 0], np.float32(360 * jitter.hue), out=hsv[..., 0])
     return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
 
 

@@ -78,8 +78,7 @@ def read_clip(
     wanted, place = np.unique(indices, return_inverse=True)
     with bad_media("video"):
         frames_THWC = _read_frames(data, wanted.tolist(), stream)
-    # A clip without repeats is in order already: no copy.
-    return frames_THWC if len(wanted) == num_frames and place[0] == 0 else frames_THWC[place]
+    return frames_THWC if np.array_equal(wanted, indices) else frames_THWC[place]
 
 
 class _Stream(NamedTuple):

@@ -56,12 +56,14 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 def read_recipe(recipe: str) -> dict[str, Any]:
     """The recipe as plain data, with what it extends merged in."""
     document = _parse(_find(recipe))
-    seen = [recipe]
+    seen, named = [recipe], "name" in document
     while parent := document.pop("extends", None):
         if parent in seen:
             raise UserError(f"{recipe}: recipes extend each other in a circle: {' -> '.join([*seen, parent])}")
         seen.append(parent)
         document = _extend(_parse(_find(str(parent))), document)
+        if not named:
+            document.pop("name", None)  # an extended recipe is another recipe
     tasks = document.get("tasks")
     if isinstance(tasks, dict):
         document["tasks"] = {
@@ -104,7 +106,9 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    if odd := [key for key in keys if isinstance(key, list | dict)]:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {odd[0]!r} cannot be a key")
     if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
         raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {twice[0]!r} is given twice")
     return {loader.construct_object(k): loader.construct_object(v, deep=True) for k, v in node.value}

@@ -57,6 +57,12 @@ def test_a_segment_in_seconds(forty: bytes) -> None:
 
 def test_short_videos_start_again() -> None:
     assert frame_numbers(read_clip(video_bytes(3), 5, 2)) == [0, 2, 1, 0, 2]
+    assert frame_numbers(read_clip(video_bytes(3), 3, 2)) == [0, 2, 1]
+
+
+def test_a_view_that_does_not_exist_is_the_callers_mistake(forty: bytes) -> None:
+    with pytest.raises(ValueError, match="from 0 to 2"):
+        read_clip(forty, 8, 2, view=(3, 3))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,36 @@
+"""Fixtures of several test files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: for models so tiny that threads cost more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray for all tests that need one, with logical CPUs for three train workers and decoding."""
+    from pipelines.cluster import cluster
+
+    with cluster(workers=3):
+        yield
+
+
+@pytest.fixture(scope="session")
+def pair_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`shapes` and `sounds`, with one training picture that is no picture."""
+    from polyvit.data.synthetic import write_example_pair
+
+    root = tmp_path_factory.mktemp("pair") / "data"
+    write_example_pair(root)
+    sorted((root / "shapes" / "train").rglob("*.png"))[4].write_bytes(b"no picture")
+    return root

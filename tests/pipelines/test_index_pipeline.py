@@ -1,0 +1,105 @@
+"""Indexes through a real Ray: what is found, and every problem of every task at once."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pipelines_kit import pair_config, scanned
+
+from pipelines import cli
+from pipelines.index import build_indexes, index_report, load_indexes, split_problems, task_roots
+from polyvit.data.index import Example, Problem, Scan
+from polyvit.errors import UserError
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_indexes_through_ray_are_those_of_a_plain_scan(pair_root: Path, tmp_path: Path) -> None:
+    config = pair_config(pair_root, tmp_path)
+    built, plain = build_indexes(config, tmp_path / "index"), scanned(config)
+    assert dict(built.scans) == dict(plain.scans)
+    assert built.digests() == plain.digests()
+    again = load_indexes(config, tmp_path / "index")
+    assert dict(again.scans) == dict(plain.scans)
+    assert dict(again.roots) == {"shapes": pair_root / "shapes", "sounds": pair_root / "sounds"}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_problems_of_all_tasks_at_once(pair_root: Path, tmp_path: Path) -> None:
+    """A class count that contradicts the data, a file that is not there, a split that is empty."""
+    config = pair_config(
+        pair_root, tmp_path, "tasks.shapes.num_classes=2", "tasks.sounds.options.file=none.csv",
+        "tasks.good={modality: image, layout: imagefolder, num_classes: 3, steps: 1, batch: 2, eval_split: test}",
+        f"tasks.good.root={pair_root}/shapes",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="the data do not fit the config") as caught:
+        build_indexes(config, tmp_path / "index")
+    shapes, sounds, good = caught.value.problems
+    assert shapes.startswith(f"{pair_root}/shapes has 3 classes, tasks.shapes.num_classes is 2;")
+    assert "set tasks.shapes.num_classes to at least 3" in shapes
+    assert sounds.startswith("tasks.sounds: ")
+    assert sounds.count("tasks.sounds:") == 1
+    assert "none.csv" in sounds
+    assert good.startswith("tasks.good: eval_split=test is empty (found: train 24, validation 12, test 0)")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_command_and_its_json(pair_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair_config(pair_root, tmp_path)
+    out, as_data = tmp_path / "index", tmp_path / "out.json"
+    status = cli.main(["index", f"{tmp_path}/pair.yaml", "--out", str(out), "--json", str(as_data)])
+    printed, document = capsys.readouterr(), json.loads(as_data.read_text())
+    assert status == 0
+    assert printed.err == ""
+    row = document["tasks"]["shapes"]
+    assert [row[split] for split in ("train", "validation", "test")] == [24, 12, 0]
+    assert (row["classes"], row["classes_present"]) == (3, 3)
+    assert len(row["hash"]) == 64
+    assert sorted(p.name for p in out.iterdir()) == ["shapes.parquet", "sounds.parquet"]
+    for name in ("shapes", "sounds"):
+        (line,) = [line for line in printed.out.splitlines() if name in line]
+        assert [cell for cell in line.split() if cell.isdigit()][:3] == ["24", "12", "0"]
+
+
+def test_roots(pair_root: Path, tmp_path: Path) -> None:
+    config = pair_config(pair_root, tmp_path)
+    assert task_roots(config) == {"shapes": pair_root / "shapes", "sounds": pair_root / "sounds"}
+    own = pair_config(pair_root, tmp_path, f"tasks.sounds.root={pair_root}/shapes")
+    assert task_roots(own)["sounds"] == pair_root / "shapes"
+
+
+def test_all_missing_roots_at_once(pair_root: Path, tmp_path: Path) -> None:
+    config = pair_config(pair_root, tmp_path, "data.root=null", f"tasks.shapes.root={tmp_path}/nowhere")
+    with pytest.raises(UserError, match="data are missing:") as caught:
+        task_roots(config)
+    assert caught.value.problems == (
+        f"tasks.shapes: {tmp_path}/nowhere is not a folder; set tasks.shapes.root to where the data are",
+        "tasks.sounds: no data; give data.root=DIR (holding sounds/) or tasks.sounds.root=DIR",
+    )
+
+
+def test_empty_splits(pair_root: Path, tmp_path: Path) -> None:
+    config = pair_config(pair_root, tmp_path)
+    held = Example("a", "a", (0,), "validation")
+    scans = {
+        "shapes": Scan([held], ["x"], [Problem("missing", "b", "not there")]),
+        "sounds": Scan([Example("a", "a", (0,), "train"), Example("b", "b", (0,), "test")], ["x"]),
+    }
+    assert split_problems(config, scans) == [
+        "tasks.shapes: the train split is empty (found: train 0, validation 1, test 0;"
+        " 1 listed examples were left out)",
+        "tasks.sounds: eval_split=validation is empty (found: train 1, validation 0, test 1);"
+        " set tasks.sounds.eval_split",
+    ]
+
+
+def test_the_report_counts_what_was_left_out(pair_root: Path, tmp_path: Path) -> None:
+    config = pair_config(pair_root, tmp_path)
+    indexes = scanned(config)
+    problems = [Problem("missing", "a", "r"), Problem("label", "b", "s"), Problem("missing", "c", "t")]
+    indexes.scans["shapes"].problems.extend(problems)
+    row = index_report(indexes)["shapes"]
+    assert row["left_out"] == {"missing": 2, "label": 1}
+    assert row["problems"][1] == {"kind": "label", "where": "b", "reason": "s"}

@@ -1,0 +1,66 @@
+"""Training in real processes that talk by gloo; imported by name in the spawned processes."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from small import ArrayFeed, Heard, fresh
+from torch import Tensor
+
+from polyvit.checkpoint import TrainState
+from polyvit.config import RunConfig
+from polyvit.loop import train
+from polyvit.step import Alone, World
+
+BAD = frozenset({("picture", 3), ("clip", 1), ("sound", 5)})
+
+
+class GlooWorld:
+    """The process group of this process."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def sum_(self, flat: Tensor) -> None:
+        dist.all_reduce(flat)
+
+    def gather(self, value: object) -> list:
+        values: list[object] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def trained(config: RunConfig, world: World) -> tuple[dict[str, Tensor], TrainState, Heard]:
+    """Parameters, state and events after all steps of `config` on one rank of a world."""
+    model, optimiser, schedule = fresh(config)
+    feed, events = ArrayFeed(config, world.rank, world.size, BAD), Heard()
+    state = train(model, optimiser, schedule, feed, config, world, TrainState(), events)
+    return {name: p.detach() for name, p in model.named_parameters()}, state, events
+
+
+def work(rank: int, world_size: int, folder: str, configs: dict[str, RunConfig]) -> None:
+    """One rank: train every config, keep parameters, state and loss curve."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world_size)
+    for name, config in configs.items():
+        parameters, state, events = trained(config, GlooWorld())
+        save_file(parameters, f"{folder}/{name}_{rank}.safetensors")
+        torch.save({"state": state, "losses": [s["loss"] for s in events.snapshots], "points": events.points},
+                   f"{folder}/{name}_{rank}.pt")  # fmt: skip
+    dist.destroy_process_group()
+
+
+def run_ranks(world_size: int, folder: Path, configs: dict[str, RunConfig]) -> None:
+    """`work` in `world_size` new processes; raises if one of them fails."""
+    folder.mkdir()
+    torch.multiprocessing.spawn(work, (world_size, str(folder), configs), nprocs=world_size)
+
+
+def result_of(folder: Path, name: str, rank: int) -> tuple[dict[str, Tensor], dict]:
+    """What a rank kept."""
+    kept = torch.load(folder / f"{name}_{rank}.pt", weights_only=False)  # written by this test
+    return load_file(folder / f"{name}_{rank}.safetensors"), kept
+
+
+__all__ = ["BAD", "Alone", "result_of", "run_ranks", "trained"]
