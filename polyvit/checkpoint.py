@@ -126,3 +126,28 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}); use another checkpoint") from None
+
+
+def find_checkpoint(given: Path) -> Path:
+    """A checkpoint's folder, or the newest checkpoint of a run's folder. Raises UserError where there is none."""
+    if (given / "state.json").is_file():
+        return given
+    found = sorted(path.parent for path in given.glob("step_*/state.json"))
+    if not found:
+        raise UserError(
+            f"{given} is neither a checkpoint nor a run with one; give a folder that `polyvit cotrain` wrote"
+        )
+    return found[-1]
+
+
+def load_trained(given: Path) -> tuple[PolyViT, RunConfig, dict[str, Any]]:
+    """A checkpoint or a run -> the model on the CPU in eval mode, its config, and `state.json`.
+
+    Raises UserError where it is not one of this version's.
+    """
+    directory = find_checkpoint(given)
+    document = read_document(directory)
+    config = RunConfig.model_validate(document["config"])
+    model = PolyViT(config.model, config.tasks)
+    load_model(directory, model)
+    return model.eval(), config, document
