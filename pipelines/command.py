@@ -39,6 +39,9 @@ def run(
     """Parse, run, write `--json`. Returns 0 done, 2 the user's mistake; anything else is a traceback (1)."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     arguments = made.parse_intermixed_args(argv)
+    if arguments.json and not arguments.json.absolute().parent.is_dir():  # now, not after hours of training
+        print(f"error: --json {arguments.json}: its folder does not exist; make it first", file=sys.stderr)
+        return 2
     try:
         document = body(arguments)
         status = 0

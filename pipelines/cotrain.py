@@ -30,6 +30,9 @@ from polyvit.recipes import apply_override, load_config, validate_config, with_a
 from polyvit.report import draw_schedule, result_rows
 from polyvit.schedule import build_schedule
 
+_RESUMABLE = ("train", "data", "feed", "tracking", "storage")
+"""Sections that a resumed run may change: where and how fast, not what is learned."""
+
 
 @dataclass(frozen=True)
 class RunPlace:
@@ -88,8 +91,16 @@ def find_run(given: str, storage: str) -> RunPlace:
 
 
 def resumed_config(place: RunPlace, overrides: Sequence[str]) -> RunConfig:
-    """The run's own config, with overrides such as train.workers=1."""
+    """The run's own config, with overrides such as train.workers=1.
+
+    Raises UserError for keys that would make it another run than the one whose checkpoints it goes on from.
+    """
     document = json.loads((place.folder / "config.json").read_text())
+    if other := [o for o in overrides if o.partition("=")[0].split(".")[0] not in _RESUMABLE]:
+        raise UserError(
+            f"--resume cannot change {', '.join(other)}: a run goes on as it began. It may change keys of "
+            f"{', '.join(_RESUMABLE)}; for anything else start a new run"
+        )
     for override in overrides:
         apply_override(document, override)
     return with_absolute_paths(validate_config(document))
@@ -98,8 +109,8 @@ def resumed_config(place: RunPlace, overrides: Sequence[str]) -> RunConfig:
 def cotrain(config: RunConfig, place: RunPlace, run_id: str | None = None) -> dict[str, Any]:
     """Index (unless resuming), train, evaluate, report. Returns what the command prints, as data.
 
-    `run_id`: the MLflow run to go on with. Raises UserError for the user's mistakes, RuntimeError for a run that
-    failed for another reason, naming where its checkpoints are.
+    `run_id`: the MLflow run to go on with. Raises UserError for the user's mistakes; what else ends a run comes as
+    Ray Train's error, after a line that says how to go on from the last checkpoint.
     """
     from pipelines.cluster import check_resources, cluster
     from pipelines.index import build_indexes, index_report, load_indexes, task_roots
@@ -134,6 +145,13 @@ def cotrain(config: RunConfig, place: RunPlace, run_id: str | None = None) -> di
             place.write("result.json", document)
             _log_results(place, tracker, state, rows)
             status = "FINISHED"
+        except UserError:
+            raise
+        except Exception:
+            console.print(
+                f"the run failed; go on from its last checkpoint: polyvit cotrain --resume {place.folder}"
+            )
+            raise
         finally:
             tracker.finish(status)
     return document
@@ -240,15 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.resume:
-        given = [arguments.config] if arguments.config else []
-        overrides = [*given, *arguments.overrides]
-        if arguments.config and "=" not in arguments.config:
-            raise UserError(f"--resume takes its config from the run; leave out {arguments.config!r}")
-        storage = next((o.partition("=")[2] for o in overrides if o.startswith("storage=")), "runs")
-        place = find_run(arguments.resume, storage)
-        config = resumed_config(place, overrides)
-        run_id = json.loads(place.record.read_text())["mlflow_run"]
-        document = cotrain(config, place, run_id)
+        document = _resume(arguments)
     else:
         if not arguments.config:
             raise UserError(
@@ -260,8 +270,25 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         task_roots(config)  # before a run's folder is made
         document = cotrain(config, new_run(config, arguments.name))
     print_results(document)
-    console.print(f"next        polyvit cotrain {config.name} schedule.kind=uniform   (compare it in MLflow)")
+    console.print(f"next        polyvit evaluate {document['checkpoint']}")
+    if not arguments.resume:
+        given = " ".join([arguments.config, *arguments.overrides])
+        console.print(
+            f"            polyvit cotrain {given} schedule.kind=uniform   (another schedule, to compare)"
+        )
     return document
+
+
+def _resume(arguments: argparse.Namespace) -> dict[str, Any]:
+    overrides = [*([arguments.config] if arguments.config else []), *arguments.overrides]
+    if arguments.config and "=" not in arguments.config:
+        raise UserError(f"--resume takes its config from the run; leave out {arguments.config!r}")
+    if arguments.only or arguments.name:
+        raise UserError("--resume goes on with a run as it is; leave out --only and --name")
+    storage = next((o.partition("=")[2] for o in overrides if o.startswith("storage=")), "runs")
+    place = find_run(arguments.resume, storage)
+    run_id = json.loads(place.record.read_text())["mlflow_run"]
+    return cotrain(resumed_config(place, overrides), place, run_id)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,13 @@ def train_fn(arguments: dict[str, Any]) -> dict[str, Any]:
 
     A mistake is returned, not raised: Ray Train would restart the workers, only to meet it again.
     """
+    try:
+        return {"state": _train(arguments)}
+    except UserError as error:
+        return {"error": error.message, "problems": list(error.problems)}
+
+
+def _train(arguments: dict[str, Any]) -> TrainState:
     config = RunConfig.model_validate(arguments["config"])
     place: RunPlace = arguments["place"]
     world = TorchWorld()
@@ -129,13 +136,10 @@ def train_fn(arguments: dict[str, Any]) -> dict[str, Any]:
             with checkpoint.as_directory() as folder:
                 state = load_training(Path(folder), model, optimiser, hashes)
         poster({"phase": "starting the feed ..."}, urgent=True)
-        state = train(model, optimiser, schedule, feed, config, world, state, events)
-    except UserError as error:
-        return {"error": error.message, "problems": list(error.problems)}
+        return train(model, optimiser, schedule, feed, config, world, state, events)
     finally:
         if tracker:
             tracker.flush()
-    return {"state": state}
 
 
 def fit(config: RunConfig, place: "RunPlace", mlflow_uri: str, mlflow_run: str) -> TrainState:

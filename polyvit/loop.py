@@ -90,7 +90,6 @@ def train(
     """
     total, timer, curves = len(schedule), Timer(), Curves()
     fresh: list[Quarantined] = []
-    # An evaluation at N is the run's last act; a run resumed at N only repeats it if it is missing.
     last = state.global_step
     batches = feed.train(last + 1)
     for step in range(last + 1, total + 1):

@@ -52,7 +52,8 @@ class Alone:
 class StepResult:
     """What a step did, over all ranks.
 
-    losses: mean loss of each minibatch. grad_norm: before clipping. bad: undecodable examples of each.
+    losses: mean loss of each minibatch. grad_norm: of the reduced gradient, before it is clipped.
+    bad: undecodable examples of each minibatch.
     """
 
     losses: tuple[float, ...]

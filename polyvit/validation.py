@@ -22,6 +22,8 @@ def cross_field_problems(config: RunConfig) -> list[str]:
                 f"tasks.{name}.batch={task.batch} must be at least train.workers={config.train.workers}:"
                 " every worker takes a part of each minibatch"
             )
+    if config.optim.clip_order == "reference" and config.schedule.kind == "accumulating":
+        problems.append("optim.clip_order=reference is not defined for schedule.kind=accumulating; use global")
     if config.optim.kind == "adamw" and config.optim.untouched == "momentum":
         problems.append("optim.untouched=momentum needs optim.kind=sgd; with adamw it must be frozen")
     return problems
