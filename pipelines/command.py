@@ -3,6 +3,8 @@
 import argparse
 import json
 import logging
+import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +31,14 @@ def add_config(made: argparse.ArgumentParser, optional: bool = False) -> None:
     made.add_argument("config", metavar="CONFIG", nargs="?" if optional else None, help=_CONFIG_HELP)
     made.add_argument("overrides", metavar="key=value", nargs="*", help="keys of the config to change")
     made.add_argument("--only", action="append", default=[], metavar="TASK", help="only this task (repeatable)")
+
+
+def tool(name: str) -> str:
+    """How the user can call a command of this environment: by name if it is on the path, else by its file."""
+    here = Path(sys.executable).parent / name
+    if shutil.which(name) or not here.exists():
+        return name
+    return os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
 
 
 def run(

@@ -26,6 +26,7 @@ from polyvit.checkpoint import TrainState
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
 from polyvit.model.polyvit import parameters_of
+from polyvit.model.pretrained import check_init
 from polyvit.recipes import apply_override, load_config, validate_config, with_absolute_paths
 from polyvit.report import draw_schedule, result_rows
 from polyvit.schedule import build_schedule
@@ -149,7 +150,7 @@ def cotrain(config: RunConfig, place: RunPlace, run_id: str | None = None) -> di
             raise
         except Exception:
             console.print(
-                f"the run failed; go on from its last checkpoint: polyvit cotrain --resume {place.folder}"
+                f"the run failed; go on from its last checkpoint: {command.tool('polyvit')} cotrain --resume {place.folder}"
             )
             raise
         finally:
@@ -244,7 +245,7 @@ def print_results(document: dict[str, Any]) -> None:
     console.print(f"checkpoint  {document['checkpoint']}")
     console.print(f"MLflow      run {document['run_id']} in {document['mlflow_uri']}")
     if document["mlflow_uri"].startswith("sqlite:"):
-        console.print(f"see it      mlflow ui --backend-store-uri {document['mlflow_uri']}")
+        console.print(f"see it      {command.tool('mlflow')} ui --backend-store-uri {document['mlflow_uri']}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -268,13 +269,15 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 
         config = load_config(arguments.config, arguments.overrides, arguments.only)
         task_roots(config)  # before a run's folder is made
+        check_init(config)
         document = cotrain(config, new_run(config, arguments.name))
     print_results(document)
-    console.print(f"next        polyvit evaluate {document['checkpoint']}")
+    polyvit = command.tool("polyvit")
+    console.print(f"next        {polyvit} evaluate {document['checkpoint']}")
     if not arguments.resume:
         given = " ".join([arguments.config, *arguments.overrides])
         console.print(
-            f"            polyvit cotrain {given} schedule.kind=uniform   (another schedule, to compare)"
+            f"            {polyvit} cotrain {given} schedule.kind=uniform   (another schedule, to compare)"
         )
     return document
 

@@ -53,7 +53,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
     total = sum(sum(splits.values()) for splits in counts.values())
     console.print(f"{total} examples of {len(counts)} tasks in {arguments.folder}")
-    console.print(f"next        polyvit cotrain demo data.root={arguments.folder}")
+    console.print(f"next        {command.tool('polyvit')} cotrain demo data.root={arguments.folder}")
     return {"folder": str(arguments.folder.absolute()), "tasks": counts}
 
 

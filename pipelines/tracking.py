@@ -17,6 +17,7 @@ from polyvit.errors import UserError
 logger = logging.getLogger(__name__)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 logging.getLogger("mlflow").setLevel(logging.ERROR)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 _PARAMS_PER_CALL = 100  # the MLflow API's limit
