@@ -149,9 +149,8 @@ def cotrain(config: RunConfig, place: RunPlace, run_id: str | None = None) -> di
         except UserError:
             raise
         except Exception:
-            console.print(
-                f"the run failed; go on from its last checkpoint: {command.tool('polyvit')} cotrain --resume {place.folder}"
-            )
+            resume = f"{command.tool('polyvit')} cotrain --resume {place.folder}"
+            console.print(f"the run failed; go on from its last checkpoint: {resume}")
             raise
         finally:
             tracker.finish(status)
