@@ -11,6 +11,8 @@ COMMANDS = {
     "index": "scan the data of a config and say what is there and what is not",
     "plan": "look before you spend: steps, probabilities, epochs, parameters, missing data",
     "cotrain": "co-train one model on all tasks of a config",
+    "evaluate": "evaluate a checkpoint: any split, several views, a table and JSON",
+    "probe": "linear probes: new heads on the frozen features of a checkpoint",
     "recipes": "list the recipes that ship",
 }
 

@@ -55,10 +55,11 @@ def task_roots(config: RunConfig) -> dict[str, Path]:
     return roots
 
 
-def build_indexes(config: RunConfig, folder: Path) -> Indexes:
+def build_indexes(config: RunConfig, folder: Path, train: bool = True) -> Indexes:
     """Scan all tasks as Ray tasks, write `folder`/<task>.parquet, and check the splits that a run needs.
 
-    Raises UserError with the problems of all tasks at once.
+    `train`: whether it needs the train split, or the evaluation split alone. Raises UserError with the problems
+    of all tasks at once.
     """
     roots = task_roots(config)
     names = list(config.tasks)
@@ -70,7 +71,7 @@ def build_indexes(config: RunConfig, folder: Path) -> Indexes:
     )
     errors = {row["task"]: row["error"] for row in dataset.take_all() if row["error"]}
     scans = {name: read_index(folder / f"{name}.parquet") for name in names if name not in errors}
-    problems = [errors[name] for name in names if name in errors] + split_problems(config, scans)
+    problems = [errors[name] for name in names if name in errors] + split_problems(config, scans, train)
     if problems:
         raise UserError("the data do not fit the config:", problems)
     return Indexes(scans, roots)
@@ -94,19 +95,20 @@ def _scan_row(row: dict[str, Any], config: RunConfig, roots: dict[str, str], fol
     return {"task": name, "error": ""}
 
 
-def split_problems(config: RunConfig, scans: Mapping[str, Scan]) -> list[str]:
+def split_problems(config: RunConfig, scans: Mapping[str, Scan], train: bool = True) -> list[str]:
     """Splits that training or evaluation needs and the data lack."""
     problems = []
     for name, found in scans.items():
         counts = found.counts()
         have = ", ".join(f"{split} {n}" for split, n in counts.items())
         left_out = f"; {len(found.problems)} listed examples were left out" if found.problems else ""
-        if not counts["train"]:
+        if train and not counts["train"]:
             problems.append(f"tasks.{name}: the train split is empty (found: {have}{left_out})")
         split = config.tasks[name].eval_split
         if not counts[split]:
             problems.append(
                 f"tasks.{name}: eval_split={split} is empty (found: {have}{left_out}); set tasks.{name}.eval_split"
+                + ("" if train else ", or name the other tasks with --only")
             )
     return problems
 

@@ -21,6 +21,7 @@ from polyvit.data.index import Scan
 from polyvit.errors import UserError
 from polyvit.flops import training_flops
 from polyvit.model.polyvit import parameters_of
+from polyvit.model.pretrained import init_problems
 from polyvit.recipes import load_config
 from polyvit.report import draw_schedule
 from polyvit.schedule import Schedule, build_schedule
@@ -38,6 +39,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, arguments.overrides, arguments.only)
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
     scans, problems = scan_given_data(config)
+    problems += init_problems(config)
     document = plan_document(config, schedule, scans)
     print_plan(config, document, checked=bool(scans))
     if arguments.picture:

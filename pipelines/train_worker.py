@@ -24,9 +24,11 @@ from polyvit.config import RunConfig
 from polyvit.errors import UserError
 from polyvit.loop import train
 from polyvit.model.polyvit import PolyViT
+from polyvit.model.pretrained import initialise
 from polyvit.optim import Optimiser, build_optimiser
 from polyvit.plan import Plan
 from polyvit.schedule import build_schedule
+from polyvit.step import World
 
 if TYPE_CHECKING:
     from pipelines.cotrain import RunPlace
@@ -131,15 +133,47 @@ def _train(arguments: dict[str, Any]) -> TrainState:
     feed.poster = poster
     events = RayEvents(config, place, model, optimiser, hashes, poster, tracker)
     try:
-        state = TrainState()
-        if checkpoint := ray.train.get_checkpoint():
-            with checkpoint.as_directory() as folder:
-                state = load_training(Path(folder), model, optimiser, hashes)
+        poster({"phase": "loading weights ..."}, urgent=True)
+        state = starting_state(model, optimiser, hashes, config, world, place.folder / "init.txt", tracker)
         poster({"phase": "starting the feed ..."}, urgent=True)
         return train(model, optimiser, schedule, feed, config, world, state, events)
     finally:
         if tracker:
             tracker.flush()
+
+
+def starting_state(
+    model: PolyViT, optimiser: Optimiser, hashes: dict[str, Any], config: RunConfig, world: World, report: Path,
+    tracker: Tracker | None,
+) -> TrainState:  # fmt: skip
+    """Load the run's last checkpoint; where it has none yet, start anew, from `init.path` if given."""
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            return load_training(Path(folder), model, optimiser, hashes)
+    if config.init.path:
+        initialise_all(model, config, world, report, tracker)
+    return TrainState()
+
+
+def initialise_all(model: PolyViT, config: RunConfig, world: World, report: Path, tracker: Tracker | None) -> None:
+    """Every rank reads `init.path`; rank 0 writes what was loaded to `report` and to MLflow.
+
+    Raises UserError on all ranks where one of them cannot read the file: it may be there on some nodes only.
+    """
+    init, failure, table = config.init, None, ""
+    try:
+        table = initialise(model, str(init.path), kernel_init=init.kernel_init, grid=init.grid).table()
+    except UserError as error:
+        failure = error
+    failures = [error for error in world.gather(failure) if error is not None]
+    if failures:
+        raise UserError(
+            f"init.path on {len(failures)} of {world.size} workers: {failures[0].message}", failures[0].problems
+        )
+    if world.rank == 0:
+        report.write_text(table + "\n")
+        if tracker:
+            tracker.artifact(report)
 
 
 def fit(config: RunConfig, place: "RunPlace", mlflow_uri: str, mlflow_run: str) -> TrainState:

@@ -1,8 +1,8 @@
 """Everything a run needs, as frozen validated models.
 
 A config comes from a recipe's name or a YAML file, plus `key.path=value` overrides. Reading order: model
-inputs, model, augmentation, tasks, schedule, optimiser, data, training, the whole run. `load_config` is in
-`polyvit/recipes/__init__.py`.
+inputs, model, initial weights, augmentation, tasks, schedule, optimiser, data, training, the whole run.
+`load_config` is in `polyvit/recipes/__init__.py`.
 Pairs are (height, width) or (time, frequency); triples are (time, height, width).
 """
 
@@ -24,6 +24,8 @@ Layout = Literal[
     "imagefolder", "csv", "webdataset", "parquet",
 ]  # fmt: skip
 Probability = Annotated[float, Field(ge=0, le=1)]
+ViewAverage = Literal["logits", "probabilities"]
+"""What is averaged over the views of one example. ViViT's test step in scenic averages logits by default."""
 
 
 def _pair(value: Any) -> Any:
@@ -49,7 +51,8 @@ class ImageInput(Section):
     size: Pair = (224, 224)
     patch_size: Pair = (16, 16)
     stride: Pair | None = None
-    """Step between patches; null means `patch_size` (no overlap)."""
+    """Step between patches; null means `patch_size` (no overlap). Patches that overlap may leave a rest uncovered
+    at the end of a side, as AST's do; patches that do not must divide it."""
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -147,6 +150,23 @@ class ModelConfig(Section):
         return count
 
 
+KernelInit = Literal["central", "average", "arp"]
+"""How a 2-D patch kernel becomes a tubelet kernel: all of it at frame t // 2; 1 / t at each frame; or the
+weights of approximate rank pooling."""
+
+
+class InitConfig(Section):
+    """The ViT that a new run starts from. A run that goes on from a checkpoint does not read it."""
+
+    path: str | None = None
+    """An .npz (vision_transformer, AugReg, big_vision, Scenic), a .safetensors (timm, Hugging Face) or a folder
+    with one, that every worker can read; null: random weights."""
+    kernel_init: KernelInit = "central"
+    """How the patch kernel becomes the tubelet kernel; `central` is the official config's."""
+    grid: tuple[PositiveInt, PositiveInt] | None = None
+    """The checkpoint's patches down and across; needed only where they are no square."""
+
+
 # ---------------------------------------------------------------------------------------------- augmentation
 
 
@@ -234,12 +254,27 @@ class ImageTask(TaskBase):
     modality: Literal["image"] = "image"
     augment: ImageAugment = ImageAugment()
 
+    @property
+    def eval_views(self) -> int:
+        """One view of each example."""
+        return 1
+
 
 class VideoTask(TaskBase):
     """A task on video clips."""
 
     modality: Literal["video"] = "video"
     augment: VideoAugment = VideoAugment()
+    eval_clips: PositiveInt = 1
+    """Clips of each video in an evaluation, spread evenly from its start to its end; 1 is the middle one."""
+    eval_crops: Literal[1, 3] = 1
+    """1: the centre crop; 3: both ends of the longer side too. View = clip x crop (ViViT: 4 x 3)."""
+    eval_average: ViewAverage = "logits"
+
+    @property
+    def eval_views(self) -> int:
+        """Views of each example."""
+        return self.eval_clips * self.eval_crops
 
 
 class AudioTask(TaskBase):
@@ -247,8 +282,16 @@ class AudioTask(TaskBase):
 
     modality: Literal["audio"] = "audio"
     augment: AudioAugment = AudioAugment()
+    eval_clips: PositiveInt = 1
+    """Windows of each recording in an evaluation, as for videos; 1 is the middle one."""
+    eval_average: ViewAverage = "logits"
     mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
     """Beta(alpha, alpha) of mixup, one weight a step; 0 is off."""
+
+    @property
+    def eval_views(self) -> int:
+        """Views of each example."""
+        return self.eval_clips
 
 
 TaskConfig = Annotated[ImageTask | VideoTask | AudioTask, Field(discriminator="modality")]
@@ -353,6 +396,7 @@ class RunConfig(Section):
     storage: str = "runs"
     """Folder of runs, checkpoints and the default MLflow store; shared storage on a cluster."""
     model: ModelConfig = ModelConfig()
+    init: InitConfig = InitConfig()
     tasks: dict[str, TaskConfig]
     schedule: ScheduleConfig = ScheduleConfig()
     optim: OptimConfig = OptimConfig()

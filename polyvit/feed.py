@@ -6,13 +6,13 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from polyvit.config import RunConfig
+from polyvit.config import RunConfig, TaskConfig
 from polyvit.data.index import Example, Scan
 from polyvit.data.minibatch import Decoder, Minibatch, Request, evaluation_requests, train_request
 from polyvit.plan import Plan
 
 EVAL_BATCH = 64
-"""Most examples of one evaluation minibatch."""
+"""Most views (clip x crop) of one evaluation minibatch; one example has all its views in one."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,19 @@ class Requests:
 
     def evaluation(self) -> list[Request]:
         """This rank's share of every task's evaluation split."""
-        requests: list[Request] = []
-        for name, examples in self.eval_splits.items():
-            batch = min(EVAL_BATCH, max(1, -(-len(examples) // self.world_size)))
-            requests += evaluation_requests(name, examples, batch, self.rank, self.world_size)
-        return requests
+        return split_requests(self.config.tasks, self.eval_splits, self.rank, self.world_size)
+
+
+def split_requests(
+    tasks: Mapping[str, TaskConfig], splits: Mapping[str, list[Example]], rank: int, world_size: int
+) -> list[Request]:
+    """A rank's share of the examples of every task, in minibatches of at most EVAL_BATCH views."""
+    requests: list[Request] = []
+    for name, examples in splits.items():
+        most = max(1, EVAL_BATCH // tasks[name].eval_views)
+        batch = min(most, max(1, -(-len(examples) // world_size)))
+        requests += evaluation_requests(name, examples, batch, rank, world_size)
+    return requests
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def _patch_problems(modality: Modality, spec: ModelInput) -> list[str]:
         + (f" at stride {d}" if d != p else "")
         + f"; the nearest that fit are {_nearest_sizes(s, p, d)}"
         for side, s, p, d in zip(sides, size, patch, stride, strict=True)
-        if s < p or (s - p) % d
+        if s < p or (d >= p and (s - p) % d)  # overlapping patches may leave a rest, as a VALID convolution does
     ]
 
 

@@ -111,13 +111,20 @@ def test_missing_keys() -> None:
         ("model.audio.mel_bins", 8, "model.audio: mel_bins 8 is not divided by its patch side 16;"
          " the nearest that fit are 16"),
         ("model.audio.stride", [16, 10], None),
+        ("model.audio", {"frames": 1024, "mel_bins": 128, "patch_size": 16, "stride": 10}, None),
+        ("model.audio", {"frames": 1024, "mel_bins": 126, "patch_size": 16, "stride": [10, 16]}, "model.audio:"
+         " mel_bins 126 is not divided by its patch side 16; the nearest that fit are 112 and 128"),
+        ("model.audio", {"frames": 32, "mel_bins": 8, "patch_size": 16, "stride": 10}, "model.audio:"
+         " mel_bins 8 is not divided by its patch side 16 at stride 10; the nearest that fit are 16"),
+        ("model.image", {"size": 21, "patch_size": 8, "stride": [4, 8]}, "model.image:"
+         " width 21 is not divided by its patch side 8; the nearest that fit are 16 and 24"),
         ("train.workers", 5, "tasks.clip.batch=4 must be at least train.workers=5:"
          " every worker takes a part of each minibatch"),
     ],
 )  # fmt: skip
 def test_contradictions_between_keys(path: str, value: Any, line: str | None) -> None:
     if line is None:
-        validate_config(with_key(path, value))  # 16 bins, patch 16: one step, whatever the stride
+        validate_config(with_key(path, value))  # one patch, whatever the stride; AST, with a rest on both sides
     else:
         assert line in problems(with_key(path, value))
 

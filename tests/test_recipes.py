@@ -200,4 +200,22 @@ def test_paths_become_absolute_from_here(tmp_path: Path, monkeypatch: pytest.Mon
     config = load_config("demo", ["data.root=d", "tasks.pets.root=p", "storage=s", "tasks.cifar10.root=/x"])
     assert (config.data.root, config.tasks["pets"].root) == (f"{tmp_path}/d", f"{tmp_path}/p")
     assert (config.storage, config.tasks["cifar10"].root) == (f"{tmp_path}/s", "/x")
+    assert config.init.path is None
+    assert load_config("demo", ["init.path=vit.npz"]).init.path == f"{tmp_path}/vit.npz"
     assert load_config("demo", ["data.root=s3://bucket/d"]).data.root == "s3://bucket/d"
+
+
+def test_a_list_of_classes_is_the_tasks_own_before_it_is_one_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d" / "pets").mkdir(parents=True)
+    for path in ("d/pets/own.txt", "own.txt", "here.txt"):
+        (tmp_path / path).write_text("a\n")
+    monkeypatch.chdir(tmp_path)
+
+    def classes(name: str) -> str | None:
+        return load_config("demo", ["data.root=d", f"tasks.pets.classes={name}"]).tasks["pets"].classes
+
+    assert [classes(name) for name in ("own.txt", "here.txt", "none.txt", "null")] == [
+        "own.txt", f"{tmp_path}/here.txt", "none.txt", None,
+    ]  # fmt: skip

@@ -8,6 +8,7 @@ torchaudio or decord, which costs seconds in every new Ray worker.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,6 +58,42 @@ def example_tokens(
     raise TypeError(f"a task of modality {task.modality} cannot take a {type(spec).__name__}")
 
 
+def evaluation_tokens(
+    media: Media, task: TaskConfig, spec: ModelInput, start_s: float = 0.0, end_s: float = -1.0
+) -> np.ndarray:
+    """tokens_VNP of one example: every evaluation view, as `example_tokens` makes each of `evaluation_views`.
+
+    What views share is decoded once: a recording, and the clip of several crops. Raises as `example_tokens`;
+    one view that cannot be decoded spoils the example.
+    """
+    segment_s = (start_s, end_s)
+    if isinstance(task, VideoTask) and isinstance(spec, VideoInput) and isinstance(media, bytes):
+        crops = eval_crops(task)
+        views = [_video_views(media, task, spec, segment_s, time, crops) for time in eval_times(task)]
+        return np.concatenate(views)
+    if isinstance(task, AudioTask) and isinstance(spec, AudioInput) and isinstance(media, bytes):
+        return _audio_views(media, spec, segment_s, eval_times(task))
+    return example_tokens(media, task, spec, None, start_s, end_s)[None]
+
+
+def evaluation_views(task: TaskConfig) -> list[tuple[View | None, CropPosition]]:
+    """(view, crop) of every evaluation view, clips outermost."""
+    if isinstance(task, ImageTask):
+        return [(None, "centre")]
+    crops = eval_crops(task) if isinstance(task, VideoTask) else ("centre",)
+    return [(time, crop) for time in eval_times(task) for crop in crops]
+
+
+def eval_times(task: VideoTask | AudioTask) -> list[View | None]:
+    """One clip is the middle one; n lie at int(linspace(0, max(0, len - frames * stride), n))."""
+    return [None] if task.eval_clips == 1 else [(i, task.eval_clips) for i in range(task.eval_clips)]
+
+
+def eval_crops(task: VideoTask) -> tuple[CropPosition, ...]:
+    """The centre, or three along the longer side."""
+    return ("left", "centre", "right") if task.eval_crops == 3 else ("centre",)
+
+
 def token_shape(spec: ModelInput) -> tuple[int, int]:
     """(N, P) of one example's tokens, without the class token."""
     return math.prod(spec.grid), spec.patch_dim
@@ -94,12 +131,27 @@ def _video_tokens(
 ) -> np.ndarray:
     from polyvit.data import video
 
-    video_THWC = video.read_clip(data, spec.frames, task.augment.frame_stride, rng, *segment_s, view)
     if rng is None:
-        video_THWC = video.eval_video(video_THWC, spec.size, task.augment, crop)
-    else:
-        video_THWC = video.train_video(video_THWC, spec.size, task.augment, rng)
+        return _video_views(data, task, spec, segment_s, view, (crop,))[0]
+    video_THWC = video.read_clip(data, spec.frames, task.augment.frame_stride, rng, *segment_s, view)
+    video_THWC = video.train_video(video_THWC, spec.size, task.augment, rng)
     return patchify_video(video_THWC, spec.tubelet_size, spec.stride)
+
+
+def _video_views(
+    data: bytes,
+    task: VideoTask,
+    spec: VideoInput,
+    segment_s: tuple[float, float],
+    view: View | None,
+    crops: Sequence[CropPosition],
+) -> np.ndarray:
+    """tokens [crops, N, P] of one clip, without augmentation."""
+    from polyvit.data import video
+
+    video_THWC = video.read_clip(data, spec.frames, task.augment.frame_stride, None, *segment_s, view)
+    cut = [video.eval_video(video_THWC, spec.size, task.augment, crop) for crop in crops]
+    return np.stack([patchify_video(crop_THWC, spec.tubelet_size, spec.stride) for crop_THWC in cut])
 
 
 def _audio_tokens(
@@ -112,9 +164,19 @@ def _audio_tokens(
 ) -> np.ndarray:
     from polyvit.data import audio
 
-    waveform_S = audio.decode_waveform(data, spec.sample_rate, *segment_s)
     if rng is None:
-        spectrogram_TF = audio.eval_waveform(waveform_S, spec, view)
-    else:
-        spectrogram_TF = audio.train_waveform(waveform_S, spec, task.augment, rng)
+        return _audio_views(data, spec, segment_s, [view])[0]
+    waveform_S = audio.decode_waveform(data, spec.sample_rate, *segment_s)
+    spectrogram_TF = audio.train_waveform(waveform_S, spec, task.augment, rng)
     return patchify_audio(spectrogram_TF.astype(np.float16), spec.patch_size, spec.stride)
+
+
+def _audio_views(
+    data: bytes, spec: AudioInput, segment_s: tuple[float, float], views: Sequence[View | None]
+) -> np.ndarray:
+    """tokens [views, N, P] of one recording, without augmentation."""
+    from polyvit.data import audio
+
+    waveform_S = audio.decode_waveform(data, spec.sample_rate, *segment_s)
+    kept = [audio.eval_waveform(waveform_S, spec, view).astype(np.float16) for view in views]
+    return np.stack([patchify_audio(spectrogram_TF, spec.patch_size, spec.stride) for spectrogram_TF in kept])

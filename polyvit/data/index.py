@@ -156,6 +156,15 @@ def read_index(path: Path) -> Scan:
     return Scan(examples, json.loads(metadata["polyvit.classes"]), problems)
 
 
+def index_classes(path: Path) -> list[str]:
+    """Class names in label order of what `write_index` wrote. Raises UserError where the file is no such index."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return json.loads(metadata[b"polyvit.classes"])
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise UserError(f"{path} is not a readable index ({error}); run `polyvit index` again") from None
+
+
 def index_hash(scan: Scan) -> str:
     """SHA-256 over every example in order and the class names: equal means the same plan."""
     return _digest(_table(scan), scan.classes)

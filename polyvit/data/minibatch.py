@@ -1,8 +1,8 @@
 """One minibatch from addresses to arrays: read, decode, augment, patchify, substitute what is broken.
 
 In: a `Request` (which examples; small, travels to any decoding process). Out: a `Minibatch` of arrays:
-tokens [n, N, P] uint8 (float16 for audio), labels [n, K] uint8. No Ray here: every feed backend calls `decode`,
-so that the bytes are the same whoever decodes.
+tokens [n * views, N, P] uint8 (float16 for audio), labels [n, K] uint8. No Ray here: every feed backend calls
+`decode`, so that the bytes are the same whoever decodes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 
 from polyvit.config import ModelInput, TaskConfig
 from polyvit.data.augment import example_rng
-from polyvit.data.example import example_tokens, token_dtype, token_shape
+from polyvit.data.example import evaluation_tokens, example_tokens, token_dtype, token_shape
 from polyvit.data.index import Example
 from polyvit.data.source import load
 from polyvit.errors import BadMedia
@@ -34,7 +34,8 @@ class Quarantined:
 class Request:
     """What to decode for one rank at one step.
 
-    epochs: epoch of each example, for its augmentation; empty means evaluation (no augmentation, no spares).
+    epochs: epoch of each example, for its augmentation; empty means evaluation (no augmentation, no spares,
+        every evaluation view of each example).
     first_slot, global_batch: see `plan.PlannedBatch`.
     """
 
@@ -49,7 +50,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Arrays of one rank's part of a step's minibatch: tokens [n, N, P], labels [n, K], keys [n]."""
+    """Arrays of one rank's part of a step's minibatch: tokens [n * views, N, P], labels [n, K], keys [n].
+
+    The views of one example lie together; training has one view.
+    """
 
     step: int
     task: str
@@ -59,6 +63,11 @@ class Minibatch:
     first_slot: int
     global_batch: int
     bad: tuple[Quarantined, ...] = field(default=())
+
+    @property
+    def views(self) -> int:
+        """Views of each example."""
+        return len(self.tokens) // max(1, len(self.labels))
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,8 @@ class Decoder:
                 else:
                     kept.append(candidate)
                     break
-        shape = (len(tokens), *token_shape(spec))
-        stacked = np.stack(tokens) if tokens else np.zeros(shape, token_dtype(task.modality))
+        empty = np.zeros((0, *token_shape(spec)), token_dtype(task.modality))
+        stacked = np.concatenate(tokens) if tokens else empty
         labels = multi_hot([example.labels for example in kept], task.num_classes)
         return Minibatch(
             request.step, request.task, stacked, labels, tuple(example.key for example in kept),
@@ -101,10 +110,13 @@ class Decoder:
         return [(example, example.key), *((spare, f"{spare.key}\x00slot{slot}") for spare in substitutes)]
 
     def _tokens(self, request: Request, i: int, example: Example, seed_key: str) -> np.ndarray:
-        rng = example_rng(self.seed, request.task, request.epochs[i], seed_key) if request.epochs else None
+        """tokens [views, N, P] of one example."""
         media = load(example, self.roots[request.task])
         task, spec = self.tasks[request.task], self.inputs[request.task]
-        return example_tokens(media, task, spec, rng, start_s=example.start, end_s=example.end)
+        if not request.epochs:
+            return evaluation_tokens(media, task, spec, example.start, example.end)
+        rng = example_rng(self.seed, request.task, request.epochs[i], seed_key)
+        return example_tokens(media, task, spec, rng, example.start, example.end)[None]
 
 
 def multi_hot(labels: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:

@@ -14,7 +14,8 @@ import numpy as np
 def patchify_image(
     image_HWC: np.ndarray, patch_size: tuple[int, int], stride: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """[H, W, C] to [N, h * w * C]. Raises ValueError where patches do not cover the sides exactly."""
+    """[H, W, C] to [N, h * w * C]. Raises ValueError where a side is shorter than a patch, or where patches that
+    do not overlap do not cover it exactly; overlapping ones leave a rest, as a VALID convolution does."""
     return _patchify(image_HWC, patch_size, stride)
 
 
@@ -54,7 +55,7 @@ def _patchify(array: np.ndarray, patch: tuple[int, ...], stride: tuple[int, ...]
     sides, dims = array.shape[:-1], len(patch)
     step = stride or patch
     for side, p, d in zip(sides, patch, step, strict=True):
-        if side < p or (side - p) % d:
+        if side < p or (d >= p and (side - p) % d):
             raise ValueError(f"sides {sides} are not covered by patches {patch} at stride {step}")
     token_dim = math.prod(patch) * array.shape[-1]
     if step == patch:

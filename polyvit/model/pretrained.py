@@ -14,21 +14,25 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyvit.config import AudioInput, ImageInput, Modality, ModelConfig, ModelInput, VideoInput
+from polyvit.config import (
+    AudioInput,
+    ImageInput,
+    KernelInit,
+    Modality,
+    ModelConfig,
+    ModelInput,
+    RunConfig,
+    VideoInput,
+)
 from polyvit.errors import UserError
 from polyvit.model.convert import flat_kernel
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.vit_files import ViT, load_vit
-
-KernelInit = Literal["central", "average", "arp"]
-"""How a 2-D patch kernel becomes a tubelet kernel: all of it at frame t // 2; 1 / t at each frame; or the
-weights of approximate rank pooling."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +59,23 @@ class LoadReport:
         widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
         lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows]
         return "\n".join([self.source, *lines, *(f"note: {note}" for note in self.notes)])
+
+
+def init_problems(config: RunConfig) -> list[str]:
+    """Why `init.path` cannot be read or does not fit the model, one line each; empty where it is null or fits."""
+    if config.init.path is None:
+        return []
+    try:
+        problems = fit_problems(load_vit(config.init.path, config.init.grid), config.model, [*config.modalities])
+    except UserError as error:
+        problems = list(error.problems) or [error.message]
+    return [f"init.path: {problem}" for problem in problems]
+
+
+def check_init(config: RunConfig) -> None:
+    """Raises UserError with the problems of `init_problems`: to be found before any worker starts."""
+    if problems := init_problems(config):
+        raise UserError(f"this run cannot start from init.path={config.init.path}:", problems)
 
 
 def initialise(

@@ -2,7 +2,7 @@
 
 A recipe is a YAML mapping of config keys. `extends: NAME` starts from another recipe; mappings merge key by key,
 except that a recipe which has `tasks` trains exactly the tasks that it lists (each starts from the extended
-recipe's task of that name, or else from the paper's). Overrides are `key.path=value`, the value in YAML.
+recipe's task of that name, or else from `KNOWN_TASKS`). Overrides are `key.path=value`, the value in YAML.
 """
 
 import difflib
@@ -13,9 +13,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from polyvit.config import AudioTask, ImageTask, RunConfig, VideoTask
+from polyvit.config import AudioTask, ImageTask, RunConfig, TaskConfig, VideoTask
 from polyvit.errors import UserError
-from polyvit.tasks import PAPER_TASKS
+from polyvit.tasks import KNOWN_TASKS
 
 FOLDER = Path(__file__).parent
 _TASK_CLASSES = {"image": ImageTask, "video": VideoTask, "audio": AudioTask}
@@ -48,9 +48,20 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     def absolute(path: str | None) -> str | None:
         return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
 
-    tasks = {name: task.model_copy(update={"root": absolute(task.root)}) for name, task in config.tasks.items()}
+    def names(task: TaskConfig, folder: str) -> str | None:
+        # Looked for in the task's folder first, then here.
+        here = task.classes is not None and not (Path(folder) / task.classes).is_file()
+        return absolute(task.classes) if here and Path(str(task.classes)).is_file() else task.classes
+
     data = config.data.model_copy(update={"root": absolute(config.data.root)})
-    return config.model_copy(update={"tasks": tasks, "data": data, "storage": absolute(config.storage)})
+    tasks = {}
+    for name, task in config.tasks.items():
+        root = absolute(task.root)
+        changes = {"root": root, "classes": names(task, root or f"{data.root}/{name}")}
+        tasks[name] = task.model_copy(update=changes)
+    init = config.init.model_copy(update={"path": absolute(config.init.path)})
+    changed = {"tasks": tasks, "data": data, "init": init, "storage": absolute(config.storage)}
+    return config.model_copy(update=changed)
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
@@ -67,7 +78,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     tasks = document.get("tasks")
     if isinstance(tasks, dict):
         document["tasks"] = {
-            name: _merge(PAPER_TASKS.get(name, {}), task or {}) if isinstance(task, dict | None) else task
+            name: _merge(KNOWN_TASKS.get(name, {}), task or {}) if isinstance(task, dict | None) else task
             for name, task in tasks.items()
         }
     document.setdefault("name", Path(recipe).stem)

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from polyvit.config import AudioInput, ImageInput, VideoInput
+from polyvit.data.example import token_shape
 from polyvit.data.patchify import (
     patchify_audio,
     patchify_image,
@@ -57,6 +59,47 @@ def test_a_linear_map_of_tokens_is_the_strided_convolution(
     tokens_NP = patchify_video(video_THWC, (4, 4, 4), stride)
     found = tokens_NP @ kernel_DCTHW.transpose(2, 3, 4, 1, 0).reshape(-1, 5)
     assert np.allclose(found.T, expected[0].flatten(1).numpy(), atol=1e-10)
+
+
+# AST: 1024 frames leave 8, 128 mel bins leave 2; the other cases leave a rest on one side, on none, on all.
+AUDIO_SIDES = [(1024, 128, (16, 16), (10, 10)), (37, 16, (16, 8), (7, 8)), (26, 16, (16, 16), (10, 5))]
+
+
+@pytest.mark.parametrize(("frames", "mel_bins", "patch", "stride"), AUDIO_SIDES)
+def test_overlapping_patches_of_a_recording_may_leave_a_rest(
+    frames: int, mel_bins: int, patch: tuple[int, int], stride: tuple[int, int], rng: np.random.Generator
+) -> None:
+    spec = AudioInput(frames=frames, mel_bins=mel_bins, patch_size=patch, stride=stride)
+    spectrogram_TF = rng.standard_normal((frames, mel_bins))
+    kernel_DTF = rng.standard_normal((3, *patch))
+    tokens_NP = patchify_audio(spectrogram_TF, patch, stride)
+    assert tokens_NP.shape == token_shape(spec)
+    expected = torch.nn.functional.conv2d(
+        torch.from_numpy(spectrogram_TF[None, None]), torch.from_numpy(kernel_DTF[:, None]), stride=stride
+    )
+    assert tuple(expected.shape[2:]) == spec.grid
+    assert np.allclose((tokens_NP @ kernel_DTF.reshape(3, -1).T).T, expected[0].flatten(1).numpy(), atol=1e-10)
+
+
+def test_overlapping_patches_of_pictures_and_clips_cut_as_many_as_the_grid_says(rng: np.random.Generator) -> None:
+    image = ImageInput(size=(30, 33), patch_size=(8, 16), stride=(5, 6))
+    video = VideoInput(frames=7, size=(20, 21), tubelet_size=(2, 8, 8), stride=(1, 5, 7))
+    assert (image.grid, video.grid) == ((5, 3), (6, 3, 2))
+    image_HWC = rng.integers(0, 256, (*image.size, 3), dtype=np.uint8)
+    tokens_NP = patchify_image(image_HWC, image.patch_size, image.stride)
+    assert tokens_NP.shape == token_shape(image)
+    assert np.array_equal(tokens_NP[-1], image_HWC[20:28, 12:28].reshape(-1))
+    video_THWC = rng.integers(0, 256, (video.frames, *video.size, 3), dtype=np.uint8)
+    tokens_NP = patchify_video(video_THWC, video.tubelet_size, video.stride)
+    assert tokens_NP.shape == token_shape(video)
+    assert np.array_equal(tokens_NP[-1], video_THWC[5:7, 10:18, 7:15].reshape(-1))
+
+
+@pytest.mark.parametrize("stride", [None, (4, 4), (3, 4), (4, 5)])
+def test_a_side_without_overlap_must_be_covered(stride: tuple[int, int] | None) -> None:
+    """Also where the other side overlaps, and where patches leave gaps between them."""
+    with pytest.raises(ValueError, match="not covered"):
+        patchify_audio(np.zeros((10, 10)), (4, 4), stride)
 
 
 def test_sides_that_patches_do_not_cover_are_refused() -> None:

@@ -1,0 +1,232 @@
+"""Ray Data: linear probes of a frozen encoder on any tasks of its modalities.
+
+    polyvit probe MODEL CONFIG [key=value ...] [--only TASK] [--cache DIR] [--lrs LR,LR] [--epochs N] [--json FILE]
+    python -m pipelines.probe ...                             the same, for `ray job submit`
+
+MODEL is a checkpoint's folder, or a run's. The tasks of CONFIG are probed, in the input sizes of the model.
+Features of the train split (evaluation views, no augmentation) and of each task's `eval_split` are extracted once
+and cached (`pipelines/features.py`); a second probe reads no media. The protocol is in `polyvit/probe.py`.
+"""
+
+import argparse
+import hashlib
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipelines import command
+from pipelines.command import console
+from polyvit.checkpoint import find_checkpoint, load_trained
+from polyvit.config import AudioInput, RunConfig, VideoInput
+from polyvit.errors import UserError
+from polyvit.features import Features
+from polyvit.loop import JUDGED_FROM
+from polyvit.model.polyvit import PolyViT
+from polyvit.probe import EPOCHS, LRS, ProbeResult, ProbeSettings, probe
+from polyvit.recipes import load_config
+
+
+def probe_config(
+    trained: RunConfig, recipe: str, overrides: Sequence[str] = (), only: Sequence[str] = ()
+) -> RunConfig:
+    """The probe tasks, with the model section of the checkpoint so that tokens fit.
+
+    Raises UserError for tasks of a modality that the checkpoint has no tokenizer for, and where an evaluation
+    split is the train split.
+    """
+    if given := [o for o in overrides if o.startswith("model.")]:
+        raise UserError(f"{', '.join(given)}: a probe takes the model as it was trained; leave out model.* keys")
+    config = load_config(recipe, overrides, only)
+    have = ", ".join(trained.modalities)
+    problems = [
+        f"tasks.{name}: {task.modality}; leave it out with --only, or probe a model trained on {task.modality}"
+        for name, task in config.tasks.items()
+        if task.modality not in trained.modalities
+    ]
+    if problems:
+        raise UserError(f"the model has no tokenizer for these tasks (it has {have}):", problems)
+    if same := [name for name, task in config.tasks.items() if task.eval_split == "train"]:
+        raise UserError(
+            f"tasks.{same[0]}.eval_split=train: a probe is scored on other examples than it is fitted on"
+        )
+    return config.model_copy(update={"model": trained.model})
+
+
+def run_probes(
+    model: PolyViT, config: RunConfig, model_digest: str, cache: Path, settings: ProbeSettings
+) -> dict[str, dict[str, Any]]:
+    """Index, get features, fit and score a head a task, on the cluster that is attached. Returns their rows."""
+    from pipelines.cluster import check_resources, use_gpu
+    from pipelines.features import cached_or_extracted, one_worker, wanted_features
+    from pipelines.index import build_indexes, index_report
+
+    check_resources(one_worker(config))
+    with tempfile.TemporaryDirectory(prefix="index-", dir=cache) as folder:
+        indexes = build_indexes(config, Path(folder))
+    wanted = wanted_features(config, indexes, model_digest, cache)
+    features, extracted = cached_or_extracted(model, config, indexes, wanted)
+    device = "cuda" if use_gpu(one_worker(config)) and _has_cuda() else "cpu"
+    report, rows = index_report(indexes), {}
+    for name, task in config.tasks.items():
+        train, held = features[name, "train"], features[name, task.eval_split]
+        _judge(config, name, train, held)
+        console.print(f"fitting a head for {name} ...")
+        try:
+            result = probe(task, train, held, settings, device)
+        except UserError as error:
+            raise UserError(f"tasks.{name}: {error.message}") from None
+        rows[name] = {
+            **_row(config, name, result),
+            "features": {
+                s: "extracted" if (name, s) in extracted else "cached" for s in ("train", task.eval_split)
+            },
+            "skipped_files": [
+                *({"path": entry.path, "reason": entry.reason} for entry in (*train.bad, *held.bad)),
+                *({"path": problem["where"], "reason": problem["reason"]} for problem in report[name]["problems"]),
+            ],
+        }
+    return rows
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _judge(config: RunConfig, name: str, *splits: Features) -> None:
+    """As in training: a task of which too much is broken is not measured."""
+    bad, read = sum(len(s.bad) for s in splits), sum(len(s) + len(s.bad) for s in splits)
+    allowed = config.data.max_bad_fraction
+    if any(not len(s) for s in splits) or (read >= JUDGED_FROM and bad > allowed * read):
+        first = next(entry for split in splits for entry in split.bad)
+        raise UserError(
+            f"task {name}: {bad} of {read} examples cannot be decoded, above data.max_bad_fraction={allowed} or "
+            f"all of a split; first: {first.path}: {first.reason}. Repair or remove them, or raise the limit"
+        )
+
+
+def _row(config: RunConfig, name: str, result: ProbeResult) -> dict[str, Any]:
+    task = config.tasks[name]
+    return {
+        "modality": task.modality,
+        "tokenizer": tokenizer_words(config, name),
+        "loss_function": task.loss,
+        "metric": result.metric,
+        "value": result.value,
+        "chance": result.chance,
+        "train_examples": result.train_examples,
+        "eval_split": task.eval_split,
+        "eval_examples": result.eval_examples,
+        "lr": result.lr,
+        "tried": {f"{lr:g}": value for lr, value in result.tried.items()},
+        **{key: result.scores.get(key) for key in ("loss", "top1", "top5")},
+    }
+
+
+def tokenizer_words(config: RunConfig, name: str) -> str:
+    """Which tokenizer of the model, in words: "video 4x16x16 of 32x224x224"."""
+    modality = config.tasks[name].modality
+    spec = config.model.input(modality)
+    patch: tuple[int, ...] = spec.tubelet_size if isinstance(spec, VideoInput) else spec.patch_size
+    if isinstance(spec, AudioInput):
+        size: tuple[int, ...] = (spec.frames, spec.mel_bins)
+    else:
+        size = (spec.frames, *spec.size) if isinstance(spec, VideoInput) else spec.size
+    return f"{modality} {'x'.join(map(str, patch))} of {'x'.join(map(str, size))}"
+
+
+def print_results(document: dict[str, Any]) -> None:
+    """The table, and what its columns mean."""
+    table = Table(title=f"linear probes of {document['checkpoint']}")
+    for column, side in [("task", "left"), ("modality", "left"), ("tokenizer", "left"), ("metric", "left"),
+                         ("value", "right"), ("chance", "right"), ("train", "right"), ("eval on", "right"),
+                         ("skipped", "right"), ("lr", "right")]:  # fmt: skip
+        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    for name, row in document["tasks"].items():
+        value = "-" if row["value"] is None else f"{row['value']:.3f}"
+        table.add_row(
+            name, row["modality"], row["tokenizer"], row["metric"], value, f"{row['chance']:.3f}",
+            str(row["train_examples"]), f"{row['eval_examples']} {row['eval_split']}",
+            str(len(row["skipped_files"])), f"{row['lr']:g}",
+        )  # fmt: skip
+    console.print(table)
+    console.print("chance: a guess; skipped: listed or read, not usable; lr: chosen on a part of train held out")
+    console.print(f"features  {document['cache']}", markup=False)
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        rates = (math.nan,)
+    if not all(0 < rate < math.inf for rate in rates):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of learning rates; write them as 0.01,0.1")
+    return rates
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of epochs; give 1 or more")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`polyvit probe`."""
+    made = command.parser("probe", "Fit a new linear head a task on the frozen features of a checkpoint.")
+    made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, or a run's")
+    command.add_config(made)
+    made.add_argument("--cache", metavar="DIR", type=Path, help="folder of features (default: MODEL/features)")
+    made.add_argument("--lrs", type=_rates, default=LRS, metavar="LR,LR", help="learning rates to choose from")
+    made.add_argument("--epochs", type=_count, default=EPOCHS, help=f"passes over train (default: {EPOCHS})")
+    return command.run(made, _body, argv)
+
+
+def _body(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = Path(arguments.model).expanduser()
+    checkpoint = find_checkpoint(given).absolute()
+    model, trained, state = load_trained(checkpoint)
+    config = probe_config(trained, arguments.config, arguments.overrides, arguments.only)
+    from pipelines.cluster import cluster
+    from pipelines.index import task_roots
+
+    task_roots(config)  # before anything is started
+    cache = _cache_folder((arguments.cache or given / "features").expanduser().absolute())
+    settings = ProbeSettings(arguments.lrs, arguments.epochs, seed=config.seed)
+    with (checkpoint / "model.safetensors").open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    console.print("starting Ray ...")
+    with cluster():
+        rows = run_probes(model, config, digest, cache, settings)
+    document = {
+        "model": arguments.model,
+        "checkpoint": str(checkpoint),
+        "step": state["global_step"],
+        "cache": str(cache),
+        "epochs": settings.epochs,
+        "batch": settings.batch,
+        "lrs": settings.lrs,
+        "tasks": rows,
+    }
+    print_results(document)
+    return document
+
+
+def _cache_folder(cache: Path) -> Path:
+    """Made, and tried out before hours of extraction. Raises UserError where it cannot be written."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        raise UserError(f"{cache} cannot be written ({error}); give another folder with --cache") from None
+    return cache
+
+
+if __name__ == "__main__":
+    sys.exit(main())
