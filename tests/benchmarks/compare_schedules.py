@@ -265,7 +265,7 @@ def _draw_means(figure: Any, runs: Mapping[str, Sequence[Any]], summaries: Mappi
         axes.barh(row, mean, xerr=deviation, height=0.62, color=COLOURS.get(kind, GREY), capsize=4)
         each = [summary([run])["skill"][0] for run in runs[kind]]
         axes.plot(each, np.linspace(row - 0.15, row + 0.15, len(each)), "o", ms=4, color="white", mec="#222222")
-        axes.text(mean + deviation + 0.008, row, f"{mean:.3f}", va="center", fontsize=9)
+        axes.text(max(mean + deviation, *each) + 0.008, row, f"{mean:.3f}", va="center", fontsize=9)
     axes.set_yticks(range(len(summaries)), [kind.replace("_", " ") for kind in summaries], fontsize=9)
     axes.invert_yaxis()
     axes.tick_params(axis="x", labelsize=8)
@@ -308,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, default=DATA, help="folder of the nine datasets")
     made.add_argument("--out", type=Path, required=True, help="folder for results; kept between calls")
-    made.add_argument("--steps", type=int, default=450, help="minibatches of every run (default: %(default)s)")
+    made.add_argument("--steps", type=int, default=1200, help="minibatches of every run (default: %(default)s)")
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--threads", type=int, default=1, help="of PyTorch")
     made.add_argument("--processes", type=int, default=1, help="runs at the same time")
