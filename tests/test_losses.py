@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from polyvit.data.patchify import patchify_audio
 from polyvit.losses import example_losses, mixup, neighbours
 
 
@@ -74,3 +76,15 @@ def test_mixup_by_hand() -> None:
 )
 def test_neighbours(batch: int, partners: list[int]) -> None:
     assert neighbours(batch).tolist() == partners
+
+
+@pytest.mark.parametrize("stride", [None, (4, 8)])
+def test_mixing_tokens_is_mixing_spectrograms(stride: tuple[int, int] | None) -> None:
+    rng = np.random.default_rng(0)
+    spectrograms_BTF = rng.normal(size=(5, 24, 16)).astype(np.float32)
+    partner, weight = neighbours(5), 0.3
+    mixed_BTF = mixup(torch.from_numpy(spectrograms_BTF), partner, weight).numpy()
+    of_mixed = np.stack([patchify_audio(s, (8, 8), stride) for s in mixed_BTF])
+    tokens = torch.from_numpy(np.stack([patchify_audio(s, (8, 8), stride) for s in spectrograms_BTF]))
+    # The same numbers meet in the same operations, only in another place: equal to the last bit.
+    assert np.array_equal(mixup(tokens, partner, weight).numpy(), of_mixed)

@@ -2,7 +2,7 @@
 
 In: arrays as decoded. Out: arrays, or the numbers (boxes, starts) that say what to cut.
 Shapes: H height, W width, C = 3 RGB, T frames, F mel bins; video_THWC, spectrogram_TF.
-Reading order: generator, windows in time, crops, colour, SpecAugment, mixup.
+Reading order: generator, windows in time, crops, colour, SpecAugment. Mixup is in `polyvit.losses`.
 """
 
 import hashlib
@@ -242,17 +242,3 @@ def spec_augment(spectrogram_TF: np.ndarray, augment: AudioAugment, rng: np.rand
 def _draw_band(side: int, most: int, rng: np.random.Generator) -> tuple[int, int]:
     width = min(int(most * rng.random()), side)
     return int(rng.integers(side - width + 1)), width
-
-
-def mixup(x: np.ndarray, labels: np.ndarray, weight: float) -> tuple[np.ndarray, np.ndarray]:
-    """weight * batch + (1 - weight) * the batch reversed, for both arrays [B, ...]; dtypes kept.
-
-    The middle example of an odd batch meets itself. Source: scenic `mixup_utils`, one weight a minibatch.
-    """
-    return _mix(x, weight), _mix(labels, weight)
-
-
-def _mix(batch: np.ndarray, weight: float) -> np.ndarray:
-    mixed = batch.astype(np.float32) * np.float32(weight)
-    mixed += batch[::-1].astype(np.float32) * np.float32(1 - weight)
-    return mixed.astype(batch.dtype if np.issubdtype(batch.dtype, np.floating) else np.float32)

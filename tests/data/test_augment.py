@@ -15,7 +15,6 @@ from polyvit.data.augment import (
     inception_box,
     jitter_colours,
     jittered_box,
-    mixup,
     spec_augment,
     window_indices,
     window_start,
@@ -142,12 +141,3 @@ def test_time_masks_and_narrow_spectrograms(rng: np.random.Generator) -> None:
     masked_TF = spec_augment(np.ones((20, 8), np.float32), augment, rng)
     assert masked_TF.shape == (20, 8)
     assert (masked_TF == 0).any()
-
-
-def test_mixup_mixes_with_the_reversed_batch() -> None:
-    x = np.array([[0.0], [2.0], [4.0]], np.float16)
-    labels = np.eye(3, dtype=np.float32)
-    mixed, mixed_labels = mixup(x, labels, 0.75)
-    assert mixed.dtype == np.float16
-    assert mixed.tolist() == [[1.0], [2.0], [3.0]]
-    assert mixed_labels.tolist() == [[0.75, 0, 0.25], [0, 1, 0], [0.25, 0, 0.75]]
