@@ -274,7 +274,8 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     polyvit = command.tool("polyvit")
     console.print(f"next        {polyvit} evaluate {document['checkpoint']}")
     if not arguments.resume:
-        given = " ".join([arguments.config, *arguments.overrides])
+        only = [f"--only {task}" for task in arguments.only]
+        given = " ".join([arguments.config, *arguments.overrides, *only])
         console.print(
             f"            {polyvit} cotrain {given} schedule.kind=uniform   (another schedule, to compare)"
         )
