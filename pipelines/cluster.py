@@ -73,6 +73,11 @@ def use_gpu(config: RunConfig) -> bool:
     return ray.cluster_resources().get("GPU", 0) >= config.train.workers * config.train.gpus_per_worker
 
 
+def one_worker(config: RunConfig) -> RunConfig:
+    """The config with one worker, for a job that needs no more than one process for the model."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"workers": 1})})
+
+
 def check_resources(config: RunConfig) -> None:
     """Raises UserError where the cluster can never hold the workers and one decoding task.
 

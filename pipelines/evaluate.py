@@ -119,11 +119,11 @@ def class_problems(scans: Mapping[str, Scan], trained_index: Path) -> list[str]:
 
 def evaluate_checkpoint(model: PolyViT, config: RunConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
     """Index the tasks, decode and measure on the cluster that is attached. Returns a row a task."""
-    from pipelines.cluster import check_resources
+    from pipelines.cluster import check_resources, one_worker
     from pipelines.index import build_indexes, index_report
 
     # One process runs the model, whatever number trained it.
-    alone = config.model_copy(update={"train": config.train.model_copy(update={"workers": 1})})
+    alone = one_worker(config)
     check_resources(alone)
     with tempfile.TemporaryDirectory(prefix="polyvit-evaluate-", dir=_shared_folder(config)) as folder:
         console.print(f"indexing {len(config.tasks)} task{'s' if len(config.tasks) > 1 else ''} ...")

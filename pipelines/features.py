@@ -99,7 +99,7 @@ def extract(model: PolyViT, config: RunConfig, indexes: Any, missing: Sequence[W
     """Decode and encode what is missing; each split is written as soon as it is complete."""
     import ray
 
-    from pipelines.cluster import use_gpu
+    from pipelines.cluster import one_worker, use_gpu
     from pipelines.feed import make_decoder
     from pipelines.progress import Board, live_line
 
@@ -187,8 +187,3 @@ def _encode_on_gpu(
     model: PolyViT, config: RunConfig, decoder: Decoder, requests: Sequence[Request], board: Any, rank: int
 ) -> Encoded:
     return encode(model, config, decoder, requests, board, rank, "cuda")
-
-
-def one_worker(config: RunConfig) -> RunConfig:
-    """The config with one worker, for what the cluster must hold at least."""
-    return config.model_copy(update={"train": config.train.model_copy(update={"workers": 1})})

@@ -61,8 +61,8 @@ def run_probes(
     model: PolyViT, config: RunConfig, model_digest: str, cache: Path, settings: ProbeSettings
 ) -> dict[str, dict[str, Any]]:
     """Index, get features, fit and score a head a task, on the cluster that is attached. Returns their rows."""
-    from pipelines.cluster import check_resources, use_gpu
-    from pipelines.features import cached_or_extracted, one_worker, wanted_features
+    from pipelines.cluster import check_resources, one_worker, use_gpu
+    from pipelines.features import cached_or_extracted, wanted_features
     from pipelines.index import build_indexes, index_report
 
     check_resources(one_worker(config))
