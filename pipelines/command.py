@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pipelines.stopping import Stopped
 from polyvit.errors import UserError
 
 # A log file has no width of its own; the result table needs about 130 columns.
@@ -59,6 +60,9 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         document = {"error": error.message, "problems": list(error.problems)}
         status = 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        document, status = stopped.document, stopped.status
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

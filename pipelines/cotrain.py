@@ -10,6 +10,7 @@ checkpoint (`step_00000500`). Resuming re-creates the same Ray Train run, which 
 import argparse
 import json
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from rich.table import Table
 
 from pipelines import command
 from pipelines.command import console
+from pipelines.stopping import Stopped
 from polyvit.checkpoint import TrainState
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
@@ -30,6 +32,7 @@ from polyvit.model.pretrained import check_init
 from polyvit.recipes import apply_override, load_config, validate_config, with_absolute_paths
 from polyvit.report import draw_schedule, result_rows
 from polyvit.schedule import build_schedule
+from polyvit.store import folder_name, open_store
 
 _RESUMABLE = ("train", "data", "feed", "tracking", "storage")
 """Sections that a resumed run may change: where and how fast, not what is learned."""
@@ -51,9 +54,10 @@ class RunPlace:
         """Which MLflow run it is; written when the run starts."""
         return self.folder / "run.json"
 
-    def checkpoint(self, step: int) -> Path:
-        """The folder of the checkpoint at a step."""
-        return self.folder / f"step_{step:08d}"
+    def checkpoints(self, config: RunConfig) -> str:
+        """Where its checkpoints lie: `train.checkpoint_dir`/NAME, else the run's folder."""
+        given = config.train.checkpoint_dir
+        return f"{given.rstrip('/')}/{self.name}" if given else str(self.folder)
 
     def write(self, name: str, document: Any) -> Path:
         """A JSON file in the run's folder."""
@@ -107,11 +111,14 @@ def resumed_config(place: RunPlace, overrides: Sequence[str]) -> RunConfig:
     return with_absolute_paths(validate_config(document))
 
 
-def cotrain(config: RunConfig, place: RunPlace, run_id: str | None = None) -> dict[str, Any]:
+def cotrain(
+    config: RunConfig, place: RunPlace, run_id: str | None = None, callbacks: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Index (unless resuming), train, evaluate, report. Returns what the command prints, as data.
 
-    `run_id`: the MLflow run to go on with. Raises UserError for the user's mistakes; what else ends a run comes as
-    Ray Train's error, after a line that says how to go on from the last checkpoint.
+    `run_id`: the MLflow run to go on with. `callbacks`: Ray Train's. Raises Stopped where a signal ended the run,
+    UserError for the user's mistakes; what else ends it comes as Ray Train's error, after a line that says how to
+    go on from the last checkpoint.
     """
     from pipelines.cluster import check_resources, cluster
     from pipelines.index import build_indexes, index_report, load_indexes, task_roots
@@ -127,7 +134,8 @@ def cotrain(config: RunConfig, place: RunPlace, run_id: str | None = None) -> di
             console.print(f"indexing {len(config.tasks)} tasks ...")
             indexes = build_indexes(config, place.folder / "index")
             tracker = Tracker.start(config, place.name)
-            place.write(place.record.name, {"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri})
+            record = {"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri}
+            place.write(place.record.name, {**record, "checkpoints": place.checkpoints(config)})
         else:
             indexes = load_indexes(config, place.folder / "index")
             # The store that the run was started in, unless the user names another in the config.
@@ -140,21 +148,36 @@ def cotrain(config: RunConfig, place: RunPlace, run_id: str | None = None) -> di
         status = "FAILED"
         try:
             _log_plan(config, place, schedule, tracker)
-            state = fit(config, place, tracker.uri, tracker.run_id)
+            state, signum = fit(config, place, tracker.uri, tracker.run_id, callbacks)
+            if state.stopped:
+                status = "KILLED"
+                raise _stopped(place, state, signum or signal.SIGTERM)
             rows = result_rows(config, schedule, indexes.scans, _last_evaluation(state), state.global_step)
             document = _document(config, place, tracker, state, rows, report)
             place.write("result.json", document)
-            _log_results(place, tracker, state, rows)
+            _log_results(config, place, tracker, state, rows)
             status = "FINISHED"
-        except UserError:
+        except (UserError, Stopped):
             raise
         except Exception:
-            resume = f"{command.tool('polyvit')} cotrain --resume {place.folder}"
-            console.print(f"the run failed; go on from its last checkpoint: {resume}")
+            console.print(f"the run failed; go on from its last checkpoint: {_resume_command(place)}")
             raise
         finally:
             tracker.finish(status)
     return document
+
+
+def _resume_command(place: RunPlace) -> str:
+    return f"{command.tool('polyvit')} cotrain --resume {place.folder}"
+
+
+def _stopped(place: RunPlace, state: TrainState, signum: int) -> Stopped:
+    name = signal.Signals(signum).name
+    return Stopped(
+        f"stopped by {name} after step {state.global_step}, checkpoint written; go on: {_resume_command(place)}",
+        signum,
+        {"run": place.name, "stopped_by": name, "steps": state.global_step},
+    )
 
 
 def _last_evaluation(state: TrainState) -> dict[str, Any]:
@@ -175,11 +198,14 @@ def _log_plan(config: RunConfig, place: RunPlace, schedule: Any, tracker: Any) -
         tracker.artifact(path)
 
 
-def _log_results(place: RunPlace, tracker: Any, state: TrainState, rows: dict[str, dict[str, Any]]) -> None:
+def _log_results(
+    config: RunConfig, place: RunPlace, tracker: Any, state: TrainState, rows: dict[str, dict[str, Any]]
+) -> None:
     quarantine = place.write("quarantine.json", [asdict(entry) for entry in state.quarantine])
     tracker.artifact(quarantine)
     tracker.artifact(place.folder / "result.json")
-    tracker.artifact(place.checkpoint(state.global_step), "checkpoint")
+    with open_store(place.checkpoints(config)).fetched(state.global_step) as folder:
+        tracker.artifact(folder, "checkpoint")
     values = {
         f"final/{name}/{row['metric']}": row["value"] for name, row in rows.items() if row["value"] is not None
     }
@@ -204,7 +230,7 @@ def _document(
         "run": place.name,
         "run_id": tracker.run_id,
         "mlflow_uri": tracker.uri,
-        "checkpoint": str(place.checkpoint(state.global_step)),
+        "checkpoint": f"{place.checkpoints(config)}/{folder_name(state.global_step)}",
         "steps": state.global_step,
         "workers": config.train.workers,
         "tasks": rows,

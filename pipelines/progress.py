@@ -3,6 +3,8 @@
 On a terminal the line is redrawn in place; in a log file it is printed every few seconds.
 """
 
+import contextlib
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+import ray.exceptions
 from rich.live import Live
+from rich.markup import escape
 from rich.text import Text
 
 from pipelines.command import console
@@ -21,14 +25,30 @@ LOG_EVERY_S = 5.0
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class Board:
-    """Holds the newest snapshot of a run."""
+    """Holds the newest snapshot of a run, the notices to its user, and whether it was told to stop."""
 
     def __init__(self) -> None:
         self.snapshot: dict[str, Any] = {}
+        self.notices: list[str] = []
+        self.stopping = False
 
-    def post(self, snapshot: dict[str, Any]) -> None:
-        """Replace the snapshot."""
+    def post(self, snapshot: dict[str, Any]) -> bool:
+        """Replace the snapshot; returns whether the run was told to stop."""
         self.snapshot = snapshot
+        return self.stopping
+
+    def stop(self) -> None:
+        """Tell the run to stop at its next step."""
+        self.stopping = True
+
+    def notice(self, line: str) -> None:
+        """A line that the user should see once."""
+        self.notices.append(line)
+
+    def take_notices(self) -> list[str]:
+        """The lines since the last call."""
+        taken, self.notices = self.notices, []
+        return taken
 
     def read(self) -> dict[str, Any]:
         """The newest snapshot; empty before the first."""
@@ -36,17 +56,43 @@ class Board:
 
 
 class Poster:
-    """Posts at most every POST_EVERY_S seconds, without waiting; from rank 0 only."""
+    """Posts at most every POST_EVERY_S seconds, without waiting; from rank 0 only.
+
+    stop_requested: what the board answered to the last post that came back.
+    """
 
     def __init__(self, board: Any, rank: int) -> None:
         self.board, self.rank, self.last = board, rank, 0.0
+        self.stop_requested = False
+        self._answer: Any = None
 
     def __call__(self, snapshot: dict[str, Any], urgent: bool = False) -> None:
         """Post a snapshot, unless one was posted just now and this one is not urgent."""
         now = time.monotonic()
         if self.rank == 0 and (urgent or now - self.last >= POST_EVERY_S):
             self.last = now
-            self.board.post.remote(snapshot)
+            self._listen()
+            self._answer = self.board.post.remote(snapshot)
+
+    def _listen(self) -> None:
+        if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
+            return
+        # A board that died with its node knows of no stop; the run goes on.
+        with contextlib.suppress(ray.exceptions.RayError):
+            self.stop_requested = self.stop_requested or ray.get(self._answer)
+
+
+class NoticeHandler(logging.Handler):
+    """Warnings of a train worker, to the user's terminal by way of the board."""
+
+    def __init__(self, board: Any) -> None:
+        super().__init__(logging.WARNING)
+        self.board = board
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line a warning; losing one must not end a run."""
+        with contextlib.suppress(Exception):
+            self.board.notice.remote(record.getMessage())
 
 
 def render(snapshot: dict[str, Any]) -> str:
@@ -86,6 +132,8 @@ def live_line(board: Any) -> Iterator[None]:
 
 def _read(board: Any) -> dict[str, Any] | None:
     try:
+        for line in ray.get(board.take_notices.remote(), timeout=5):
+            console.print(f"[yellow]{escape(line)}[/]")
         return ray.get(board.read.remote(), timeout=5)
     except Exception:  # display only: the cluster may be on its way out
         return None
@@ -96,6 +144,7 @@ def _redraw(board: Any, stop: threading.Event) -> None:
         while not stop.wait(0.3):
             if (snapshot := _read(board)) is not None:
                 live.update(Text(render(snapshot), no_wrap=True, overflow="ellipsis"))
+        _read(board)
 
 
 def _log(board: Any, stop: threading.Event) -> None:
@@ -108,3 +157,4 @@ def _log(board: Any, stop: threading.Event) -> None:
         if line != shown:
             console.print(line)
             shown, due = line, time.monotonic() + LOG_EVERY_S
+    _read(board)

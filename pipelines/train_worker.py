@@ -1,10 +1,12 @@
 """What runs on the train workers, and the Ray Train run around it.
 
-Every worker builds the same model, schedule and plan from the config, takes its part of every step from its own
-feed, and reports checkpoints; rank 0 writes MLflow's curves and the progress line.
+Every worker builds the same model, schedule and plan from the config, finds the newest whole checkpoint of the
+run, and takes its part of every step from its own feed; rank 0 writes checkpoints, MLflow's curves and the
+progress line.
 """
 
-import tempfile
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +16,18 @@ import ray.train.torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.cluster import use_gpu
+from pipelines.cluster import on_this_node, scaling, use_gpu
+from pipelines.command import console
+from pipelines.events import RayEvents
 from pipelines.feed import RayDataFeed
 from pipelines.index import load_indexes
-from pipelines.progress import Board, Poster, live_line
+from pipelines.progress import Board, NoticeHandler, Poster, live_line
+from pipelines.stopping import stoppable
 from pipelines.tracking import Tracker
-from polyvit.checkpoint import TrainState, load_training, save_checkpoint
+from polyvit.checkpoint import TrainState, load_training
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
+from polyvit.history import History
 from polyvit.loop import train
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained import initialise
@@ -29,6 +35,9 @@ from polyvit.optim import Optimiser, build_optimiser
 from polyvit.plan import Plan
 from polyvit.schedule import build_schedule
 from polyvit.step import World
+from polyvit.store import LocalStore, RemoteStore, newest_whole, open_store
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from pipelines.cotrain import RunPlace
@@ -53,41 +62,6 @@ class TorchWorld:
         values: list[object] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
-
-
-class RayEvents:
-    """News of the loop: progress to the board, curves to MLflow (both rank 0), checkpoints to Ray Train."""
-
-    def __init__(
-        self, config: RunConfig, place: "RunPlace", model: PolyViT, optimiser: Optimiser, hashes: dict[str, Any],
-        poster: Poster, tracker: Tracker | None,
-    ) -> None:  # fmt: skip
-        self.config, self.place, self.model, self.optimiser = config, place, model, optimiser
-        self.hashes, self.poster, self.tracker = hashes, poster, tracker
-
-    def progress(self, snapshot: dict[str, Any]) -> None:
-        """To the live line."""
-        self.poster(snapshot)
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        """To MLflow."""
-        if self.tracker:
-            self.tracker.metrics(step, values)
-
-    def checkpoint(self, state: TrainState) -> None:
-        """Rank 0 writes; every rank reports, since reporting is a barrier."""
-        name = self.place.checkpoint(state.global_step).name
-        metrics = {"global_step": state.global_step}
-        if self.poster.rank != 0:
-            ray.train.report(metrics, checkpoint=None, checkpoint_dir_name=name)
-            return
-        self.poster({"phase": f"writing checkpoint {name} ..."}, urgent=True)
-        if self.tracker:
-            self.tracker.flush()
-        with tempfile.TemporaryDirectory(prefix="polyvit-checkpoint-") as folder:
-            save_checkpoint(Path(folder), self.model, self.optimiser, state, self.config, self.hashes)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
 
 
 class _ReportingFeed(RayDataFeed):
@@ -126,33 +100,50 @@ def _train(arguments: dict[str, Any]) -> TrainState:
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     hashes = {"schedule_hash": schedule.digest(), "index_hash": indexes.digests()}
     poster = Poster(arguments["board"], world.rank)
+    logging.getLogger("polyvit").addHandler(NoticeHandler(arguments["board"]))
+    logging.getLogger("pipelines").addHandler(NoticeHandler(arguments["board"]))
     tracker = Tracker(arguments["mlflow_uri"], arguments["mlflow_run"]) if world.rank == 0 else None
+    poster({"phase": "loading weights ..."}, urgent=True)
+    store = open_store(place.checkpoints(config))
+    state = starting_state(store, model, optimiser, hashes, config, world)
+    if state.global_step == 0 and config.init.path:
+        initialise_all(model, config, world, place.folder / "init.txt", tracker)
+    history = History(place.folder / "history")
+    past = history.restart(state.global_step) if tracker else []
+    facts = {**hashes, "classes": {name: list(found.classes) for name, found in indexes.scans.items()}}
+    curves = tracker.curves(past) if tracker else None
+    events = RayEvents(config, place.folder, store, model, optimiser, facts, poster, curves, history)
     feed = _ReportingFeed(
         config, Plan(schedule, config.tasks, sizes, config.seed), indexes, world.rank, world.size
     )
     feed.poster = poster
-    events = RayEvents(config, place, model, optimiser, hashes, poster, tracker)
     try:
-        poster({"phase": "loading weights ..."}, urgent=True)
-        state = starting_state(model, optimiser, hashes, config, world, place.folder / "init.txt", tracker)
         poster({"phase": "starting the feed ..."}, urgent=True)
         return train(model, optimiser, schedule, feed, config, world, state, events)
     finally:
-        if tracker:
-            tracker.flush()
+        events.close()
 
 
 def starting_state(
-    model: PolyViT, optimiser: Optimiser, hashes: dict[str, Any], config: RunConfig, world: World, report: Path,
-    tracker: Tracker | None,
+    store: LocalStore | RemoteStore, model: PolyViT, optimiser: Optimiser, hashes: dict[str, Any],
+    config: RunConfig, world: World,
 ) -> TrainState:  # fmt: skip
-    """Load the run's last checkpoint; where it has none yet, start anew, from `init.path` if given."""
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            return load_training(Path(folder), model, optimiser, hashes)
-    if config.init.path:
-        initialise_all(model, config, world, report, tracker)
-    return TrainState()
+    """Load the run's newest whole checkpoint; where it has none, start anew.
+
+    Rank 0 chooses it for all; a damaged one is passed over with a warning.
+    """
+    step = None
+    if world.rank == 0:
+        store.sweep()
+        step, passed = newest_whole(store)
+        for line in passed:
+            going = f"going on from step {step}" if step is not None else "starting anew"
+            logger.warning("%s; %s", line, going)
+    step = world.gather(step)[0]
+    if step is None:
+        return TrainState()
+    with store.fetched(step) as folder:
+        return load_training(folder, model, optimiser, hashes)
 
 
 def initialise_all(model: PolyViT, config: RunConfig, world: World, report: Path, tracker: Tracker | None) -> None:
@@ -176,36 +167,37 @@ def initialise_all(model: PolyViT, config: RunConfig, world: World, report: Path
             tracker.artifact(report)
 
 
-def fit(config: RunConfig, place: "RunPlace", mlflow_uri: str, mlflow_run: str) -> TrainState:
-    """Run `train_fn` on the workers to the end, with the live line. Returns the final state.
+def fit(
+    config: RunConfig, place: "RunPlace", mlflow_uri: str, mlflow_run: str,
+    callbacks: Sequence[Any] = (),
+) -> tuple[TrainState, int | None]:  # fmt: skip
+    """Run `train_fn` on the workers, with the live line. Returns the final state, and the signal that ended it.
 
     Raises UserError for the user's mistake; what else ends the run comes as Ray Train's error.
     """
-    train_config = config.train
-    gpu = use_gpu(config)
-    board = Board.remote()  # type: ignore[attr-defined]
-    resources = {"CPU": train_config.cpus_per_worker}
-    if gpu:
-        resources["GPU"] = train_config.gpus_per_worker
+    board = Board.options(**on_this_node()).remote()  # type: ignore[attr-defined]
     trainer = ray.train.torch.TorchTrainer(
         train_fn,  # type: ignore[arg-type]
         train_loop_config={
             "config": config.model_dump(mode="json"), "place": place, "board": board,
             "mlflow_uri": mlflow_uri, "mlflow_run": mlflow_run,
         },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=train_config.workers, use_gpu=gpu, resources_per_worker=resources
-        ),
+        scaling_config=scaling(config, use_gpu(config)),
         run_config=ray.train.RunConfig(
             name=place.name,
             storage_path=str(place.folder.parent),
-            failure_config=ray.train.FailureConfig(max_failures=train_config.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train_config.keep_checkpoints),
+            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+            callbacks=list(callbacks),
         ),
     )  # fmt: skip
+
+    def stop() -> None:
+        console.print("stopping at the next step, with a checkpoint; once more to stop at once")
+        board.stop.remote()
+
     with live_line(board):
-        result = trainer.fit()
+        result, signum = stoppable(trainer.fit, stop)
     outcome = result.return_value  # type: ignore[attr-defined]
     if "error" in outcome:
         raise UserError(outcome["error"], outcome["problems"])
-    return outcome["state"]
+    return outcome["state"], signum

@@ -2,10 +2,14 @@
 
 model.safetensors      parameters by name, float32
 optimiser.safetensors  optimiser state by name
-state.json             format, global_step, task_steps, counters, quarantine, evaluations, hashes, config
+ema.safetensors        averaged parameters, where `optim.ema_decay` is set
+state.json             format, global_step, counters, quarantine, evaluations, hashes, class names, config
+manifest.json          size and SHA-256 of each of them, and the results of an evaluation at this step
 """
 
 import json
+import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,8 +24,10 @@ from polyvit.data.minibatch import Quarantined
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
 from polyvit.optim import Optimiser
+from polyvit.store import MANIFEST, damage, folder_name, open_store, write_manifest
 
-FORMAT = 1
+logger = logging.getLogger(__name__)
+FORMAT = 2
 
 
 @dataclass
@@ -29,6 +35,8 @@ class TrainState:
     """What a run knows besides parameters and optimiser state; every rank holds the same.
 
     read, bad: examples of each task asked for and found undecodable, over all ranks.
+    microbatches: examples of each task in one forward and backward, where the step is split.
+    stopped: whether the run was told to stop before its end (not stored).
     """
 
     global_step: int = 0
@@ -36,6 +44,14 @@ class TrainState:
     bad: dict[str, int] = field(default_factory=dict)
     quarantine: list[Quarantined] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    microbatches: dict[str, int] = field(default_factory=dict)
+    stopped: bool = False
+
+    def scores(self) -> dict[str, float]:
+        """What an evaluation at this very step found: each task's metric, and their mean as `mean`."""
+        if not self.evaluations or self.evaluations[-1]["step"] != self.global_step:
+            return {}
+        return scores(self.evaluations[-1]["tasks"])
 
     def quarantined(self, found: list[Quarantined]) -> None:
         """Add, each example once, in a fixed order."""
@@ -44,30 +60,60 @@ class TrainState:
         )
 
 
+def scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Each task's metric from an evaluation, and the mean over tasks as `mean`."""
+    values = {task: result["value"] for task, result in results.items() if result["value"] is not None}
+    return {**values, "mean": sum(values.values()) / len(values)} if values else {}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that a checkpoint holds, apart from the model that goes on training. tensors: by file, then by name."""
+
+    step: int
+    tensors: dict[str, dict[str, torch.Tensor]]
+    document: dict[str, Any]
+    scores: dict[str, float]
+
+    def write(self, directory: Path) -> None:
+        """Files and manifest into `directory`. Raises OSError."""
+        for name, tensors in self.tensors.items():
+            try:
+                save_file(tensors, directory / name)
+            except SafetensorError as error:  # its words for a full disk
+                raise OSError(str(error)) from None
+        (directory / "state.json").write_text(json.dumps(self.document, indent=1))
+        write_manifest(directory, {"format": FORMAT, "global_step": self.step, "metrics": self.scores})
+
+
+def contents(
+    tensors: Mapping[str, Mapping[str, torch.Tensor]], state: TrainState, config: RunConfig,
+    facts: Mapping[str, Any],
+) -> Contents:  # fmt: skip
+    """A checkpoint of `tensors` (see `training_tensors`). `facts`: hashes, checked when resuming; class names."""
+    document = {"format": FORMAT, **asdict(state), **facts, "seed": config.seed}
+    del document["stopped"]
+    document["config"] = config.model_dump(mode="json")
+    owned = {file: {n: t.detach().contiguous() for n, t in named.items()} for file, named in tensors.items()}
+    return Contents(state.global_step, owned, document, state.scores())
+
+
+def training_tensors(model: PolyViT, optimiser: Optimiser) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of a checkpoint, by file and name; the very ones that training changes."""
+    return {"model.safetensors": dict(model.state_dict()), "optimiser.safetensors": optimiser.state()}
+
+
 def save_checkpoint(
     directory: Path,
     model: PolyViT,
     optimiser: Optimiser,
     state: TrainState,
     config: RunConfig,
-    hashes: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> None:
-    """Write into `directory` (made if absent). `hashes`: of schedule and index, checked when resuming."""
+    """Write into `directory` (made if absent), here and now. `pipelines` writes beside training instead."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: p.detach().contiguous() for name, p in model.state_dict().items()},
-        directory / "model.safetensors",
-    )
-    tensors = {name: tensor.contiguous() for name, tensor in optimiser.state().items()}
-    save_file(tensors, directory / "optimiser.safetensors")
-    document = {
-        "format": FORMAT,
-        **asdict(state),
-        **hashes,
-        "seed": config.seed,
-        "config": config.model_dump(mode="json"),
-    }
-    (directory / "state.json").write_text(json.dumps(document, indent=1))
+    contents(training_tensors(model, optimiser), state, config, facts).write(directory)
 
 
 def read_document(directory: Path) -> dict[str, Any]:
@@ -89,9 +135,9 @@ def read_document(directory: Path) -> dict[str, Any]:
     return document
 
 
-def load_model(directory: Path, model: PolyViT) -> None:
+def load_model(directory: Path, model: PolyViT, file: str = "model.safetensors") -> None:
     """Parameters of a checkpoint into a model of the same shape. Raises UserError naming what differs."""
-    tensors = _load(directory / "model.safetensors")
+    tensors = _load(directory / file)
     wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != given:
@@ -118,6 +164,7 @@ def load_training(directory: Path, model: PolyViT, optimiser: Optimiser, hashes:
     return TrainState(
         document["global_step"], document["read"], document["bad"],
         [Quarantined(**entry) for entry in document["quarantine"]], document["evaluations"],
+        document["microbatches"],
     )  # fmt: skip
 
 
@@ -129,25 +176,50 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
 
 
 def find_checkpoint(given: Path) -> Path:
-    """A checkpoint's folder, or the newest checkpoint of a run's folder. Raises UserError where there is none."""
+    """A checkpoint's folder, or the newest whole checkpoint of a run's folder.
+
+    A run that keeps its checkpoints elsewhere (`train.checkpoint_dir`) has the newest one copied beside it. Raises
+    UserError where there is none, or where the one given is damaged.
+    """
     if (given / "state.json").is_file():
+        if (given / MANIFEST).is_file() and (wrong := damage(given)):
+            raise UserError(f"{given} is damaged: {wrong}; use another checkpoint")
         return given
-    found = sorted(path.parent for path in given.glob("step_*/state.json"))
-    if not found:
-        raise UserError(
-            f"{given} is neither a checkpoint nor a run with one; give a folder that `polyvit cotrain` wrote"
-        )
-    return found[-1]
+    store = open_store(_store_of(given))
+    for step in reversed(store.steps()):
+        with store.fetched(step) as folder:
+            wrong = damage(folder)
+            if wrong is None:
+                return folder if folder.parent == Path(store.address) else _kept(folder, given, step)
+        logger.warning("%s in %s is damaged: %s; taking the one before", folder_name(step), store.address, wrong)
+    raise UserError(
+        f"{given} is neither a checkpoint nor a run with one; give a folder that `polyvit cotrain` wrote"
+    )
+
+
+def _store_of(run: Path) -> str:
+    """Where a run's checkpoints lie: its own folder, unless its record names another place."""
+    try:
+        return json.loads((run / "run.json").read_text())["checkpoints"]
+    except (OSError, ValueError, KeyError):
+        return str(run)
+
+
+def _kept(folder: Path, run: Path, step: int) -> Path:
+    target = run / "fetched" / folder_name(step)
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    return target
 
 
 def load_trained(given: Path) -> tuple[PolyViT, RunConfig, dict[str, Any]]:
     """A checkpoint or a run -> the model on the CPU in eval mode, its config, and `state.json`.
 
-    Raises UserError where it is not one of this version's.
+    The averaged weights, where the run kept any: they are what it was evaluated with. Raises UserError where it is
+    not one of this version's.
     """
     directory = find_checkpoint(given)
     document = read_document(directory)
     config = RunConfig.model_validate(document["config"])
     model = PolyViT(config.model, config.tasks)
-    load_model(directory, model)
+    load_model(directory, model, "ema.safetensors" if config.optim.ema_decay else "model.safetensors")
     return model.eval(), config, document

@@ -4,19 +4,20 @@ All ranks run it in lockstep; every decision (task, learning rate, stop) follows
 numbers already summed over ranks, so no rank has to be told anything.
 """
 
+import math
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from typing import Any, Protocol
 
-from polyvit.checkpoint import TrainState
+from polyvit.checkpoint import TrainState, scores
 from polyvit.config import RunConfig
 from polyvit.data.minibatch import Minibatch, Quarantined
 from polyvit.errors import UserError
 from polyvit.evaluate import evaluate
 from polyvit.model.polyvit import PolyViT
 from polyvit.optim import Optimiser, lr_factor
+from polyvit.pace import Pace, memory
 from polyvit.schedule import Schedule
 from polyvit.step import StepResult, World, train_step
 
@@ -43,34 +44,17 @@ class Events(Protocol):
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Points of curves, every `train.log_every` steps and after an evaluation."""
 
-    def checkpoint(self, state: TrainState) -> None:
-        """Time to save."""
+    def evaluated(self, step: int, scores: dict[str, float]) -> None:
+        """After an evaluation: each task's metric, and their `mean`."""
 
+    def checkpoint(self, state: TrainState, last: bool) -> None:
+        """Time to save. `last`: nothing comes after it."""
 
-@dataclass
-class Timer:
-    """Shares of the recent steps' time, and the pace."""
+    def stop_requested(self) -> bool:
+        """Whether this rank was told to end the run at the next step. Asked at every step: must cost nothing."""
 
-    waits: deque[float] = field(default_factory=lambda: deque(maxlen=50))
-    steps: deque[float] = field(default_factory=lambda: deque(maxlen=50))
-    examples: deque[int] = field(default_factory=lambda: deque(maxlen=50))
-
-    def add(self, wait_s: float, step_s: float, examples: int) -> None:
-        """Seconds waited for data, seconds of the whole step, examples in it."""
-        self.waits.append(wait_s)
-        self.steps.append(step_s)
-        self.examples.append(examples)
-
-    def snapshot(self, steps_left: int) -> dict[str, float]:
-        """examples_per_s, data_wait (0..1), step_s, eta_s."""
-        seconds = max(sum(self.steps), 1e-9)
-        mean = seconds / max(1, len(self.steps))
-        return {
-            "examples_per_s": sum(self.examples) / seconds,
-            "data_wait": sum(self.waits) / seconds,
-            "step_s": mean,
-            "eta_s": mean * steps_left,
-        }
+    def anomaly(self, minibatch: Minibatch) -> str | None:
+        """Keep a minibatch that gave a loss or gradient that is not finite; returns where."""
 
 
 def train(
@@ -85,41 +69,62 @@ def train(
 ) -> TrainState:
     """Steps state.global_step + 1 .. N, then an evaluation and a last checkpoint.
 
-    Raises UserError, on all ranks at the same step, for a loss that is not finite and for a task with too many
+    Ends earlier, with a checkpoint and `state.stopped`, when a rank's `events.stop_requested()` says so. Raises
+    UserError, on all ranks at the same step, for a loss that is not finite and for a task with too many
     undecodable examples.
     """
-    total, timer, curves = len(schedule), Timer(), Curves()
+    total, curves = len(schedule), Curves()
+    pace = Pace.of(config, model.shared.norm.weight.device, world.size)
     fresh: list[Quarantined] = []
     last = state.global_step
     batches = feed.train(last + 1)
     for step in range(last + 1, total + 1):
         began = time.perf_counter()
         minibatches = next(batches)
-        waited = time.perf_counter() - began
+        arrived = time.perf_counter()
         if any(minibatch.step != step for minibatch in minibatches):
             raise RuntimeError(f"the feed brought step {minibatches[0].step} at step {step}")
         lr = learning_rate(config, step, total, minibatches[0].task)
-        result = train_step(model, optimiser, minibatches, lr, config, world)
-        state.global_step = step
+        flag = float(events.stop_requested())
+        result = train_step(model, optimiser, minibatches, lr, config, world, flag=flag)
+        state.global_step, state.stopped = step, result.flag > 0 and step < total
         fresh += [entry for minibatch in minibatches for entry in minibatch.bad]
+        _check_finite(minibatches, result, lr, config, world, events)
         _count(state, minibatches, result, config)
-        timer.add(waited, time.perf_counter() - began, sum(m.global_batch for m in minibatches))
-        pace = timer.snapshot(total - step)
+        examples = {minibatch.task: minibatch.global_batch for minibatch in minibatches}
+        pace.add(arrived - began, time.perf_counter() - arrived, examples)
         task = minibatches[0].task if len(minibatches) == 1 else "all tasks"
         loss = sum(result.losses) / len(result.losses)
-        events.progress({"step": step, "total": total, "task": task, "loss": loss, **pace})
+        events.progress({"step": step, "total": total, "task": task, "loss": loss, **pace.line(total - step)})
         curves.add(minibatches, result, lr)
-        if step % config.train.log_every == 0 or step == total:
-            events.metrics(step, {**curves.take(), **{f"pace/{k}": v for k, v in pace.items()}})
+        done = step == total or state.stopped
+        values: dict[str, float] = {}
+        if step % config.train.log_every == 0 or done:
+            timings = {**pace.take(), **memory(model.shared.norm.weight.device)}
+            values |= {**curves.take(), **{f"pace/{key}": value for key, value in timings.items()}}
         every = config.train.eval_every
         if step == total or (every and step % every == 0):
-            fresh += _evaluate(model, feed, config, world, state, events)
-        if step == total or step % config.train.checkpoint_every == 0:
-            state.quarantined([entry for entries in world.gather(fresh) for entry in entries])
-            fresh = []
-            events.checkpoint(state)
+            with _timed(pace, "evaluate"):
+                bad = _evaluate(model, feed, config, world, state, events, values)
+            fresh += bad
+        if values:
+            events.metrics(step, values)
+        if done or step % config.train.checkpoint_every == 0:
+            with _timed(pace, "checkpoint"):
+                state.quarantined([entry for entries in world.gather(fresh) for entry in entries])
+                fresh = []
+                events.checkpoint(state, last=done)
+        if state.stopped:
+            return state
     _judge(state, config, judged_from=1)
     return state
+
+
+@contextmanager
+def _timed(pace: Pace, timer: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    pace.timed(timer, time.perf_counter() - began)
 
 
 def learning_rate(config: RunConfig, step: int, total: int, task: str) -> float:
@@ -130,31 +135,51 @@ def learning_rate(config: RunConfig, step: int, total: int, task: str) -> float:
 
 
 def _evaluate(
-    model: PolyViT, feed: Feed, config: RunConfig, world: World, state: TrainState, events: Events
-) -> list[Quarantined]:
+    model: PolyViT, feed: Feed, config: RunConfig, world: World, state: TrainState, events: Events,
+    values: dict[str, float],
+) -> list[Quarantined]:  # fmt: skip
     results, bad = evaluate(model, feed.evaluation(), config, world)
     state.evaluations.append({"step": state.global_step, "tasks": results})
-    values = {
+    values |= {
         f"eval/{task}/{key}": value
         for task, result in results.items()
         for key, value in result.items()
         if isinstance(value, float)
     }
-    events.metrics(state.global_step, values)
+    events.evaluated(state.global_step, scores(results))
     # Every rank has the whole list already; rank 0's copy alone goes on to be gathered.
     return bad if world.rank == 0 else []
 
 
+def _check_finite(
+    minibatches: list[Minibatch], result: StepResult, lr: float, config: RunConfig, world: World, events: Events
+) -> None:
+    """Raises UserError where a loss or the gradient is not finite, with the examples' keys and what was saved."""
+    broken = [m.task for m, loss in zip(minibatches, result.losses, strict=True) if not math.isfinite(loss)]
+    if not broken and math.isfinite(result.grad_norm):
+        return
+    suspects = [m for m in minibatches if not broken or m.task in broken]
+    gathered = world.gather([(m.keys, events.anomaly(m)) for m in suspects])
+    step, task = minibatches[0].step, suspects[0].task
+    what = f"loss of task {task} is {result.losses[[m.task for m in minibatches].index(task)]}"
+    if not broken:
+        what = f"the gradient's norm is {result.grad_norm} for task {task}"
+    keys = [key for entries in gathered for part, _ in entries for key in part]
+    saved = [path for entries in gathered for _, path in entries if path]
+    raise UserError(
+        f"{what} at step {step} (learning rate {lr:g}). Lower the task's learning rate "
+        f"(tasks.{task}.lr_coef={config.tasks[task].lr_coef}) or lengthen optim.warmup_steps; the checkpoints "
+        "before this step are whole",
+        [f"examples: {', '.join(keys[:8])}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}",
+         *(f"minibatch saved: {path}" for path in saved)],
+    )  # fmt: skip
+
+
 def _count(state: TrainState, minibatches: list[Minibatch], result: StepResult, config: RunConfig) -> None:
-    for minibatch, loss, bad in zip(minibatches, result.losses, result.bad, strict=True):
+    for minibatch, bad in zip(minibatches, result.bad, strict=True):
         task = minibatch.task
         state.read[task] = state.read.get(task, 0) + minibatch.global_batch
         state.bad[task] = state.bad.get(task, 0) + bad
-        if not abs(loss) < float("inf"):
-            raise UserError(
-                f"loss of task {task} is {loss} at step {state.global_step}. Lower its learning rate "
-                f"(tasks.{task}.lr_coef={config.tasks[task].lr_coef}) or lengthen optim.warmup_steps"
-            )
     _judge(state, config, judged_from=JUDGED_FROM)
 
 

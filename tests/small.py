@@ -119,6 +119,8 @@ class Heard:
         self.snapshots: list[dict[str, Any]] = []
         self.points: list[tuple[int, dict[str, float]]] = []
         self.checkpoints: list[int] = []
+        self.scores: list[tuple[int, dict[str, float]]] = []
+        self.stop_at: int | None = None
 
     def progress(self, snapshot: dict[str, Any]) -> None:
         self.snapshots.append(snapshot)
@@ -126,8 +128,17 @@ class Heard:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self.points.append((step, values))
 
-    def checkpoint(self, state: TrainState) -> None:
+    def evaluated(self, step: int, scores: dict[str, float]) -> None:
+        self.scores.append((step, scores))
+
+    def checkpoint(self, state: TrainState, last: bool) -> None:
         self.checkpoints.append(state.global_step)
+
+    def stop_requested(self) -> bool:
+        return len(self.snapshots) + 1 == self.stop_at
+
+    def anomaly(self, minibatch: Minibatch) -> str | None:
+        return f"somewhere/{minibatch.step}"
 
 
 def fresh(config: RunConfig) -> tuple[PolyViT, Optimiser, Schedule]:

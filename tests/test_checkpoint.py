@@ -31,8 +31,8 @@ class Saved(Heard):
         self.schedule = schedule
         self.hashes = {"schedule_hash": schedule.digest(), "index_hash": {"picture": "abc"}}
 
-    def checkpoint(self, state: TrainState) -> None:
-        super().checkpoint(state)
+    def checkpoint(self, state: TrainState, last: bool = False) -> None:
+        super().checkpoint(state, last)
         folder = self.folder / f"step_{state.global_step}"
         save_checkpoint(folder, self.model, self.optimiser, state, self.config, self.hashes)
 
@@ -70,7 +70,7 @@ def test_resume_is_exact_to_the_last_bit(tmp_path: Path, overrides: list[str]) -
     assert resumed.checkpoints == [c for c in straight.checkpoints if c > 3]
     for step in resumed.checkpoints:
         one, other = (bytes_of(run.folder / f"step_{step}") for run in (straight, resumed))
-        assert one.keys() == {"model.safetensors", "optimiser.safetensors", "state.json"}
+        assert one.keys() == {"model.safetensors", "optimiser.safetensors", "state.json", "manifest.json"}
         assert one == other
     assert any(not torch.equal(p, q) for p, q in zip(before, resumed.model.parameters(), strict=True))
     if "schedule.kind=accumulating" not in overrides:
@@ -178,7 +178,7 @@ def test_a_newer_format_is_refused(saved: tuple[Path, Saved]) -> None:
     folder, _ = saved
     document = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps({**document, "format": 99}))
-    with pytest.raises(UserError, match="format 99; this version reads format 1"):
+    with pytest.raises(UserError, match="format 99; this version reads format 2"):
         read_document(folder)
 
 

@@ -11,7 +11,7 @@ from polyvit.checkpoint import TrainState
 from polyvit.config import RunConfig
 from polyvit.data.minibatch import Minibatch
 from polyvit.errors import UserError
-from polyvit.loop import JUDGED_FROM, Timer, learning_rate, train
+from polyvit.loop import JUDGED_FROM, learning_rate, train
 from polyvit.optim import lr_factor
 from polyvit.step import Alone
 
@@ -114,6 +114,10 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     with pytest.raises(UserError, match=f"loss of task sound is nan at step {first}") as caught:
         train(model, optimiser, schedule, feed, config, Alone(), TrainState(), events)
     assert "tasks.sound.lr_coef=0.25" in str(caught.value)
+    keys = feed.minibatch(feed.plan.at(first)[0]).keys
+    assert caught.value.problems == (
+        f"examples: {', '.join(keys[:8])} and 1 more", f"minibatch saved: somewhere/{first}",
+    )  # fmt: skip
     assert events.checkpoints == list(range(1, first))  # none with a broken model
 
 
@@ -181,12 +185,47 @@ def test_evaluation_changes_nothing() -> None:
     assert torch.equal(*finals)
 
 
-def test_timer() -> None:
-    timer = Timer()
-    assert timer.snapshot(3)["examples_per_s"] == 0
-    timer.add(wait_s=1.0, step_s=2.0, examples=10)
-    timer.add(wait_s=0.0, step_s=2.0, examples=30)
-    assert timer.snapshot(5) == {"examples_per_s": 10.0, "data_wait": 0.25, "step_s": 2.0, "eta_s": 10.0}
-    for _ in range(50):  # only the recent 50 steps count
-        timer.add(wait_s=0.0, step_s=0.5, examples=1)
-    assert timer.snapshot(2) == {"examples_per_s": 2.0, "data_wait": 0.0, "step_s": 0.5, "eta_s": 1.0}
+def test_a_stop_is_a_checkpoint_at_that_step_and_the_rest_follows_on() -> None:
+    config = small_config("train.checkpoint_every=8", "train.log_every=4")
+    model, optimiser, schedule = fresh(config)
+    first = Heard()
+    first.stop_at = 6
+    state = train(model, optimiser, schedule, ArrayFeed(config), config, Alone(), TrainState(), first)
+    assert (state.global_step, state.stopped) == (6, True)
+    assert first.checkpoints == [6]
+    assert [step for step, _ in first.points] == [4, 6]
+    assert state.evaluations == []
+    then = Heard()
+    state = train(model, optimiser, schedule, ArrayFeed(config), config, Alone(), state, then)
+    assert (state.global_step, state.stopped) == (18, False)
+    straight, optimiser, schedule = fresh(config)
+    train(straight, optimiser, schedule, ArrayFeed(config), config, Alone(), TrainState(), Heard())
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), straight.parameters(), strict=True))
+
+
+def test_a_stop_at_the_last_step_is_the_end() -> None:
+    config = small_config()
+    model, optimiser, schedule = fresh(config)
+    events = Heard()
+    events.stop_at = 18
+    state = train(model, optimiser, schedule, ArrayFeed(config), config, Alone(), TrainState(), events)
+    assert not state.stopped
+    assert len(state.evaluations) == 1
+
+
+def test_scores_are_the_metrics_and_their_mean() -> None:
+    state, events = trained(small_config("train.eval_every=6"))
+    assert [step for step, _ in events.scores] == [6, 12, 18]
+    for (_, scores), evaluation in zip(events.scores, state.evaluations, strict=True):
+        metrics = {task: result["value"] for task, result in evaluation["tasks"].items()}
+        assert scores == {**metrics, "mean": sum(metrics.values()) / 4}
+    assert state.scores() == events.scores[-1][1]
+
+
+def test_points_hold_timings_and_memory() -> None:
+    _, events = trained(small_config("train.log_every=9"))
+    for _, values in events.points:
+        assert {"pace/data_s", "pace/step_s", "pace/examples_per_s", "pace/tflops", "pace/rss_gb"} <= values.keys()
+        assert "pace/mfu" not in values  # a CPU's peak is not known
+        assert values["pace/rss_gb"] > 0.05
+    assert "pace/sound/ms_per_step" in events.points[0][1]

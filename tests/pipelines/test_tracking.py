@@ -1,12 +1,14 @@
 """MLflow: where the store is, parameters as the command line names them, curves, artifacts, a run that goes on."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 from small import small_config
 
-from pipelines.tracking import Tracker, flatten, tracking_uri
+from pipelines import tracking
+from pipelines.tracking import Curves, Tracker, flatten, tracking_uri
 from polyvit.errors import UserError
 
 
@@ -53,26 +55,89 @@ def test_a_run_has_the_config_as_parameters(tracker: Tracker, client: MlflowClie
     assert params["source"] == "x" * 6000
 
 
+def steps_of(client: MlflowClient, run_id: str, key: str) -> list[int]:
+    return [point.step for point in client.get_metric_history(run_id, key)]
+
+
 def test_curves_by_global_step(tracker: Tracker, client: MlflowClient) -> None:
+    curves = tracker.curves()
     for step in (10, 20, 30):
-        tracker.metrics(step, {"train/sound/loss": 1.0 / step, "eval/sound/map": 0.5})
-    tracker.flush()
+        curves.put(step, {"train/sound/loss": 1.0 / step, "eval/sound/map": 0.5})
+    assert curves.close() == 0
     history = client.get_metric_history(tracker.run_id, "train/sound/loss")
     assert [(point.step, point.value) for point in history] == [(10, 0.1), (20, 0.05), (30, 1 / 30)]
-    assert len(client.get_metric_history(tracker.run_id, "eval/sound/map")) == 3
+    assert steps_of(client, tracker.run_id, "eval/sound/map") == [10, 20, 30]
+    # After a restart at step 20: what the store lacks is sent, what it holds is not sent again.
+    past = [(5, {"train/sound/loss": 5.0}), (10, {"train/sound/loss": 0.1}), (20, {"train/sound/loss": 0.05})]
+    again = tracker.curves(past)
+    for step in (30, 40):
+        again.put(step, {"train/sound/loss": 1.0 / step})
+    assert again.close() == 0
+    assert sorted(steps_of(client, tracker.run_id, "train/sound/loss")) == [5, 10, 20, 30, 40]
 
 
-def test_points_that_are_lost_are_a_warning(
-    tracker: Tracker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+class Flaky:
+    """A store that is gone for some calls; the first failing call arrives all the same."""
+
+    def __init__(self, client: MlflowClient, failures: int) -> None:
+        self.client, self.failures = client, failures
+
+    def get_metric_history(self, run_id: str, key: str) -> list:
+        return self.client.get_metric_history(run_id, key)
+
+    def log_batch(self, run_id: str, **arguments: Any) -> None:
+        if self.failures == 0 or self.failures == 3:
+            self.client.log_batch(run_id, **arguments)
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError("no server")
+
+
+def test_a_server_that_goes_away_loses_and_doubles_nothing(
+    tracker: Tracker, client: MlflowClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Lost:
-        def wait(self) -> None:
-            raise ConnectionError("no store")
+    monkeypatch.setattr(tracking, "RETRY_S", 0.05)
+    other = Tracker.start(small_config(f"tracking.uri={tracker.uri}"), "flaky")
+    curves = Curves(Flaky(client, 3), other.run_id, other.uri, [])
+    for step in range(1, 6):
+        curves.put(step, {"x": float(step)})
+    assert curves.close() == 0
+    assert steps_of(client, other.run_id, "x") == [1, 2, 3, 4, 5]
+    assert "does not take the curves" in caplog.text
+    assert "takes the curves again" in caplog.text
 
-    monkeypatch.setattr(tracker, "_pending", [Lost(), Lost()])
-    tracker.flush()
-    assert "2 of 2 batches of MLflow metrics were lost" in caplog.text
-    assert tracker._pending == []
+
+def test_a_server_that_stays_away_is_a_warning(tracker: Tracker, caplog: pytest.LogCaptureFixture) -> None:
+    class Gone:
+        def get_metric_history(self, run_id: str, key: str) -> list:
+            raise ConnectionError("no server")
+
+    curves = Curves(Gone(), tracker.run_id, tracker.uri, [(1, {"x": 1.0})])
+    curves.put(2, {"x": 2.0})
+    assert curves.close(patience_s=0.2) == 2
+    assert "2 points of the curves are not in MLflow" in caplog.text
+
+
+def test_a_value_is_logged_once(tracker: Tracker, client: MlflowClient) -> None:
+    for _ in range(2):
+        tracker.metrics(7, {"final/sound/map": 0.25})
+    assert steps_of(client, tracker.run_id, "final/sound/map") == [7]
+
+
+def test_patience_ends_with_a_warning(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(tracking, "RETRY_S", 0.02)
+    tries: list[int] = []
+
+    def fails_twice() -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise ConnectionError("no server")
+
+    assert tracking.patiently(fails_twice, "this")
+    assert len(tries) == 3
+    assert not tracking.patiently(lambda: 1 / 0, "that")
+    assert "given up: that" in caplog.text
 
 
 def test_artifacts_are_files_and_folders(tracker: Tracker, client: MlflowClient, tmp_path: Path) -> None:

@@ -1,0 +1,264 @@
+"""Where a run's checkpoints lie: a folder, or a bucket of an object store. Whole ones only.
+
+A checkpoint is a folder `step_00000500` with a `manifest.json` that names every other file with its size and
+SHA-256. It is complete when the manifest is there: locally the folder is written beside and renamed, on an object
+store the manifest goes up last.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from pyarrow import fs
+
+from polyvit.errors import UserError
+
+logger = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+_WRITING = ".writing-"
+
+
+def folder_name(step: int) -> str:
+    """`step_00000500`."""
+    return f"step_{step:08d}"
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Name every file of `folder` with its size and checksum, beside `facts` such as the step."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
+    (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What `write_manifest` wrote. Raises OSError or ValueError."""
+    document = json.loads((folder / MANIFEST).read_text())
+    if not isinstance(document, dict) or not isinstance(document.get("files"), dict):
+        raise ValueError("it names no files")
+    return document
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, in words; None where every byte is as the manifest says."""
+    try:
+        files = read_manifest(folder)["files"]
+        for name, wanted in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != wanted["bytes"]:
+                return f"{name} has {path.stat().st_size:,} bytes instead of {wanted['bytes']:,}"
+            if _sha256(path) != wanted["sha256"]:
+                return f"{name} is not what was written (its SHA-256 differs)"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Store(Protocol):
+    """The checkpoints of one run. Everything may raise OSError: the disk is full, the server is gone."""
+
+    address: str
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """A checkpoint's manifest."""
+
+    def scratch(self) -> contextlib.AbstractContextManager[Path]:
+        """An empty folder to write a checkpoint in; gone afterwards."""
+
+    def commit(self, folder: Path, step: int) -> None:
+        """Make the scratch folder the checkpoint of `step`, replacing one that is there."""
+
+    def fetched(self, step: int) -> contextlib.AbstractContextManager[Path]:
+        """The checkpoint as a local folder, for as long as the block lasts."""
+
+    def remove(self, step: int) -> None:
+        """Delete a checkpoint."""
+
+
+class LocalStore:
+    """Checkpoints in a folder of a (shared) file system."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.address = folder, str(folder)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(_step(path.parent.name) for path in self.folder.glob(f"step_*/{MANIFEST}"))
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """A checkpoint's manifest."""
+        return read_manifest(self.folder / folder_name(step))
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder beside the checkpoints, so that a rename commits it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{_WRITING}{os.getpid()}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def commit(self, folder: Path, step: int) -> None:
+        """Flush to the disk, then rename."""
+        for path in [*folder.iterdir(), folder]:
+            _sync(path)
+        target = self.folder / folder_name(step)
+        if target.exists():
+            target.rename(folder / "replaced")
+        folder.rename(target)
+        shutil.rmtree(target / "replaced", ignore_errors=True)
+        _sync(self.folder)
+
+    @contextlib.contextmanager
+    def fetched(self, step: int) -> Iterator[Path]:
+        """The folder itself."""
+        yield self.folder / folder_name(step)
+
+    def remove(self, step: int) -> None:
+        """Rename, so that no half of it is ever taken for a checkpoint; then delete."""
+        path = self.folder / folder_name(step)
+        doomed = self.folder / f"{_WRITING}removed-{path.name}"
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+    def sweep(self) -> None:
+        """Delete what a killed writer left."""
+        for path in self.folder.glob(f"{_WRITING}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class RemoteStore:
+    """Checkpoints under a prefix of an object store (any URL that pyarrow.fs opens)."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        try:
+            self.files, self.root = fs.FileSystem.from_uri(address)
+        except (OSError, ValueError) as error:
+            raise UserError(f"train.checkpoint_dir={address} cannot be opened ({error})") from None
+
+    def steps(self) -> list[int]:
+        """Steps with a manifest, ascending."""
+        found = self.files.get_file_info(fs.FileSelector(self.root, recursive=True, allow_not_found=True))
+        return sorted(_step(Path(info.path).parent.name) for info in found if info.base_name == MANIFEST)
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """A checkpoint's manifest."""
+        with self.files.open_input_stream(f"{self._at(step)}/{MANIFEST}") as stream:
+            return json.loads(stream.read())
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A temporary folder of this machine."""
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="polyvit-checkpoint-") as folder:
+            yield Path(folder)
+
+    def commit(self, folder: Path, step: int) -> None:
+        """Upload; the manifest last, and the one of a checkpoint that is replaced goes first."""
+        self._forget(step)
+        names = [path.name for path in folder.iterdir() if path.name != MANIFEST]
+        for name in [*sorted(names), MANIFEST]:
+            fs.copy_files(
+                str(folder / name), f"{self._at(step)}/{name}",
+                source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.files,
+            )  # fmt: skip
+
+    @contextlib.contextmanager
+    def fetched(self, step: int) -> Iterator[Path]:
+        """A copy in a temporary folder."""
+        with self.scratch() as folder:
+            for name in [*self.manifest(step)["files"], MANIFEST]:
+                fs.copy_files(
+                    f"{self._at(step)}/{name}", str(folder / name),
+                    source_filesystem=self.files, destination_filesystem=fs.LocalFileSystem(),
+                )  # fmt: skip
+            yield folder
+
+    def remove(self, step: int) -> None:
+        """The manifest first."""
+        self._forget(step)
+        self.files.delete_dir(self._at(step))
+
+    def sweep(self) -> None:
+        """Nothing: what lacks a manifest is overwritten when its step comes again."""
+
+    def _forget(self, step: int) -> None:
+        manifest = f"{self._at(step)}/{MANIFEST}"
+        if self.files.get_file_info(manifest).type == fs.FileType.File:
+            self.files.delete_file(manifest)
+
+    def _at(self, step: int) -> str:
+        return f"{self.root}/{folder_name(step)}"
+
+
+def open_store(address: str | Path) -> LocalStore | RemoteStore:
+    """A folder's store, or an object store's by its URL (s3://bucket/prefix, gs://...)."""
+    text = str(address)
+    return RemoteStore(text) if "://" in text else LocalStore(Path(text).expanduser().absolute())
+
+
+def newest_whole(store: Store) -> tuple[int | None, list[str]]:
+    """The newest checkpoint whose every byte is right, and a line for each newer one that was passed over."""
+    passed: list[str] = []
+    for step in reversed(store.steps()):
+        with store.fetched(step) as folder:
+            wrong = damage(folder)
+        if wrong is None:
+            return step, passed
+        passed.append(f"checkpoint {folder_name(step)} in {store.address} is damaged: {wrong}")
+    return None, passed
+
+
+def prune(store: Store, keep_last: int, keep_best: int, metric: str) -> None:
+    """Delete all but the newest `keep_last` and the best `keep_best` by `metric` of their evaluation."""
+    steps = store.steps()
+    scores: dict[int, float] = {}
+    for step in steps if keep_best else []:
+        score = store.manifest(step).get("metrics", {}).get(metric)
+        if score is not None:
+            scores[step] = score
+    best = sorted(scores, key=lambda step: (scores[step], step), reverse=True)[:keep_best]
+    for step in set(steps[:-keep_last]) - set(best):
+        store.remove(step)
+
+
+def best_step(store: Store, metric: str) -> int | None:
+    """The step of the best kept checkpoint by `metric`; None where none was evaluated."""
+    scores = {step: store.manifest(step).get("metrics", {}).get(metric) for step in store.steps()}
+    known = {step: score for step, score in scores.items() if score is not None}
+    return max(known, key=lambda step: (known[step], step)) if known else None
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("step_"))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
