@@ -11,8 +11,15 @@ COMMANDS = {
     "index": "scan the data of a config and say what is there and what is not",
     "plan": "look before you spend: steps, probabilities, epochs, parameters, missing data",
     "cotrain": "co-train one model on all tasks of a config",
+    "sweep": "try values of any keys, report, register the best model",
     "evaluate": "evaluate a checkpoint: any split, several views, a table and JSON",
     "probe": "linear probes: new heads on the frozen features of a checkpoint",
+    "predict": "labels for media files: a few, or millions as a Ray job",
+    "register": "register a model with MLflow; move and list aliases",
+    "export": "cut one task out: torch.export, ONNX, int8, with figures",
+    "bench": "measure the training step and co-training against peers",
+    "extend": "give a trained model new tasks; measure what the old ones lose",
+    "serve": "answer over HTTP, on Ray Serve",
     "recipes": "list the recipes that ship",
 }
 

@@ -13,7 +13,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from polyvit.model.pretrained import check_init
 from polyvit.recipes import apply_override, load_config, validate_config, with_absolute_paths
 from polyvit.report import draw_schedule, result_rows
 from polyvit.schedule import build_schedule
-from polyvit.store import folder_name, open_store
+from polyvit.store import folder_name, open_store, under
 
 _RESUMABLE = ("train", "data", "feed", "tracking", "storage")
 """Sections that a resumed run may change: where and how fast, not what is learned."""
@@ -57,7 +57,7 @@ class RunPlace:
     def checkpoints(self, config: RunConfig) -> str:
         """Where its checkpoints lie: `train.checkpoint_dir`/NAME, else the run's folder."""
         given = config.train.checkpoint_dir
-        return f"{given.rstrip('/')}/{self.name}" if given else str(self.folder)
+        return under(given, self.name) if given else str(self.folder)
 
     def write(self, name: str, document: Any) -> Path:
         """A JSON file in the run's folder."""
@@ -112,11 +112,13 @@ def resumed_config(place: RunPlace, overrides: Sequence[str]) -> RunConfig:
 
 
 def cotrain(
-    config: RunConfig, place: RunPlace, run_id: str | None = None, callbacks: Sequence[Any] = ()
-) -> dict[str, Any]:
+    config: RunConfig, place: RunPlace, run_id: str | None = None, callbacks: Sequence[Any] = (),
+    tags: Mapping[str, str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Index (unless resuming), train, evaluate, report. Returns what the command prints, as data.
 
-    `run_id`: the MLflow run to go on with. `callbacks`: Ray Train's. Raises Stopped where a signal ended the run,
+    `run_id`: the MLflow run to go on with. `callbacks`: Ray Train's. `tags`: of a new MLflow
+    run. A new run whose folder holds indexes already takes those. Raises Stopped where a signal ended the run,
     UserError for the user's mistakes; what else ends it comes as Ray Train's error, after a line that says how to
     go on from the last checkpoint.
     """
@@ -132,8 +134,9 @@ def cotrain(
         check_resources(config)
         if run_id is None:
             console.print(f"indexing {len(config.tasks)} tasks ...")
-            indexes = build_indexes(config, place.folder / "index")
-            tracker = Tracker.start(config, place.name)
+            there = (place.folder / "index").is_dir()
+            indexes = (load_indexes if there else build_indexes)(config, place.folder / "index")
+            tracker = Tracker.start(config, place.name, tags)
             record = {"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri}
             place.write(place.record.name, {**record, "checkpoints": place.checkpoints(config)})
         else:
@@ -230,7 +233,7 @@ def _document(
         "run": place.name,
         "run_id": tracker.run_id,
         "mlflow_uri": tracker.uri,
-        "checkpoint": f"{place.checkpoints(config)}/{folder_name(state.global_step)}",
+        "checkpoint": under(place.checkpoints(config), folder_name(state.global_step)),
         "steps": state.global_step,
         "workers": config.train.workers,
         "tasks": rows,

@@ -3,10 +3,11 @@
     polyvit evaluate MODEL [CONFIG] [key=value ...] [--split SPLIT] [--only TASK] [--json FILE]
     python -m pipelines.evaluate ...                          the same, for `ray job submit`
 
-MODEL is a checkpoint's folder, or a run's (its newest checkpoint). The config stored in it says what to evaluate
-and where the data are; CONFIG takes `tasks` and `data` from a recipe instead, and overrides change either, such
-as tasks.kinetics400.eval_clips=4. Decoding runs on any CPU of the cluster; the model runs on a GPU if the cluster
-has one, else in this process. With the views of training the numbers are those that training printed.
+MODEL is a checkpoint's folder, a run's (its newest checkpoint), or `models:/name@alias`. The config stored in it
+says what to evaluate and where the data are; CONFIG takes `tasks` and `data` from a recipe instead, and
+overrides change either, such as tasks.kinetics400.eval_clips=4. Decoding runs on any CPU of the cluster; the
+model runs on a GPU if the cluster has one, else in this process. With the views of training the numbers are
+those that training printed.
 """
 
 import argparse
@@ -22,29 +23,20 @@ from rich.table import Table
 
 from pipelines import command
 from pipelines.command import console
-from polyvit.checkpoint import find_checkpoint, load_trained
+from pipelines.mlflow_models import model_folder
+from polyvit.checkpoint import load_trained, read_document
 from polyvit.config import RunConfig
-from polyvit.data.index import Scan, Split, index_classes
+from polyvit.data.index import Scan, Split
 from polyvit.data.minibatch import Minibatch, Quarantined, Request
 from polyvit.errors import UserError
 from polyvit.evaluate import evaluate
 from polyvit.feed import split_requests
 from polyvit.metrics import chance_level
 from polyvit.model.polyvit import PolyViT
+from polyvit.predict import class_names
 from polyvit.recipes import apply_override, read_recipe, validate_config, with_absolute_paths
 from polyvit.report import label_shares
 from polyvit.step import Alone
-
-_REGISTRY = ("models:", "runs:")
-
-
-def checkpoint_of(model: str) -> Path:
-    """The checkpoint that MODEL names. Raises UserError where it names none."""
-    if model.startswith(_REGISTRY):
-        raise UserError(
-            f"{model}: models in MLflow cannot be evaluated yet; give a checkpoint's folder, or a run's"
-        )
-    return find_checkpoint(Path(model).expanduser()).absolute()
 
 
 def evaluation_config(
@@ -97,16 +89,14 @@ def _head_problems(trained: RunConfig, config: RunConfig) -> list[str]:
     return problems
 
 
-def class_problems(scans: Mapping[str, Scan], trained_index: Path) -> list[str]:
+def class_problems(scans: Mapping[str, Scan], trained: Mapping[str, Sequence[str]]) -> list[str]:
     """Tasks whose data give a label another meaning than the data that the checkpoint was trained on.
 
-    `trained_index`: the run's index folder; where it lacks a task, nothing is known and nothing is said.
+    `trained`: its class names; where they lack a task, nothing is known and nothing is said.
     """
     problems = []
     for name, found in scans.items():
-        path = trained_index / f"{name}.parquet"
-        trained = index_classes(path) if path.is_file() else []
-        pairs = enumerate(zip(found.classes, trained, strict=False))
+        pairs = enumerate(zip(found.classes, trained.get(name, ()), strict=False))
         differ = next(((i, here, there) for i, (here, there) in pairs if here != there), None)
         if differ is not None:
             i, here, there = differ
@@ -128,7 +118,7 @@ def evaluate_checkpoint(model: PolyViT, config: RunConfig, checkpoint: Path) -> 
     with tempfile.TemporaryDirectory(prefix="polyvit-evaluate-", dir=_shared_folder(config)) as folder:
         console.print(f"indexing {len(config.tasks)} task{'s' if len(config.tasks) > 1 else ''} ...")
         indexes = build_indexes(config, Path(folder), train=False)
-    if problems := class_problems(indexes.scans, checkpoint.parent / "index"):
+    if problems := class_problems(indexes.scans, class_names(checkpoint, config, read_document(checkpoint))):
         raise UserError("the labels of the data are not those of the checkpoint:", problems)
     results, bad = _measure(model, config, alone, indexes)
     report = index_report(indexes)
@@ -175,7 +165,13 @@ def _forward(
     from pipelines.progress import Poster
 
     requests = evaluation_requests(config, indexes.scans)
-    segment = Segment(requests, make_decoder(config, indexes), config.data.decode_cpus, config.feed.prefetch)
+    segment = Segment(
+        requests,
+        make_decoder(config, indexes),
+        config.data.decode_cpus,
+        config.feed.prefetch,
+        config.data.decode_labels,
+    )
     poster = Poster(board, rank=0)
     # Minibatches are views of the object store; evaluation only reads them.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -241,7 +237,7 @@ def print_results(document: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit evaluate`."""
     made = command.parser("evaluate", "Evaluate a checkpoint on the tasks of its config.")
-    made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, or a run's")
+    made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
     command.add_config(made, optional=True)
     made.add_argument("--split", choices=get_args(Split), help="instead of each task's eval_split")
     return command.run(made, _body, argv)
@@ -251,7 +247,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe, overrides = arguments.config, arguments.overrides
     if recipe and "=" in recipe:
         recipe, overrides = None, [recipe, *overrides]
-    checkpoint = checkpoint_of(arguments.model)
+    checkpoint = model_folder(arguments.model)
     model, trained, state = load_trained(checkpoint)
     config = evaluation_config(trained, recipe, overrides, arguments.split, arguments.only)
     from pipelines.cluster import cluster

@@ -21,20 +21,23 @@ from polyvit.optim import Optimiser
 from polyvit.store import LocalStore, RemoteStore
 
 logger = logging.getLogger(__name__)
+OBJECTIVE = "objective"
+"""What a sweep maximises, under this name."""
 
 
 class RayEvents:
     """On every rank; rank 0 alone has `curves` and `history`, and writes.
 
-    facts: hashes of schedule and index, and class names, for checkpoints. folder: the run's.
+    facts: hashes of schedule and index, and class names, for checkpoints. folder: the run's. total: its steps.
     """
 
     def __init__(
         self, config: RunConfig, folder: Path, store: LocalStore | RemoteStore, model: PolyViT,
         optimiser: Optimiser, facts: Mapping[str, Any], poster: Poster, curves: Curves | None, history: History,
+        total: int,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.model, self.optimiser, self.facts = config, folder, model, optimiser, facts
-        self.poster, self.curves, self.history = poster, curves, history
+        self.poster, self.curves, self.history, self.total = poster, curves, history, total
         train = config.train
         keep = Keep(train.keep_checkpoints, train.keep_best, train.best_metric)
         self.checkpointer = Checkpointer(store, keep, before=history.write)
@@ -51,7 +54,15 @@ class RayEvents:
 
     def evaluated(self, step: int, scores: dict[str, float]) -> None:
         """To Ray Train, whose callbacks (Tune's) see a trial on its way. A barrier: every rank reports."""
-        ray.train.report({"global_step": step, **{f"eval/{name}": value for name, value in scores.items()}})
+        metrics = {f"eval/{name}": value for name, value in scores.items()}
+        metrics |= {"global_step": step, "percent": round(100 * step / self.total)}
+        ray.train.report({**metrics, OBJECTIVE: self._objective(scores)})
+
+    def _objective(self, scores: Mapping[str, float]) -> float:
+        sweep = self.config.sweep
+        if sweep.objective == "mean":
+            return scores.get("mean", float("nan"))
+        return min(scores.get(task, 0.0) - sweep.baselines[task] for task in self.config.tasks)
 
     def checkpoint(self, state: TrainState, last: bool) -> None:
         """Rank 0 writes, beside the steps that follow; the last one before the run ends."""

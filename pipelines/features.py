@@ -138,7 +138,7 @@ def encode(
     from pipelines.feed import Segment
     from pipelines.progress import Poster
 
-    segment = Segment(requests, decoder, config.data.decode_cpus, config.feed.prefetch)
+    segment = Segment(requests, decoder, config.data.decode_cpus, config.feed.prefetch, config.data.decode_labels)
     poster, parts = Poster(board, rank), []
     model = model.to(device).eval()
     try:

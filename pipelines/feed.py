@@ -9,7 +9,7 @@ import pickle
 import queue
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,10 @@ def decode_row(batch: dict[str, np.ndarray], decoder: Decoder) -> dict[str, np.n
     }
 
 
-def decoded(requests: Sequence[Request], decoder: Decoder, num_cpus: float) -> "ray.data.Dataset":
-    """A dataset of one row and one block a request, in the order given."""
+def decoded(
+    requests: Sequence[Request], decoder: Decoder, num_cpus: float, labels: Mapping[str, str] | None = None
+) -> "ray.data.Dataset":
+    """A dataset of one row and one block a request, in the order given; decoded on nodes with these labels."""
     rows = [{"request": pickle.dumps(request)} for request in requests]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         decode_row,  # type: ignore[arg-type]
@@ -51,6 +53,7 @@ def decoded(requests: Sequence[Request], decoder: Decoder, num_cpus: float) -> "
         batch_format="numpy",
         fn_args=(decoder,),
         num_cpus=num_cpus,
+        label_selector=dict(labels) if labels else None,
     )
     dataset.context.execution_options.preserve_order = True
     dataset.context.execution_no_progress_timeout_s = -1
@@ -75,18 +78,27 @@ class _Failure:
 class Segment:
     """Minibatches of some requests, read ahead by a thread into a bounded queue."""
 
-    def __init__(self, requests: Sequence[Request], decoder: Decoder, num_cpus: float, prefetch: int) -> None:
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        decoder: Decoder,
+        num_cpus: float,
+        prefetch: int,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         self.count = len(requests)
         self._ready: queue.Queue[Minibatch | _Failure] = queue.Queue(maxsize=prefetch)
         self._stop = threading.Event()
         self._thread = threading.Thread(
-            target=self._read, args=(requests, decoder, num_cpus), name="polyvit-feed", daemon=True
+            target=self._read, args=(requests, decoder, num_cpus, labels), name="polyvit-feed", daemon=True
         )
         self._thread.start()
 
-    def _read(self, requests: Sequence[Request], decoder: Decoder, num_cpus: float) -> None:
+    def _read(
+        self, requests: Sequence[Request], decoder: Decoder, num_cpus: float, labels: Mapping[str, str] | None
+    ) -> None:
         try:
-            rows = decoded(requests, decoder, num_cpus).iter_batches(
+            rows = decoded(requests, decoder, num_cpus, labels).iter_batches(
                 batch_size=None, batch_format="numpy", prefetch_batches=1
             )
             for row in rows:
@@ -150,7 +162,8 @@ class RayDataFeed:
         return self._segment([request for step in range(start, stop) for request in self.requests.at(step)])
 
     def _segment(self, requests: Sequence[Request]) -> Segment:
-        return Segment(requests, self.decoder, self.config.data.decode_cpus, self.config.feed.prefetch)
+        data = self.config.data
+        return Segment(requests, self.decoder, data.decode_cpus, self.config.feed.prefetch, data.decode_labels)
 
     def evaluation(self) -> Iterator[Minibatch]:
         """This rank's share of every task's evaluation split."""

@@ -68,6 +68,7 @@ def build_indexes(config: RunConfig, folder: Path, train: bool = True) -> Indexe
         _scan_row,  # type: ignore[arg-type]
         fn_args=(config, {name: str(root) for name, root in roots.items()}, str(folder)),
         num_cpus=config.data.decode_cpus,
+        label_selector=dict(config.data.decode_labels) or None,
     )
     errors = {row["task"]: row["error"] for row in dataset.take_all() if row["error"]}
     scans = {name: read_index(folder / f"{name}.parquet") for name in names if name not in errors}

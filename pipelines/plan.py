@@ -16,6 +16,7 @@ from rich.table import Table
 
 from pipelines import command
 from pipelines.command import console
+from pipelines.needs import needs_document, print_needs
 from polyvit.config import RunConfig
 from polyvit.data.index import Scan
 from polyvit.errors import UserError
@@ -40,8 +41,9 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
     scans, problems = scan_given_data(config)
     problems += init_problems(config)
-    document = plan_document(config, schedule, scans)
+    document = {**plan_document(config, schedule, scans), "needs": needs_document(config, schedule)}
     print_plan(config, document, checked=bool(scans))
+    print_needs(document["needs"])
     if arguments.picture:
         draw_schedule(schedule, config, arguments.picture)
         console.print(f"schedule drawn in {arguments.picture}")

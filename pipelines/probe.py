@@ -3,9 +3,10 @@
     polyvit probe MODEL CONFIG [key=value ...] [--only TASK] [--cache DIR] [--lrs LR,LR] [--epochs N] [--json FILE]
     python -m pipelines.probe ...                             the same, for `ray job submit`
 
-MODEL is a checkpoint's folder, or a run's. The tasks of CONFIG are probed, in the input sizes of the model.
-Features of the train split (evaluation views, no augmentation) and of each task's `eval_split` are extracted once
-and cached (`pipelines/features.py`); a second probe reads no media. The protocol is in `polyvit/probe.py`.
+MODEL is a checkpoint's folder, a run's, or `models:/name@alias`. The tasks of CONFIG are probed, in the input
+sizes of the model. Features of the train split (evaluation views, no augmentation) and of each task's
+`eval_split` are extracted once and cached (`pipelines/features.py`); a second probe reads no media. The protocol
+is in `polyvit/probe.py`.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from rich.table import Table
 
 from pipelines import command
 from pipelines.command import console
-from polyvit.checkpoint import find_checkpoint, load_trained
+from pipelines.mlflow_models import is_registered, model_folder
+from polyvit.checkpoint import load_trained
 from polyvit.config import AudioInput, RunConfig, VideoInput
 from polyvit.errors import UserError
 from polyvit.features import Features
@@ -179,7 +181,7 @@ def _count(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit probe`."""
     made = command.parser("probe", "Fit a new linear head a task on the frozen features of a checkpoint.")
-    made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, or a run's")
+    made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
     command.add_config(made)
     made.add_argument("--cache", metavar="DIR", type=Path, help="folder of features (default: MODEL/features)")
     made.add_argument("--lrs", type=_rates, default=LRS, metavar="LR,LR", help="learning rates to choose from")
@@ -188,15 +190,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    given = Path(arguments.model).expanduser()
-    checkpoint = find_checkpoint(given).absolute()
+    checkpoint = model_folder(arguments.model)
     model, trained, state = load_trained(checkpoint)
     config = probe_config(trained, arguments.config, arguments.overrides, arguments.only)
     from pipelines.cluster import cluster
     from pipelines.index import task_roots
 
     task_roots(config)  # before anything is started
-    cache = _cache_folder((arguments.cache or given / "features").expanduser().absolute())
+    cache = _cache_folder((arguments.cache or _default_cache(arguments.model)).expanduser().absolute())
     settings = ProbeSettings(arguments.lrs, arguments.epochs, seed=config.seed)
     with (checkpoint / "model.safetensors").open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -215,6 +216,11 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     print_results(document)
     return document
+
+
+def _default_cache(model: str) -> Path:
+    """Beside the checkpoint or in the run; for a registered model, whose folder may be temporary, here."""
+    return Path("features") if is_registered(model) else Path(model).expanduser() / "features"
 
 
 def _cache_folder(cache: Path) -> Path:

@@ -5,6 +5,7 @@ On a terminal the line is redrawn in place; in a log file it is printed every fe
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ from rich.text import Text
 from pipelines.command import console
 
 POST_EVERY_S = 0.25
-LOG_EVERY_S = 5.0
+LOG_EVERY_S = float(os.environ.get("POLYVIT_LOG_EVERY_S", "5"))
+"""Seconds between lines of progress where the output is no terminal."""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)

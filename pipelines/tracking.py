@@ -22,6 +22,7 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 # Our own threads wait an absent server out; the client's retries would hold each call for minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -30,6 +31,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 _PARAMS_PER_CALL, _METRICS_PER_CALL = 100, 1000  # the MLflow API's limits
 STEP_KEY = "global_step"
 """A metric that goes with every point, in the same transaction: which points the store already holds."""
+PARENT, TRIAL = "mlflow.parentRunId", "polyvit.trial"
+"""Tags of a trial's run: the sweep's run, and which trial it is; a trial that restarts goes on in its run."""
 PATIENCE_S = 300.0
 """How long the end of a run waits for a store that is gone."""
 RETRY_S = 5.0
@@ -39,6 +42,14 @@ def tracking_uri(config: RunConfig) -> str:
     """`tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file in `storage`."""
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     return uri or f"sqlite:///{Path(config.storage).absolute()}/mlflow.db"
+
+
+def _trial_run(client: Any, experiment_id: str, trial: str | None) -> str | None:
+    """The run of a sweep's trial, if it was begun before."""
+    if trial is None:
+        return None
+    found = client.search_runs([experiment_id], filter_string=f"tags.`{TRIAL}` = '{trial}'", max_results=1)
+    return found[0].info.run_id if found else None
 
 
 class Tracker:
@@ -51,8 +62,10 @@ class Tracker:
         self._client = MlflowClient(tracking_uri=uri)
 
     @classmethod
-    def start(cls, config: RunConfig, run_name: str) -> "Tracker":
-        """A new run with the resolved config as its parameters. Raises UserError if the store is out of reach."""
+    def start(cls, config: RunConfig, run_name: str, tags: Mapping[str, str] | None = None) -> "Tracker":
+        """A new run with the resolved config as its parameters; where the store holds a run with the same TRIAL
+        tag, that one. Raises UserError if the store is out of reach.
+        """
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
@@ -68,7 +81,10 @@ class Tracker:
                 experiment_id = client.create_experiment(name, artifact_location=local)
             else:
                 experiment_id = found.experiment_id
-            run = client.create_run(experiment_id, run_name=run_name, tags={"polyvit.recipe": config.name})
+            tags = {"polyvit.recipe": config.name, **(tags or {})}
+            if known := _trial_run(client, experiment_id, tags.get(TRIAL)):
+                return cls(uri, known)
+            run = client.create_run(experiment_id, run_name=run_name, tags=tags)
             tracker = cls(uri, run.info.run_id)
             tracker.params(flatten(config.model_dump(mode="json")))
         except (MlflowException, OSError) as error:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 import ray.train.torch
-import torch.distributed as dist
-from torch import Tensor
+import torch
 
 from pipelines.cluster import on_this_node, scaling, use_gpu
 from pipelines.command import console
@@ -27,41 +26,22 @@ from pipelines.tracking import Tracker
 from polyvit.checkpoint import TrainState, load_training
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
+from polyvit.extend import freeze_parts
 from polyvit.history import History
 from polyvit.loop import train
+from polyvit.memory import derive_microbatches
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained import initialise
 from polyvit.optim import Optimiser, build_optimiser
 from polyvit.plan import Plan
+from polyvit.reduce import ProcessGroup, World
 from polyvit.schedule import build_schedule
-from polyvit.step import World
 from polyvit.store import LocalStore, RemoteStore, newest_whole, open_store
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from pipelines.cotrain import RunPlace
-
-
-class TorchWorld:
-    """The process group that Ray Train set up."""
-
-    def __init__(self) -> None:
-        context = ray.train.get_context()
-        self.rank, self.size = context.get_world_rank(), context.get_world_size()
-
-    def sum_(self, flat: Tensor) -> None:
-        """All-reduce, in place."""
-        if self.size > 1:
-            dist.all_reduce(flat)
-
-    def gather(self, value: object) -> list:
-        """The value of every rank, in rank order."""
-        if self.size == 1:
-            return [value]
-        values: list[object] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
 
 
 class _ReportingFeed(RayDataFeed):
@@ -91,12 +71,14 @@ def train_fn(arguments: dict[str, Any]) -> dict[str, Any]:
 def _train(arguments: dict[str, Any]) -> TrainState:
     config = RunConfig.model_validate(arguments["config"])
     place: RunPlace = arguments["place"]
-    world = TorchWorld()
+    world = ProcessGroup()
     device = ray.train.torch.get_device()
     indexes = load_indexes(config, place.folder / "index")
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
     sizes = {name: len(found.split("train")) for name, found in indexes.scans.items()}
     model = PolyViT(config.model, config.tasks, seed=config.seed).to(device)
+    freeze_parts(model, config.optim.frozen)
+    fit_out(model, config, device)
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     hashes = {"schedule_hash": schedule.digest(), "index_hash": indexes.digests()}
     poster = Poster(arguments["board"], world.rank)
@@ -108,11 +90,14 @@ def _train(arguments: dict[str, Any]) -> TrainState:
     state = starting_state(store, model, optimiser, hashes, config, world)
     if state.global_step == 0 and config.init.path:
         initialise_all(model, config, world, place.folder / "init.txt", tracker)
+    state.microbatches = state.microbatches or derive_microbatches(model, config, world, device)
     history = History(place.folder / "history")
     past = history.restart(state.global_step) if tracker else []
     facts = {**hashes, "classes": {name: list(found.classes) for name, found in indexes.scans.items()}}
     curves = tracker.curves(past) if tracker else None
-    events = RayEvents(config, place.folder, store, model, optimiser, facts, poster, curves, history)
+    events = RayEvents(
+        config, place.folder, store, model, optimiser, facts, poster, curves, history, len(schedule)
+    )
     feed = _ReportingFeed(
         config, Plan(schedule, config.tasks, sizes, config.seed), indexes, world.rank, world.size
     )
@@ -122,6 +107,13 @@ def _train(arguments: dict[str, Any]) -> TrainState:
         return train(model, optimiser, schedule, feed, config, world, state, events)
     finally:
         events.close()
+
+
+def fit_out(model: PolyViT, config: RunConfig, device: torch.device) -> None:
+    """How the model is run: `train.activation_checkpointing`, `train.compile`."""
+    model.activation_checkpointing = config.train.activation_checkpointing
+    if config.train.compile or (config.train.compile is None and device.type == "cuda"):
+        model.compile_blocks()
 
 
 def starting_state(

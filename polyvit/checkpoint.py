@@ -24,7 +24,7 @@ from polyvit.data.minibatch import Quarantined
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
 from polyvit.optim import Optimiser
-from polyvit.store import MANIFEST, damage, folder_name, open_store, write_manifest
+from polyvit.store import MANIFEST, damage, folder_name, newest_whole, open_store, write_manifest
 
 logger = logging.getLogger(__name__)
 FORMAT = 2
@@ -186,15 +186,16 @@ def find_checkpoint(given: Path) -> Path:
             raise UserError(f"{given} is damaged: {wrong}; use another checkpoint")
         return given
     store = open_store(_store_of(given))
-    for step in reversed(store.steps()):
-        with store.fetched(step) as folder:
-            wrong = damage(folder)
-            if wrong is None:
-                return folder if folder.parent == Path(store.address) else _kept(folder, given, step)
-        logger.warning("%s in %s is damaged: %s; taking the one before", folder_name(step), store.address, wrong)
-    raise UserError(
-        f"{given} is neither a checkpoint nor a run with one; give a folder that `polyvit cotrain` wrote"
-    )
+    step, passed = newest_whole(store)
+    if step is None:
+        raise UserError(
+            f"{given} is neither a checkpoint nor a run with one; give a folder that `polyvit cotrain` wrote",
+            passed,
+        )
+    for line in passed:
+        logger.warning("%s; taking %s", line, folder_name(step))
+    with store.fetched(step) as folder:
+        return folder if folder.parent == Path(store.address) else _kept(folder, given, step)
 
 
 def _store_of(run: Path) -> str:

@@ -73,7 +73,7 @@ class Checkpointer:
         self._busy(INSIST_S)
         until = time.monotonic() + INSIST_S
         while True:
-            self._write(contents)
+            self._write(contents, insisting=True)
             if self._error is None:
                 return
             if time.monotonic() > until:
@@ -108,7 +108,7 @@ class Checkpointer:
             torch.cuda.synchronize()
         return {file: {name: self._buffers[file][name] for name in named} for file, named in tensors.items()}
 
-    def _write(self, contents: Contents) -> None:
+    def _write(self, contents: Contents, insisting: bool = False) -> None:
         name = folder_name(contents.step)
         try:
             self.before(contents.step)
@@ -117,12 +117,13 @@ class Checkpointer:
                 self.store.commit(folder, contents.step)
             prune(self.store, self.keep.last, self.keep.best, self.keep.metric)
         except OSError as error:
+            again = "trying again" if insisting else "training goes on and tries again at the next one"
+            if self._error is None or not insisting:
+                logger.warning(
+                    "checkpoint %s could not be written to %s: %s; %s", name, self.store.address, error, again
+                )
             self.failed += 1
             self._error = error
-            logger.warning(
-                "checkpoint %s could not be written to %s: %s; training goes on and tries again at the next one",
-                name, self.store.address, error,
-            )  # fmt: skip
         else:
             if self._error is not None:
                 logger.warning("checkpoint %s is written: the storage works again", name)

@@ -63,7 +63,7 @@ class InitConfig(Section):
 
     path: str | None = None
     """An .npz (vision_transformer, AugReg, big_vision, Scenic), a .safetensors (timm, Hugging Face) or a folder
-    with one, that every worker can read; null: random weights."""
+    with one, that every worker can read; or a checkpoint of ours, taken over by name; null: random weights."""
     kernel_init: KernelInit = "central"
     """How the patch kernel becomes the tubelet kernel; `central` is the official config's."""
     grid: tuple[PositiveInt, PositiveInt] | None = None
@@ -238,6 +238,10 @@ class OptimConfig(Section):
     untouched: Literal["frozen", "momentum"] = "frozen"
     """Parameters that a step's task does not reach: left alone, or moved on by their momentum with the
     step's learning rate (what the official code does)."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share that the running average of the parameters keeps at each step, such as 0.9999; null: no average."""
+    frozen: tuple[str, ...] = ()
+    """Parts that do not train, by the beginning of their parameters' names: shared, tokenizers.image, heads.pets."""
 
 
 class DataConfig(Section):
@@ -249,6 +253,9 @@ class DataConfig(Section):
     """A task whose undecodable share of examples read exceeds this ends the run."""
     decode_cpus: PositiveFloat = 1.0
     """Logical CPUs that Ray reserves for one decoding task."""
+    decode_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the Ray nodes that decode, such as {pool: cpu}; empty: any node with free CPUs. A value may also
+    be "!x", "in(x, y)" or "!in(x, y)"."""
 
 
 class FeedConfig(Section):
@@ -264,21 +271,81 @@ class TrainConfig(Section):
     """Workers, checkpoints, evaluation."""
 
     workers: PositiveInt = 1
+    min_workers: PositiveInt | None = None
+    """Null: always `workers`. Set: elastic training, on as many workers from `min_workers` to `workers` as the
+    cluster has room for; it goes on with fewer when a node is lost and grows again when one joins."""
+    resize_check_s: PositiveFloat = 60.0
+    """`min_workers` only: seconds between looks for room for more workers. Growing starts the workers anew from
+    the last checkpoint, as a loss does."""
+    worker_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the Ray nodes that train, such as {ray.io/accelerator-type: H200}; empty: any node."""
     use_gpu: bool | None = None
     """Null: a GPU for each worker if the cluster has that many."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is autocast; parameters, gradients and optimiser state stay float32."""
+    compile: bool | None = None
+    """torch.compile of the transformer block, one graph a modality. Null: on a GPU only."""
+    microbatch: PositiveInt | None = None
+    """Most examples of one forward and backward pass on one worker; gradients are summed over passes, so the
+    result does not depend on it. Null: as many as fit into memory, measured for each task when a run starts."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each block and compute the rest again in the backward pass: less memory, about a
+    third more arithmetic."""
+    sharding: Literal["none", "full"] = "none"
+    """`full`: parameters, gradients and optimiser state are divided among the workers (FSDP2) and gathered block
+    by block. A checkpoint is the same either way."""
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: PositiveFloat = 1.0
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: PositiveInt = 3
+    """The newest that stay."""
+    keep_best: Annotated[int, Field(ge=0)] = 1
+    """Evaluated checkpoints that stay besides, best first by `best_metric`."""
+    best_metric: str = "mean"
+    """`mean` over the tasks' metrics, or a task's name."""
+    checkpoint_dir: str | None = None
+    """Where checkpoints go, a folder for each run: a path, or an object store's URL (s3://bucket/prefix). Null:
+    the run's folder in `storage`."""
     eval_every: PositiveInt | None = None
     """Steps between evaluations; null: at the end only."""
     log_every: PositiveInt = 10
     """Steps between points of the MLflow curves."""
-    max_failures: int = 2
+    max_failures: int = 10
     """Restarts from the last checkpoint after a worker or a node died; -1: for ever."""
+
+
+class Range(Section):
+    """Numbers from `low` to `high`, for a random search."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Drawn evenly in the logarithm."""
+    integer: bool = False
+
+
+class SweepConfig(Section):
+    """What `polyvit sweep` tries: each trial is a run of the rest of the config with some keys changed."""
+
+    space: dict[str, list[Any] | Range] = Field(default_factory=dict)
+    """Keys of the config, dotted, and the values to try."""
+    search: Literal["grid", "random", "optuna"] = "grid"
+    """grid: every combination. random: `samples` drawn. optuna: `samples` chosen by a tree-structured Parzen
+    estimator from the trials before."""
+    samples: PositiveInt = 10
+    objective: Literal["mean", "worst_regression"] = "mean"
+    """mean over the tasks' metrics. worst_regression: the smallest difference to `baselines`: a guard against
+    negative transfer."""
+    baselines: dict[str, float] = Field(default_factory=dict)
+    """Each task's metric when trained alone (`cotrain --only TASK`)."""
+    early_stopping: bool = False
+    """Successive halving (ASHA): a trial not among the best third at 1/9 or 1/3 of its steps ends there."""
+    max_concurrent: PositiveInt | None = None
+    """Null: as many trials at a time as the cluster has room for."""
+    model_name: str = "polyvit"
+    """The winner's name in the MLflow registry."""
+    alias: str = "champion"
 
 
 class TrackingConfig(Section):
@@ -307,6 +374,7 @@ class RunConfig(Section):
     feed: FeedConfig = FeedConfig()
     train: TrainConfig = TrainConfig()
     tracking: TrackingConfig = TrackingConfig()
+    sweep: SweepConfig = SweepConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":

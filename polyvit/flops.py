@@ -2,6 +2,20 @@
 
 from polyvit.config import Modality, ModelConfig
 
+FORMULA = (
+    "forward = depth * (8 N D^2 + 4 N D M + 4 N^2 D) + 2 P E D + 2 D K for N tokens, width D, MLP M, P patches of "
+    "E numbers, K classes; training = 3 * forward - 2 P E D"
+)
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+"""Dense bfloat16 FLOP/s by a part of the GPU's name, from the maker's data sheets (SXM)."""
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """The maker's figure for a GPU in bfloat16; None where none is known."""
+    if precision != "bfloat16":
+        return None
+    return next((peak for part, peak in PEAKS.items() if part in device_name), None)
+
 
 def forward_flops(config: ModelConfig, modality: Modality, num_classes: int = 0) -> float:
     """One example's forward pass: embedding, every layer's projections, MLP and attention, head.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polyvit.config import OptimConfig
 from polyvit.errors import UserError
+from polyvit.sharding import local
 
 
 def lr_factor(step: int, total: int, warmup: int) -> float:
@@ -33,8 +34,13 @@ def global_norm(gradients: Iterable[Tensor]) -> Tensor:
 def clip_(gradients: list[Tensor], max_norm: float) -> Tensor:
     """Scale in place to `max_norm` where the global norm is at or above it; returns the norm before."""
     norm = global_norm(gradients)
-    torch._foreach_mul_(gradients, (max_norm / norm).clamp(max=1.0))
+    scale_to_(gradients, norm, max_norm)
     return norm
+
+
+def scale_to_(gradients: list[Tensor], norm: Tensor, max_norm: float) -> None:
+    """Scale in place by max_norm / norm, where that is below 1."""
+    torch._foreach_mul_(gradients, (max_norm / norm).clamp(max=1.0))
 
 
 class MomentumSGD:
@@ -44,6 +50,7 @@ class MomentumSGD:
     not reach it. `momentum` moves it on by its decaying momentum, with the learning rate of whichever task is
     trained, as the official code does; a parameter never yet reached stays still either way.
     bfloat16 momentum follows the release: the decay is rounded to bfloat16 too, sums are in float32.
+    Of a parameter that is divided among ranks, this rank's part is all it knows (see `polyvit.sharding`).
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
@@ -59,11 +66,12 @@ class MomentumSGD:
         names = [n for n, p in self.parameters.items() if p.grad is not None or (move_on and n in self.momentum)]
         if not names:
             return
-        values: list[Tensor] = [self.parameters[n] for n in names]
+        values = [local(self.parameters[n]) for n in names]
         for name, p in zip(names, values, strict=True):
             if name not in self.momentum:
                 self.momentum[name] = torch.zeros_like(p, dtype=self.dtype)
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in values]
+        given = [self.parameters[n].grad for n in names]
+        grads = [torch.zeros_like(p) if g is None else local(g) for p, g in zip(values, given, strict=True)]
         if self.config.weight_decay:
             grads = list(torch._foreach_add(grads, values, alpha=self.config.weight_decay))
         buffers = [self.momentum[n] for n in names]
@@ -84,7 +92,9 @@ class MomentumSGD:
         """Take back what `state` gave. Raises UserError for another optimiser's."""
         _check_state(state, {"momentum"}, "sgd")
         self.momentum = {
-            name.removeprefix("momentum."): tensor.to(self.parameters[name.removeprefix("momentum.")].device)
+            name.removeprefix("momentum."): local(
+                tensor.to(self.parameters[name.removeprefix("momentum.")].device)
+            )
             for name, tensor in state.items()
         }
 

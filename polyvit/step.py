@@ -5,13 +5,14 @@ batch, so the sum over ranks is the gradient of the global mean for any number o
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyvit.config import RunConfig
 from polyvit.data.minibatch import Minibatch
@@ -19,33 +20,12 @@ from polyvit.losses import example_losses, mixup, neighbours
 from polyvit.model.encoder import draw_keep, drop_path_rates
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.tokenizer import normalise
-from polyvit.optim import Optimiser, clip_, global_norm
+from polyvit.optim import Optimiser, clip_, global_norm, scale_to_
+from polyvit.plan import mixes, rank_slice
+from polyvit.reduce import Alone, Reducer, World
+from polyvit.sharding import is_sharded, is_split, local
 
-
-class World(Protocol):
-    """The ranks that train together."""
-
-    rank: int
-    size: int
-
-    def sum_(self, flat: Tensor) -> None:
-        """Sum a flat tensor over ranks, in place."""
-
-    def gather(self, value: object) -> list:
-        """The value of every rank, in rank order, on every rank."""
-
-
-class Alone:
-    """A world of one."""
-
-    rank, size = 0, 1
-
-    def sum_(self, flat: Tensor) -> None:
-        """Nothing to add."""
-
-    def gather(self, value: object) -> list:
-        """The one value."""
-        return [value]
+__all__ = ["Alone", "StepResult", "World", "local_loss", "mixup_weight", "train_step"]
 
 
 @dataclass(frozen=True)
@@ -53,12 +33,16 @@ class StepResult:
     """What a step did, over all ranks.
 
     losses: mean loss of each minibatch. grad_norm: of the reduced gradient, before it is clipped.
-    bad: undecodable examples of each minibatch.
+    bad: undecodable examples of each minibatch. flag: the sum of what the ranks gave as `flag`.
+    examples: that went through the model. reduced_bytes: what this rank gave to be summed by all-reduce.
     """
 
     losses: tuple[float, ...]
     grad_norm: float
     bad: tuple[int, ...]
+    flag: float = 0.0
+    examples: int = 0
+    reduced_bytes: int = 0
 
 
 def train_step(
@@ -68,38 +52,122 @@ def train_step(
     lr: float,
     config: RunConfig,
     world: World,
+    flag: float = 0.0,
+    microbatches: Mapping[str, int] | None = None,
 ) -> StepResult:
-    """Forward and backward of each minibatch, one reduction, clip, one update.
+    """Forward and backward of each minibatch in its microbatches, one reduction, clip, one update.
 
     Gradients of parameters that no minibatch's task reaches stay None: they are neither reduced nor (unless
-    `optim.untouched` says so) updated.
+    `optim.untouched` says so) updated. `flag` is summed over ranks with the gradients: how a rank tells the others
+    something at no cost. `microbatches`: most examples of one pass, by task (see `polyvit.memory`); else
+    `train.microbatch`; else the whole part of the rank.
     """
-    device = model.shared.norm.weight.device
-    touched: dict[str, torch.nn.Parameter] = {}
-    losses = [torch.zeros((), device=device) for _ in minibatches]
-    model.zero_grad(set_to_none=True)
-    for i, minibatch in enumerate(minibatches):
+    device, count = model.shared.norm.weight.device, len(minibatches)
+    touched: dict[str, nn.Parameter] = {}
+    for minibatch in minibatches:
         touched |= model.touched(minibatch.task)
-        if len(minibatch.tokens):
-            loss = local_loss(model, minibatch, config, device)
-            loss.backward()
-            losses[i] = loss.detach().float()
     parameters = list(touched.values())
-    for parameter in parameters:
-        if parameter.grad is None:  # this rank's part was empty
-            parameter.grad = torch.zeros_like(parameter)
-    if config.optim.clip_order == "reference" and config.optim.clip_norm is not None:
-        _clip_before_reduction(parameters, minibatches, config)
-    bad = torch.tensor([float(len(minibatch.bad)) for minibatch in minibatches], device=device)
-    extra = torch.cat([torch.stack(losses), bad])
-    reduce_gradients(parameters, extra, world)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    limit = config.optim.clip_norm
-    norm = global_norm(gradients) if limit is None else clip_(gradients, limit)
+    extra = _counts(minibatches, flag, device)
+    model.zero_grad(set_to_none=True)
+    passes = [
+        (i, part)
+        for i, minibatch in enumerate(minibatches)
+        for part in parts(minibatch, most_examples(minibatch.task, config, microbatches), config, world.size)
+    ]
+    if is_sharded(model):
+        for i, part in passes:
+            extra[i] += _sharded_pass(model, part, config, device)
+        world.sum_(extra)
+        moved = extra.numel() * extra.element_size()
+    else:
+        reducer = Reducer(parameters, set(model.touched(minibatches[-1].task).values()), extra, world)
+        clip_first = config.optim.clip_order == "reference" and config.optim.clip_norm is not None
+        for n, (i, part) in enumerate(passes):
+            overlap = n == len(passes) - 1 and not clip_first
+            if len(part.tokens):
+                loss = local_loss(model, part, config, device)
+                with reducer.overlapping() if overlap else nullcontext():
+                    loss.backward()
+                extra[i] += loss.detach()
+        if clip_first:
+            _clip_before_reduction(parameters, minibatches, config)
+        reducer.finish()
+        moved = reducer.bytes
+    norm = _clip(parameters, config, world)
     optimiser.step(lr)
     values = extra.tolist()
-    count = len(minibatches)
-    return StepResult(tuple(values[:count]), float(norm), tuple(int(n) for n in values[count:]))
+    bad = tuple(int(n) for n in values[count : 2 * count])
+    return StepResult(
+        tuple(values[:count]), float(norm), bad, flag=values[-1], examples=int(values[-2]), reduced_bytes=moved
+    )
+
+
+def _counts(minibatches: Sequence[Minibatch], flag: float, device: torch.device) -> Tensor:
+    """What is summed over ranks besides gradients: losses (zeros yet), bad examples, examples, the flag."""
+    bad = [float(len(minibatch.bad)) for minibatch in minibatches]
+    examples = float(sum(len(minibatch.tokens) for minibatch in minibatches))
+    return torch.tensor([*(0.0 for _ in bad), *bad, examples, flag], device=device)
+
+
+def _clip(parameters: Sequence[nn.Parameter], config: RunConfig, world: World) -> Tensor:
+    """Scale the reduced gradients to `optim.clip_norm`; returns their norm before."""
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
+    norm = global_norm(gradients)
+    if any(is_split(p) for p in parameters):
+        square = norm.square()
+        world.sum_(square)
+        norm = square.sqrt()
+    if config.optim.clip_norm is not None:
+        scale_to_(gradients, norm, config.optim.clip_norm)
+    return norm
+
+
+def _sharded_pass(model: PolyViT, part: Minibatch, config: RunConfig, device: torch.device) -> Tensor:
+    """FSDP gathers and sums on the way: a rank without examples goes along with a blank one of no weight."""
+    blank = not len(part.tokens)
+    if blank:
+        tokens = np.zeros((1, *part.tokens.shape[1:]), part.tokens.dtype)
+        part = replace(
+            part, tokens=tokens, labels=np.zeros((1, *part.labels.shape[1:]), part.labels.dtype), first_slot=0
+        )
+    loss = local_loss(model, part, config, device) * (0.0 if blank else 1.0)
+    loss.backward()
+    return loss.detach()
+
+
+def most_examples(task: str, config: RunConfig, microbatches: Mapping[str, int] | None) -> int | None:
+    """Most examples of one pass; None: no limit."""
+    return microbatches[task] if microbatches and task in microbatches else config.train.microbatch
+
+
+def parts(minibatch: Minibatch, most: int | None, config: RunConfig, world_size: int) -> list[Minibatch]:
+    """A rank's part of a minibatch in as many microbatches as the largest part of any rank needs, even in size.
+
+    Examples that are mixed in pairs stay together. Where this rank has fewer examples the last ones may be empty.
+    """
+    task = config.tasks[minibatch.task]
+    pair = 2 if mixes(task) else 1
+    largest = max(
+        stop - start
+        for start, stop in (rank_slice(task.batch, r, world_size, pair == 2) for r in range(world_size))
+    )
+    units = -(-largest // pair)
+    number = 1 if most is None or most >= largest else -(-units // max(1, most // pair))
+    own = -(-len(minibatch.tokens) // pair)
+    cuts = [min(len(minibatch.tokens), pair * (own * i // number)) for i in range(number)] + [
+        len(minibatch.tokens)
+    ]
+    if number == 1:
+        return [minibatch]
+    return [
+        replace(
+            minibatch,
+            tokens=minibatch.tokens[a:b],
+            labels=minibatch.labels[a:b],
+            first_slot=minibatch.first_slot + a,
+        )
+        for a, b in pairwise(cuts)
+    ]
 
 
 def local_loss(model: PolyViT, minibatch: Minibatch, config: RunConfig, device: torch.device) -> Tensor:
@@ -125,19 +193,8 @@ def local_loss(model: PolyViT, minibatch: Minibatch, config: RunConfig, device: 
     return losses.sum() / minibatch.global_batch
 
 
-def reduce_gradients(parameters: Sequence[torch.nn.Parameter], extra: Tensor, world: World) -> None:
-    """Sum gradients and the few numbers of `extra` over ranks, in place and in one message."""
-    if world.size == 1:
-        return
-    tensors = [p.grad for p in parameters if p.grad is not None] + [extra]
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    world.sum_(flat)
-    pieces = flat.split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(tensors, [p.view_as(t) for p, t in zip(pieces, tensors, strict=True)])
-
-
 def _clip_before_reduction(
-    parameters: Sequence[torch.nn.Parameter], minibatches: Sequence[Minibatch], config: RunConfig
+    parameters: Sequence[nn.Parameter], minibatches: Sequence[Minibatch], config: RunConfig
 ) -> None:
     """The release clips video and audio gradients per device, before the mean over devices."""
     minibatch = minibatches[0]

@@ -220,16 +220,28 @@ def open_store(address: str | Path) -> LocalStore | RemoteStore:
     return RemoteStore(text) if "://" in text else LocalStore(Path(text).expanduser().absolute())
 
 
+def under(address: str, name: str) -> str:
+    """The address of `name` below a folder or URL; a URL's query (endpoint, region) stays at its end."""
+    place, mark, query = address.partition("?") if "://" in address else (address, "", "")
+    return f"{place.rstrip('/')}/{name}{mark}{query}"
+
+
 def newest_whole(store: Store) -> tuple[int | None, list[str]]:
     """The newest checkpoint whose every byte is right, and a line for each newer one that was passed over."""
     passed: list[str] = []
     for step in reversed(store.steps()):
-        with store.fetched(step) as folder:
-            wrong = damage(folder)
-        if wrong is None:
+        if (wrong := _damage_in(store, step)) is None:
             return step, passed
         passed.append(f"checkpoint {folder_name(step)} in {store.address} is damaged: {wrong}")
     return None, passed
+
+
+def _damage_in(store: Store, step: int) -> str | None:
+    try:
+        with store.fetched(step) as folder:
+            return damage(folder)
+    except FileNotFoundError as error:  # a server that is gone raises another error, and is no damage
+        return str(error)
 
 
 def prune(store: Store, keep_last: int, keep_best: int, metric: str) -> None:

@@ -1,6 +1,6 @@
 """Contradictions between keys of a config, all found at once."""
 
-from polyvit.config import ImageInput, Modality, ModelInput, RunConfig, VideoInput
+from polyvit.config import ImageInput, Modality, ModelInput, Range, RunConfig, VideoInput
 
 
 def cross_field_problems(config: RunConfig) -> list[str]:
@@ -22,10 +22,38 @@ def cross_field_problems(config: RunConfig) -> list[str]:
                 f"tasks.{name}.batch={task.batch} must be at least train.workers={config.train.workers}:"
                 " every worker takes a part of each minibatch"
             )
+    fewest, most = config.train.min_workers, config.train.workers
+    if fewest is not None and fewest > most:
+        problems.append(f"train.min_workers={fewest} must be at most train.workers={most}")
+    if config.train.best_metric not in ("mean", *config.tasks):
+        problems.append(
+            f"train.best_metric={config.train.best_metric} must be mean or a task: {', '.join(config.tasks)}"
+        )
+    problems += _sweep_problems(config)
     if config.optim.clip_order == "reference" and config.schedule.kind == "accumulating":
         problems.append("optim.clip_order=reference is not defined for schedule.kind=accumulating; use global")
+    if config.optim.clip_order == "reference" and config.train.sharding == "full":
+        problems.append("optim.clip_order=reference is not defined for train.sharding=full; use global")
     if config.optim.kind == "adamw" and config.optim.untouched == "momentum":
         problems.append("optim.untouched=momentum needs optim.kind=sgd; with adamw it must be frozen")
+    return problems
+
+
+def _sweep_problems(config: RunConfig) -> list[str]:
+    sweep, problems = config.sweep, []
+    if sweep.search == "grid" and (
+        ranges := [key for key, values in sweep.space.items() if isinstance(values, Range)]
+    ):
+        problems.append(
+            f"sweep.search=grid cannot go through the range of {ranges[0]}; list values, or use random"
+        )
+    missing = [task for task in config.tasks if task not in sweep.baselines]
+    if sweep.objective == "worst_regression" and missing:
+        problems.append(
+            f"sweep.objective=worst_regression needs sweep.baselines of every task; missing: {', '.join(missing)}"
+        )
+    if sweep.early_stopping and config.train.eval_every is None:
+        problems.append("sweep.early_stopping needs evaluations on the way: set train.eval_every")
     return problems
 
 

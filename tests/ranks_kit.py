@@ -8,27 +8,17 @@ from safetensors.torch import load_file, save_file
 from small import ArrayFeed, Heard, fresh
 from torch import Tensor
 
+import polyvit.reduce
 from polyvit.checkpoint import TrainState
 from polyvit.config import RunConfig
 from polyvit.loop import train
-from polyvit.step import Alone, World
+from polyvit.reduce import Alone, ProcessGroup, World
 
 BAD = frozenset({("picture", 3), ("clip", 1), ("sound", 5)})
 
 
-class GlooWorld:
+class GlooWorld(ProcessGroup):
     """The process group of this process."""
-
-    def __init__(self) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
-
-    def sum_(self, flat: Tensor) -> None:
-        dist.all_reduce(flat)
-
-    def gather(self, value: object) -> list:
-        values: list[object] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
 
 
 def trained(config: RunConfig, world: World) -> tuple[dict[str, Tensor], TrainState, Heard]:
@@ -39,10 +29,16 @@ def trained(config: RunConfig, world: World) -> tuple[dict[str, Tensor], TrainSt
     return {name: p.detach() for name, p in model.named_parameters()}, state, events
 
 
+def meet(rank: int, world_size: int, folder: str) -> None:
+    """The process group of a test, and buckets so small that a tiny model fills several."""
+    torch.set_num_threads(1)
+    polyvit.reduce.BUCKET_BYTES = 8192
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world_size)
+
+
 def work(rank: int, world_size: int, folder: str, configs: dict[str, RunConfig]) -> None:
     """One rank: train every config, keep parameters, state and loss curve."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world_size)
+    meet(rank, world_size, folder)
     for name, config in configs.items():
         parameters, state, events = trained(config, GlooWorld())
         save_file(parameters, f"{folder}/{name}_{rank}.safetensors")
@@ -63,4 +59,4 @@ def result_of(folder: Path, name: str, rank: int) -> tuple[dict[str, Tensor], di
     return load_file(folder / f"{name}_{rank}.safetensors"), kept
 
 
-__all__ = ["BAD", "Alone", "result_of", "run_ranks", "trained"]
+__all__ = ["BAD", "Alone", "GlooWorld", "meet", "result_of", "run_ranks", "trained"]

@@ -21,7 +21,8 @@ from polyvit.metrics import MetricState
 from polyvit.model.convert import state_to_official
 from polyvit.model.polyvit import PolyViT
 from polyvit.optim import build_optimiser, lr_factor
-from polyvit.step import Alone, StepResult, train_step
+from polyvit.reduce import Alone, Done
+from polyvit.step import StepResult, train_step
 
 DTYPES = {"f32mom": "float32", "bf16mom": "bfloat16"}
 RUNS = [
@@ -247,6 +248,11 @@ class Rank:
         for other in self.others:
             flat.add_(other)
         self.others.append(mine)
+
+    def sum_async(self, flat: Tensor) -> Done:
+        """At once."""
+        self.sum_(flat)
+        return Done()
 
     def gather(self, value: object) -> list:
         """Not asked for by a step."""

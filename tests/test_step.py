@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from polyvit.config import RunConfig
 from polyvit.data.minibatch import Minibatch, Quarantined
 from polyvit.model.tokenizer import normalise
+from polyvit.reduce import Done
 from polyvit.step import local_loss, mixup_weight, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -223,12 +224,16 @@ class Twin:
         if self.other is not None:
             flat += self.other
 
+    def sum_async(self, flat: torch.Tensor) -> Done:
+        self.sum_(flat)
+        return Done()
+
     def gather(self, value: object) -> list:
         return [value, value]
 
 
 def sent(config: RunConfig, part: Sequence[Minibatch]) -> torch.Tensor:
-    """What a rank sends to the others: gradients, then losses and counts of bad examples."""
+    """What a rank sends to the others: gradients, then losses, counts of bad examples, examples, flag."""
     model, optimiser, _ = fresh(config)
     with torch.no_grad():
         model.heads["clip"].weight.normal_(generator=torch.Generator().manual_seed(0))
@@ -243,7 +248,7 @@ def test_clip_order(order: str) -> None:
     config = small_config("optim.clip_norm=0.01", f"optim.clip_order={order}")
     (minibatch,) = minibatches(config, step_of(config, "clip"))
     for part, share in zip(split(minibatch, 1), (0.25, 0.75), strict=True):
-        norm = sent(config, [part])[:-2].norm().item()
+        norm = sent(config, [part])[:-4].norm().item()
         if order == "reference":
             assert norm == pytest.approx(0.01 * share, rel=1e-4)
         else:
@@ -253,7 +258,7 @@ def test_clip_order(order: str) -> None:
 def test_clip_order_reference_leaves_images_to_the_end() -> None:
     config = small_config("optim.clip_norm=0.01", "optim.clip_order=reference")
     part = split(minibatches(config, step_of(config, "picture"))[0], 3)[0]
-    assert sent(config, [part])[:-2].norm().item() > 0.1
+    assert sent(config, [part])[:-4].norm().item() > 0.1
 
 
 def test_a_rank_without_examples_sends_zeros_of_the_same_length() -> None:
@@ -272,11 +277,12 @@ def test_bad_examples_are_counted_over_ranks() -> None:
     whole = minibatches(config, step_of(config, "picture"))
     whole = [replace(whole[0], bad=(Quarantined("picture", "k", "p", "r"),) * 2)]
     length = sum(p.numel() for p in model.touched("picture").values())
-    other = torch.zeros(length + 2)
-    other[-2:] = torch.tensor([0.5, 3.0])
+    other = torch.zeros(length + 4)
+    other[-4:] = torch.tensor([0.5, 3.0, 2.0, 1.0])
     loss = local_loss(model, whole[0], config, torch.device("cpu")).item()
-    result = train_step(model, optimiser, whole, 0.1, config, Twin(other))
+    result = train_step(model, optimiser, whole, 0.1, config, Twin(other), flag=0.5)
     assert result.bad == (5,)
+    assert (result.flag, result.examples) == (1.5, len(whole[0].tokens) + 2)
     assert result.losses == (pytest.approx(loss + 0.5),)
 
 

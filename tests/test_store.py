@@ -1,6 +1,8 @@
 """Checkpoints as whole things: manifests, damage, what stays, and the writer that never holds a run up."""
 
+import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from polyvit.store import (
     open_store,
     prune,
     read_manifest,
+    under,
 )  # fmt: skip
 
 
@@ -187,3 +190,55 @@ def test_addresses(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nosuch://x/y cannot be opened"):
         open_store("nosuch://x/y")
     assert folder_name(12) == "step_00000012"
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """An S3 bucket on the loopback interface."""
+    from s3_kit import s3_server
+
+    with s3_server() as url:
+        yield url
+
+
+def test_a_bucket_holds_the_same(bucket: str, tmp_path: Path) -> None:
+    store = open_store(under(bucket, "runs/one"))
+    assert store.steps() == []
+    for step in (5, 10, 15):
+        with store.scratch() as scratch:
+            made(step, value=float(step), scores={"mean": 1.0 / step}).write(scratch)
+            store.commit(scratch, step)
+    assert store.steps() == [5, 10, 15]
+    assert newest_whole(store) == (15, [])
+    prune(store, keep_last=1, keep_best=1, metric="mean")
+    assert store.steps() == [5, 15]
+    with store.scratch() as scratch:  # the same step again, with other content
+        made(15, value=99.0).write(scratch)
+        store.commit(scratch, 15)
+    with store.fetched(15) as folder:
+        assert damage(folder) is None
+        assert json.loads((folder / "state.json").read_text())["global_step"] == 15
+    store.files.delete_file(f"{store.root}/step_00000015/model.safetensors")  # type: ignore[union-attr]
+    assert newest_whole(store)[0] == 5
+    (tmp_path / "run.json").write_text(json.dumps({"checkpoints": store.address}))
+    found = find_checkpoint(tmp_path)
+    assert found == tmp_path / "fetched" / "step_00000005"
+    assert damage(found) is None
+
+
+def test_an_upload_that_was_cut_off_is_no_checkpoint(bucket: str) -> None:
+    store = open_store(under(bucket, "runs/two"))
+    with store.scratch() as scratch:
+        made(5).write(scratch)
+        (scratch / "manifest.json").rename(scratch.parent / f"{scratch.name}.manifest")
+        with pytest.raises(OSError):
+            store.commit(scratch, 5)
+    assert store.steps() == []
+    (scratch.parent / f"{scratch.name}.manifest").unlink()
+
+
+def test_a_name_goes_below_an_address() -> None:
+    assert under("/a/b/", "c") == "/a/b/c"
+    assert (
+        under("s3://b/p?scheme=http&endpoint_override=h:1", "c") == "s3://b/p/c?scheme=http&endpoint_override=h:1"
+    )

@@ -24,7 +24,8 @@ class Attention(nn.Module):
         """Scale is 1 / sqrt(D / H); no mask, no dropout."""
         batch, tokens, width = x_BND.shape
         qkv = self.qkv(x_BND).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        q_BHNC, k_BHNC, v_BHNC = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        # Parted along the axis where the backward pass puts them together again: one copy, not two.
+        q_BHNC, k_BHNC, v_BHNC = (part.transpose(1, 2) for part in qkv.unbind(2))
         out_BHNC = F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC)
         return self.proj(out_BHNC.transpose(1, 2).reshape(batch, tokens, width))
 

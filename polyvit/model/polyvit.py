@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from polyvit.config import Modality, ModelConfig, RunConfig, TaskConfig
 from polyvit.errors import UserError
@@ -27,11 +28,16 @@ class Trunk(nn.Module):
 
 
 class PolyViT(nn.Module):
-    """One encoder for several tasks of several modalities."""
+    """One encoder for several tasks of several modalities.
+
+    activation_checkpointing: where gradients are asked for, keep each block's input only and run it again.
+    compiled: whether `compile_blocks` was called.
+    """
 
     def __init__(self, config: ModelConfig, tasks: Mapping[str, TaskConfig], seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = self.compiled = False
         self.modality: dict[str, Modality] = {name: task.modality for name, task in tasks.items()}
         present = [m for m in ("image", "video", "audio") if m in set(self.modality.values())]
         if reserved := [name for name in tasks if hasattr(nn.ModuleDict(), name)]:
@@ -60,19 +66,53 @@ class PolyViT(nn.Module):
     def encode(self, tokens_BNP: Tensor, modality: Modality, keep_L2B: Tensor | None = None) -> Tensor:
         """Every token after the final norm: [B, 1 + N, D]."""
         x_BND = self.tokenizers[modality](tokens_BNP)
+        if self.compiled:
+            keep_L2B = self._one_form(keep_L2B, x_BND)
         for i, block in enumerate(self._blocks(modality)):
-            x_BND = block(x_BND, None if keep_L2B is None else keep_L2B[i])
+            x_BND = self._run(block, x_BND, None if keep_L2B is None else keep_L2B[i])
         return self.shared.norm(x_BND)
 
     def _blocks(self, modality: Modality) -> Iterator[nn.Module]:
         yield from self.adaptors[modality]  # type: ignore[misc]
         yield from self.shared.blocks
 
+    def _run(self, block: nn.Module, x_BND: Tensor, keep_2B: Tensor | None) -> Tensor:
+        if self.compiled:
+            torch._dynamo.maybe_mark_dynamic(x_BND, 0)
+            torch._dynamo.maybe_mark_dynamic(keep_2B, 1)
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            # A block draws no random numbers, so there is no generator's state to put back.
+            return checkpoint(block, x_BND, keep_2B, use_reentrant=False, preserve_rng_state=False)
+        return block(x_BND, keep_2B)
+
+    def _one_form(self, keep_L2B: Tensor | None, x_BND: Tensor) -> Tensor:
+        """Masks in the one form that the blocks are compiled for: always there, and no stride depends on B.
+
+        A stride that does makes inductor (torch 2.11) compile its backward pass for one B only.
+        """
+        if keep_L2B is None:
+            return x_BND.new_ones(self.config.depth, len(x_BND), 2).transpose(1, 2)
+        return keep_L2B.transpose(1, 2).contiguous().transpose(1, 2)
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """torch.compile every block: one graph a modality (its number of tokens), whatever the batch and the task.
+
+        A pass over a single example makes one more graph of its modality, and so does an evaluation, which has no
+        gradients.
+        """
+        # Past the limit torch falls back to eager without a word; blocks share one function, hence one count.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        for module in self.modules():
+            if isinstance(module, Block):
+                # Not module.compile(): hooks of FSDP stay outside the graph this way.
+                module.forward = torch.compile(module.forward, dynamic=False, backend=backend)  # type: ignore[method-assign]
+        self.compiled = True
+
     def touched(self, task: str) -> dict[str, nn.Parameter]:
-        """The parameters that a step of `task` reaches, by name."""
+        """The parameters that a step of `task` reaches and trains, by name: none that is frozen."""
         modality = self.modality[task]
         prefixes = ("shared.", f"tokenizers.{modality}.", f"adaptors.{modality}.", f"heads.{task}.")
-        return {name: p for name, p in self.named_parameters() if name.startswith(prefixes)}
+        return {n: p for n, p in self.named_parameters() if p.requires_grad and n.startswith(prefixes)}
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:

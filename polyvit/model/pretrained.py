@@ -65,7 +65,11 @@ def init_problems(config: RunConfig) -> list[str]:
     """Why `init.path` cannot be read or does not fit the model, one line each; empty where it is null or fits."""
     if config.init.path is None:
         return []
+    from polyvit.extend import is_checkpoint, start_problems
+
     try:
+        if is_checkpoint(config.init.path):
+            return [f"init.path: {problem}" for problem in start_problems(Path(config.init.path), config.model)]
         problems = fit_problems(load_vit(config.init.path, config.init.grid), config.model, [*config.modalities])
     except UserError as error:
         problems = list(error.problems) or [error.message]
@@ -90,6 +94,10 @@ def initialise(
     `grid`: the checkpoint's patches down and across, needed only where they are no square.
     Raises UserError where the checkpoint cannot be read, or does not fit; the model is then unchanged.
     """
+    from polyvit.extend import is_checkpoint, start_from
+
+    if is_checkpoint(path):
+        return start_from(model, Path(path))
     vit = load_vit(path, grid)
     modalities: list[Modality] = [m for m in ("image", "video", "audio") if m in model.tokenizers]
     if problems := fit_problems(vit, model.config, modalities):

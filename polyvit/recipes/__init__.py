@@ -60,7 +60,10 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         changes = {"root": root, "classes": names(task, root or f"{data.root}/{name}")}
         tasks[name] = task.model_copy(update=changes)
     init = config.init.model_copy(update={"path": absolute(config.init.path)})
-    changed = {"tasks": tasks, "data": data, "init": init, "storage": absolute(config.storage)}
+    train = config.train.model_copy(update={"checkpoint_dir": absolute(config.train.checkpoint_dir)})
+    changed = {
+        "tasks": tasks, "data": data, "init": init, "train": train, "storage": absolute(config.storage),
+    }  # fmt: skip
     return config.model_copy(update=changed)
 
 
@@ -164,6 +167,11 @@ def apply_override(document: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"the value of {override!r} is not YAML: {error}") from None
+    set_key(document, path, value)
+
+
+def set_key(document: dict[str, Any], path: str, value: Any) -> None:
+    """Set one dotted key in plain config data, in place."""
     *parents, last = path.split(".")
     place = document
     for key in parents:

@@ -172,7 +172,7 @@ def test_data_with_more_classes_than_the_head_and_an_empty_split(
 def test_what_is_refused_before_ray_is_asked(
     run: Path, pair_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "models:/best@champion: models in MLflow cannot" in refused(capsys, "models:/best@champion")
+    assert "models:/best@champion cannot be fetched from" in refused(capsys, "models:/best@champion")
     assert "neither a checkpoint nor a run with one" in refused(capsys, tmp_path)
     assert "neither a checkpoint nor a run with one" in refused(capsys, tmp_path / "nowhere")
     err = refused(capsys, run, "model.width=32", "tasks.shapes.num_classes=4", "tasks.sounds.modality=video")

@@ -1,0 +1,112 @@
+"""Labels for media files: a few, here and now, or millions, as a Ray Data job.
+
+    polyvit predict MODEL FILE ... [--task NAME ...] [--top-k 5] [--modality image|video|audio]
+    polyvit predict MODEL --input FOLDER_OR_LIST --output DIR [--task NAME ...] ...
+    python -m pipelines.predict ...                          the same, for `ray job submit`
+
+MODEL is a checkpoint's folder, a run's, or `models:/name@alias`. With FILEs there is one line of JSON a file on
+stdout: path, modality and for each task its best classes, or `error` with the reason; exit status 2 where a file
+could not be used, after all others were answered. With --input the answers go to Parquet files in DIR, and a job
+that was stopped goes on where it was (`pipelines/label.py`).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pipelines import command
+from pipelines.command import console
+from polyvit.errors import UserError
+from polyvit.inputs import Modality
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`polyvit predict`. Status 0: every file was answered; 2: the user's mistake, or an unusable file."""
+    made = command.parser("predict", "Classify images, videos and recordings with a trained model.")
+    made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    made.add_argument(
+        "files", metavar="FILE", nargs="*", help="media files; what they are is seen from their content"
+    )
+    made.add_argument("--task", action="append", default=[], metavar="NAME", help="only this task (repeatable)")
+    made.add_argument("--top-k", type=command_count, default=5, metavar="K", help="classes a task (default: 5)")
+    made.add_argument("--modality", choices=get_args(Modality), help="take the files as this, whatever they hold")
+    job = made.add_argument_group("many files, on Ray")
+    job.add_argument("--input", metavar="FOLDER_OR_LIST", help="a folder; or a .txt, .csv or .parquet of paths")
+    job.add_argument("--column", default="path", help="the column of paths in a .csv or .parquet (default: path)")
+    job.add_argument("--output", metavar="DIR", type=Path, help="folder for the Parquet files of answers")
+    job.add_argument("--part-size", type=command_count, default=1000, metavar="N", help="files a Parquet file")
+    job.add_argument("--file-seconds", type=float, default=60.0, help="time limit for decoding one file")
+    failed: list[str] = []
+
+    def body(arguments: argparse.Namespace) -> dict[str, Any]:
+        if arguments.input is not None:
+            return _job(arguments)
+        document = _here(arguments)
+        failed.extend(answer["path"] for answer in document["answers"] if "error" in answer)
+        return document
+
+    status = command.run(made, body, argv)
+    return 2 if failed and status == 0 else status
+
+
+def command_count(text: str) -> int:
+    """An argument that is a number of things, 1 or more."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; give 1 or more")
+    return int(text)
+
+
+def _here(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Answer FILEs in this process."""
+    import torch
+
+    from pipelines.mlflow_models import model_folder
+    from polyvit.predict import Predictor, as_json_line
+
+    if not arguments.files:
+        raise UserError("give FILEs to classify, or --input and --output for a job")
+    if arguments.output is not None:
+        raise UserError("--output goes with --input; for FILEs the answers are printed")
+    folder = model_folder(arguments.model)
+    predictor = Predictor.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    paths = [Path(name).expanduser() for name in arguments.files]
+    found = predictor.predict(paths, arguments.task, arguments.top_k, arguments.modality)
+    answers = []
+    for name, answer in zip(arguments.files, found, strict=True):
+        line = as_json_line({"path": name, **answer})
+        print(line, flush=True)
+        answers.append(json.loads(line))
+    return {"model": arguments.model, "folder": str(folder), "answers": answers}
+
+
+def _job(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Answer everything in --input, on Ray."""
+    from pipelines.label import LabelJob, label, list_files
+    from pipelines.mlflow_models import model_folder
+
+    if arguments.files or arguments.output is None:
+        raise UserError("a job takes --input and --output DIR, and no FILEs")
+    folder = model_folder(arguments.model)
+    paths = list_files(arguments.input, arguments.column)
+    job = LabelJob(
+        output=arguments.output.expanduser().absolute(),
+        tasks=tuple(arguments.task),
+        top_k=arguments.top_k,
+        modality=arguments.modality,
+        part_size=arguments.part_size,
+        file_seconds=arguments.file_seconds,
+    )
+    document = label(folder, paths, job)
+    console.print(
+        f"{document['files']} files in {document['parts']} parts, {document['done_before']} of them done before: "
+        f"{document['failed']} could not be used (column `error`)",
+    )
+    console.print(f"answers     {job.output}", markup=False)
+    return {"model": arguments.model, "folder": str(folder), **document}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

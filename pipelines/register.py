@@ -1,0 +1,94 @@
+"""MLflow: register a trained model, and say by aliases which version is in use.
+
+    polyvit register RUN_OR_CHECKPOINT [--name polyvit] [--alias champion]
+    polyvit register --set-alias champion=3 [--name polyvit]
+    polyvit register --list
+    python -m pipelines.register ...
+
+A version is the release of the checkpoint (safetensors and JSON), the code that runs it, a signature and a model
+card, in the MLflow store of its run. `polyvit predict models:/polyvit@champion FILE` answers with it; so does
+`mlflow.pyfunc.load_model`, where neither Ray nor this package is installed.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipelines import command
+from pipelines.command import console
+from polyvit.errors import UserError
+
+NAME = "polyvit"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`polyvit register`."""
+    made = command.parser("register", "Register a trained model with MLflow; move and list aliases.")
+    made.add_argument("model", metavar="RUN_OR_CHECKPOINT", nargs="?", help="a run's folder, or a checkpoint's")
+    made.add_argument("--name", default=NAME, help=f"the registered model's name (default: {NAME})")
+    made.add_argument("--alias", help="give the new version this alias, such as champion")
+    made.add_argument("--set-alias", metavar="ALIAS=VERSION", help="move an alias to a version that is there")
+    made.add_argument("--list", action="store_true", help="list registered versions and their aliases")
+    made.add_argument(
+        "--store", metavar="URI", help="MLflow store (default: the run's; else MLFLOW_TRACKING_URI, else runs/)"
+    )
+    return command.run(made, _body, argv)
+
+
+def _body(arguments: argparse.Namespace) -> dict[str, Any]:
+    from pipelines.mlflow_models import list_versions, registry_uri, set_alias
+
+    asked = [bool(arguments.model), arguments.set_alias is not None, arguments.list]
+    if sum(asked) != 1:
+        raise UserError("give one of: a run or a checkpoint to register, --set-alias ALIAS=VERSION, --list")
+    if arguments.model:
+        return _register(arguments)
+    store = arguments.store or registry_uri()
+    if arguments.set_alias is not None:
+        alias, equals, version = arguments.set_alias.partition("=")
+        if not (alias and equals and version.isdecimal()):
+            raise UserError(f"--set-alias {arguments.set_alias}: write ALIAS=VERSION, such as champion=3")
+        set_alias(arguments.name, alias, version, store)
+        console.print(f"{arguments.name}@{alias} is version {version} now", markup=False)
+    versions = list_versions(store)
+    _print_versions(versions, store)
+    return {"store": store, "versions": versions}
+
+
+def _register(arguments: argparse.Namespace) -> dict[str, Any]:
+    from pipelines.mlflow_models import log_model
+
+    given = Path(arguments.model).expanduser()
+    console.print(f"registering {given} as {arguments.name} ...", markup=False)
+    done = log_model(given, arguments.name, arguments.alias, arguments.store)
+    named = f"@{arguments.alias}" if arguments.alias else f"/{done['version']}"
+    console.print(f"registered  {done['name']} version {done['version']} of {done['checkpoint']}", markup=False)
+    console.print(f"MLflow      run {done['run_id']} in {done['uri']}", markup=False)
+    console.print(
+        f"next        MLFLOW_TRACKING_URI={done['uri']} {command.tool('polyvit')} predict "
+        f"models:/{done['name']}{named} FILE",
+        markup=False,
+    )
+    return done
+
+
+def _print_versions(versions: Sequence[dict[str, Any]], store: str) -> None:
+    if not versions:
+        console.print(f"no registered model in {store}; set MLFLOW_TRACKING_URI or --store", markup=False)
+        return
+    table = Table(title=store)
+    for column in ("model", "version", "aliases", "run", "registered"):
+        table.add_column(column)
+    for each in versions:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each["created"] / 1000))
+        table.add_row(each["name"], each["version"], ", ".join(each["aliases"]) or "-", each["run_id"], when)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""An HTTP service on Ray Serve: POST a file, get its classes.
+
+    polyvit serve MODEL [--port 8000] [--replicas 1] [--max-bytes N] [--max-pixels N] [--max-seconds S] ...
+    curl --data-binary @photo.jpg 'http://127.0.0.1:8000/predict?task=imagenet&top_k=3'
+    python -m pipelines.serve ...                            the same, for `ray job submit`
+
+GET /healthz and /metrics beside it. MODEL is a checkpoint's folder, a run's, or `models:/name@alias`, which every
+node that runs a replica must reach. Runs until Ctrl-C or SIGTERM. `pipelines/service.py` says how requests go.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines import command
+from pipelines.command import console
+from pipelines.predict import command_count
+from polyvit.errors import UserError
+
+MIB = 2**20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`polyvit serve`."""
+    made = command.parser("serve", "Answer over HTTP with a trained model, on Ray Serve.")
+    made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    made.add_argument("--port", type=command_count, default=8000)
+    made.add_argument("--replicas", type=command_count, default=1, help="processes with the model")
+    made.add_argument("--decoders", type=command_count, default=2, help="files decoded at a time, by each replica")
+    made.add_argument("--batch", type=command_count, default=16, help="most files in one forward pass")
+    limits = made.add_argument_group("what a request may ask for")
+    limits.add_argument("--max-bytes", type=command_count, default=64 * MIB, help="of a file (default: 64 MiB)")
+    limits.add_argument(
+        "--max-pixels", type=command_count, default=2**25, help="of a picture or a frame (33.5 million)"
+    )
+    limits.add_argument("--max-seconds", type=float, default=600.0, help="of a video or recording (default: 600)")
+    limits.add_argument(
+        "--decode-seconds", type=float, default=20.0, help="time for decoding a file (default: 20)"
+    )
+    limits.add_argument(
+        "--max-memory", type=command_count, default=2048 * MIB, help="of a decoder (default: 2 GiB)"
+    )
+    limits.add_argument("--max-requests", type=command_count, default=64, help="under way at a time (default: 64)")
+    return command.run(made, _body, argv)
+
+
+def _body(arguments: argparse.Namespace) -> dict[str, Any]:
+    from pipelines.cluster import cluster
+
+    with cluster(1 + arguments.replicas):
+        address = start(arguments)
+        console.print(f"listening   {address}/predict   (also /healthz, /metrics; Ctrl-C ends it)", markup=False)
+        console.print(f"try         curl --data-binary @FILE '{address}/predict?top_k=3'", markup=False)
+        stop = threading.Event()
+        for signum in (signal.SIGINT, signal.SIGTERM):  # now, for Ray sets its own when it starts
+            signal.signal(signum, lambda *_: stop.set())
+        stop.wait()
+        from ray import serve
+
+        console.print("stopping ...")
+        serve.shutdown()
+    return {"model": arguments.model, "address": address}
+
+
+def start(arguments: argparse.Namespace) -> str:
+    """Start the service on the cluster that is attached; returns its address once it answers. Raises UserError."""
+    import ray
+
+    _check_packages()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    from pipelines.mlflow_models import is_registered, model_folder, registry_uri
+    from pipelines.service import Back, Front, ServiceLimits
+    from polyvit.sandbox import Limits
+
+    folder = model_folder(arguments.model)  # a mistake shows here, not in a replica
+    model = arguments.model if is_registered(arguments.model) else str(folder)
+    limits = ServiceLimits(
+        arguments.max_bytes,
+        arguments.max_requests,
+        Limits(arguments.max_pixels, arguments.max_seconds, arguments.decode_seconds, arguments.max_memory),
+    )
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= arguments.replicas else 0
+    # A registered model is fetched by each replica, from the store that this process sees.
+    environment = {"env_vars": {"MLFLOW_TRACKING_URI": registry_uri()}} if is_registered(model) else {}
+    serve.start(
+        http_options=HTTPOptions(
+            host=arguments.host, port=arguments.port, request_timeout_s=arguments.decode_seconds + 120
+        ),
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    back = Back.options(  # type: ignore[attr-defined]
+        num_replicas=arguments.replicas,
+        max_ongoing_requests=arguments.max_requests,
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpus, "runtime_env": environment},
+    ).bind(model, limits.file, arguments.decoders, arguments.batch)
+    # One request more than are answered, so that there is room for the 503 and for /healthz.
+    front = Front.options(  # type: ignore[attr-defined]
+        max_ongoing_requests=4 * arguments.max_requests, ray_actor_options={"num_cpus": 0}
+    ).bind(back, limits)
+    try:
+        serve.run(front, name="polyvit", route_prefix="/")
+    except RuntimeError as error:
+        serve.shutdown()
+        raise UserError(f"the service did not start ({str(error).splitlines()[0]}); is the port free?") from None
+    return f"http://{arguments.host}:{arguments.port}"
+
+
+def _check_packages() -> None:
+    try:
+        import python_multipart  # noqa: F401
+        import ray.serve  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"serving needs a package that is not here ({error}): pip install 'polyvit[serve]'"
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

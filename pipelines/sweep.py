@@ -1,0 +1,353 @@
+"""Ray Tune: many runs of one config with some keys changed; the best goes into the registry.
+
+    polyvit sweep CONFIG [key=value ...] [--over KEY=A,B ...] [--name NAME] [--json FILE]
+    polyvit sweep --resume NAME [storage=FOLDER]
+
+What is tried stands in the config's `sweep` section. Each trial is a `cotrain` run of its own; one MLflow run for
+the sweep, one below it for each trial. A sweep is a folder `storage`/NAME: sweep.json, index/ (shared by the
+trials), trials/, tune/ (Ray Tune's own state), report/.
+"""
+
+import argparse
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines import command
+from pipelines.command import console
+from polyvit.config import Range, RunConfig
+from polyvit.errors import UserError
+from polyvit.recipes import load_config, set_key, validate_config
+
+METRIC, PROGRESS = "objective", "percent"
+"""What a trial reports after each evaluation: the sweep's objective, and how much of its steps is done."""
+
+
+def trial_config(base: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
+    """The config of a trial: plain config data with some dotted keys changed. Raises UserError."""
+    document = deepcopy(dict(base))
+    for key, value in changes.items():
+        set_key(document, key, value)
+    return validate_config(document)
+
+
+def check_space(config: RunConfig) -> None:
+    """Raises UserError with every value of the space that makes no valid config on its own, or for no space."""
+    if not config.sweep.space:
+        raise UserError("nothing to try: give --over KEY=A,B, or sweep.space in the config, such as model.l_adapt")
+    base, problems = config.model_dump(mode="json"), []
+    for key, values in config.sweep.space.items():
+        for value in [values.low, values.high] if isinstance(values, Range) else values:
+            whole = int(value) if isinstance(values, Range) and values.integer else value
+            try:
+                trial_config(base, {key: whole})
+            except UserError as error:
+                problems += [f"{key}={whole}: {problem}" for problem in error.problems or [error.message]]
+    if problems:
+        raise UserError("the space of the sweep does not fit the config:", problems)
+
+
+def param_space(config: RunConfig) -> dict[str, Any]:
+    """The space in Tune's terms."""
+    from ray import tune
+
+    space: dict[str, Any] = {}
+    for key, values in config.sweep.space.items():
+        if not isinstance(values, Range):
+            space[key] = tune.grid_search(values) if config.sweep.search == "grid" else tune.choice(values)
+        elif values.integer:
+            draw = tune.lograndint if values.log else tune.randint
+            space[key] = draw(int(values.low), int(values.high) + 1)
+        else:
+            space[key] = (tune.loguniform if values.log else tune.uniform)(values.low, values.high)
+    return space
+
+
+def concurrent_trials(config: RunConfig) -> int:
+    """How many trials the cluster has room for at once, at most `sweep.max_concurrent`. Tune does not see what the
+    train workers of a trial take, so it has to be told.
+    """
+    import ray
+
+    train, have = config.train, ray.cluster_resources()
+    room = int(have.get("CPU", 1) // (train.workers * train.cpus_per_worker + config.data.decode_cpus))
+    if have.get("GPU", 0) and train.use_gpu is not False:
+        room = min(room, int(have["GPU"] // (train.workers * train.gpus_per_worker)))
+    return max(1, min(room, config.sweep.max_concurrent or room))
+
+
+def run_trial(changes: dict[str, Any], folder: str, parent: str) -> None:
+    """One trial, in a Tune process: new, or gone on with after a restart."""
+    from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from pipelines.cotrain import RunPlace, cotrain
+    from pipelines.tracking import PARENT, TRIAL
+
+    sweep = Path(folder)
+    name = tune.get_context().get_trial_id()
+    assert name is not None
+    place = RunPlace(sweep / "trials" / name)
+    config = trial_config(json.loads((sweep / "sweep.json").read_text())["config"], changes)
+    config = config.model_copy(update={"storage": str(sweep / "trials")})
+    run_id = None
+    if place.record.exists():
+        run_id = json.loads(place.record.read_text())["mlflow_run"]
+    else:
+        place.folder.mkdir(parents=True, exist_ok=True)
+        place.write("config.json", config.model_dump(mode="json"))
+        _share_indexes(sweep / "index", place.folder / "index")
+    tags = {PARENT: parent, TRIAL: f"{sweep.name}/{name}"}
+    cotrain(config, place, run_id, [TuneReportCallback()], tags)
+
+
+def _share_indexes(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for path in source.glob("*.parquet"):
+        if not (target / path.name).exists():
+            os.link(path, target / path.name)
+
+
+def fit(config: RunConfig, folder: Path, parent: str, resume: bool) -> Any:
+    """All trials to their end. Returns Tune's result grid."""
+    from ray import tune
+
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, folder=str(folder), parent=parent),  # type: ignore[arg-type]
+        {"CPU": 0.01},
+    )
+    state = folder / "tune" / "tune"
+    if resume and tune.Tuner.can_restore(str(state)):
+        tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
+        return tuner.fit()
+    sweep = config.sweep
+    scheduler = None
+    if sweep.early_stopping:
+        scheduler = tune.schedulers.ASHAScheduler(
+            time_attr=PROGRESS, max_t=100, grace_period=11, reduction_factor=3
+        )
+    tuner = tune.Tuner(
+        trainable,
+        param_space=param_space(config),
+        tune_config=tune.TuneConfig(
+            metric=METRIC, mode="max", scheduler=scheduler, search_alg=_search(config),
+            num_samples=1 if sweep.search == "grid" else sweep.samples,
+            max_concurrent_trials=concurrent_trials(config),
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(folder / "tune"), verbose=0, callbacks=[_lines()],
+        ),
+    )  # fmt: skip
+    return tuner.fit()
+
+
+def _search(config: RunConfig) -> Any:
+    from ray.tune.search import BasicVariantGenerator
+
+    if config.sweep.search != "optuna":
+        return BasicVariantGenerator(random_state=config.seed)
+    try:
+        from optuna.samplers import TPESampler
+    except ImportError:
+        raise UserError("sweep.search=optuna needs Optuna: install the extra `search`, or use random") from None
+    from ray.tune.search.optuna import OptunaSearch
+
+    return OptunaSearch(sampler=TPESampler(seed=config.seed))
+
+
+def _lines() -> Any:
+    """A line on the terminal at every trial's start, evaluation and end."""
+    from ray.tune import Callback
+
+    class Lines(Callback):
+        """Prints; Tune's own tables go to its log."""
+
+        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            console.print(f"trial {trial.trial_id}: {_words(trial.config)}")
+
+        def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+            if METRIC in result:
+                console.print(f"trial {trial.trial_id}: {result[PROGRESS]} %  {METRIC} {result[METRIC]:.4f}")
+
+        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            console.print(f"[yellow]trial {trial.trial_id} failed; see {trial.local_path}[/]")
+
+    return Lines()
+
+
+def _words(changes: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in changes.items())
+
+
+def sweep(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any]:
+    """Index, all trials, report, registration. Returns what the command prints, as data."""
+    from pipelines.cluster import check_resources, cluster
+    from pipelines.index import build_indexes
+    from pipelines.tracking import Tracker
+
+    # A stopped trial's workers are cleaned up by way of the state API, which comes with the dashboard.
+    os.environ.setdefault("POLYVIT_RAY_DASHBOARD", "1")
+    train, at_once = config.train, config.sweep.max_concurrent or 1
+    console.print("starting Ray ...")
+    with cluster(train.workers * at_once, train.cpus_per_worker):
+        check_resources(config)
+        if not resume:
+            console.print(f"indexing {len(config.tasks)} tasks ...")
+            build_indexes(config, folder / "index")
+            tracker = Tracker.start(config, folder.name, {"polyvit.sweep": folder.name})
+            document = {
+                "config": _shared_store(config, tracker.uri), "mlflow_run": tracker.run_id,
+                "mlflow_uri": tracker.uri,
+            }  # fmt: skip
+            (folder / "sweep.json").write_text(json.dumps(document, indent=1))
+        else:
+            document = json.loads((folder / "sweep.json").read_text())
+            tracker = Tracker(document["mlflow_uri"], document["mlflow_run"])
+            tracker.reopen()
+        status = "FAILED"
+        try:
+            results = fit(config, folder, tracker.run_id, resume)
+            report = _conclude(config, folder, tracker, results)
+            status = "FINISHED"
+        finally:
+            tracker.finish(status)
+    return report
+
+
+def _shared_store(config: RunConfig, uri: str) -> dict[str, Any]:
+    """The config that trials start from: all of them log to the sweep's store."""
+    document = config.model_dump(mode="json")
+    document["tracking"]["uri"] = uri
+    return document
+
+
+def _conclude(config: RunConfig, folder: Path, tracker: Any, results: Any) -> dict[str, Any]:
+    """Report of all trials, pictures to MLflow, the winner into the registry."""
+    from polyvit.compare import read_run
+
+    from pipelines.mlflow_models import log_model
+    from pipelines.tracking import Tracker
+    from polyvit.store import newest_whole, open_store
+
+    trials: list[dict[str, Any]] = []
+    for result in results:
+        metrics = result.metrics or {}
+        name = metrics.get("trial_id") or Path(result.path).name.split("_")[1]
+        place = folder / "trials" / name
+        state = "failed" if result.error else "finished" if (place / "result.json").exists() else "stopped"
+        entry = {"trial": name, "state": state, "changes": result.config, "folder": str(place)}
+        trials.append({**entry, METRIC: metrics.get(METRIC), PROGRESS: metrics.get(PROGRESS)})
+        if state == "stopped" and (record := place / "run.json").exists():
+            run = json.loads(record.read_text())
+            Tracker(run["mlflow_uri"], run["mlflow_run"]).finish("KILLED")
+    trials.sort(
+        key=lambda t: (t["state"] != "finished", -(t[METRIC] if t[METRIC] is not None else -1e9), t["trial"])
+    )
+    if not trials or trials[0]["state"] != "finished":
+        failures = [f"{t['trial']} {t['state']}: {_words(t['changes'])}" for t in trials]
+        raise UserError(f"no trial came to its end; see the logs in {folder / 'tune'}, then --resume", failures)
+    best = trials[0]
+    document: dict[str, Any] = {
+        "sweep": folder.name, "folder": str(folder), "mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri,
+        "objective": config.sweep.objective, "trials": trials, "best": best,
+    }  # fmt: skip
+    runs = [read_run(Path(t["folder"])) for t in trials if t["state"] != "failed"]
+    document["report"] = _report(config, runs, folder, tracker)
+    step, _ = newest_whole(open_store(best["folder"]))
+    version = log_model(Path(best["folder"]), config.sweep.model_name, config.sweep.alias)
+    document["registered"] = {**version, "step": step}
+    tracker.metrics(0, {f"best/{METRIC}": best[METRIC]})
+    (folder / "result.json").write_text(json.dumps(document, indent=1, default=str) + "\n")
+    tracker.artifact(folder / "result.json")
+    return document
+
+
+def _report(config: RunConfig, runs: Sequence[Any], folder: Path, tracker: Any) -> str:
+    from polyvit.page import write_report
+
+    write_report(runs, folder / "report", f"Sweep {folder.name}")
+    tracker.artifact(folder / "report")
+    return str(folder / "report" / "report.html")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`polyvit sweep`."""
+    made = command.parser("sweep", "Try several values of any keys of a config; register the best model.")
+    command.add_config(made, optional=True)
+    made.add_argument("--over", action="append", default=[], metavar="KEY=A,B", help="values to try (repeatable)")
+    made.add_argument("--name", help="the sweep's name (default: recipe, time and four random digits)")
+    made.add_argument("--resume", metavar="NAME", help="go on with a sweep: its folder, or its name in `storage`")
+    return command.run(made, _body, argv)
+
+
+def _body(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.resume:
+        config, folder = _resumed(arguments)
+    else:
+        if not arguments.config:
+            raise UserError("give a CONFIG (a recipe's name or a YAML file), or --resume NAME")
+        from pipelines.index import task_roots
+
+        config = _with_values(load_config(arguments.config, arguments.overrides, arguments.only), arguments.over)
+        check_space(config)
+        task_roots(config)
+        folder = _new_folder(config, arguments.name)
+    document = sweep(config, folder, bool(arguments.resume))
+    _print(document)
+    return document
+
+
+def _with_values(config: RunConfig, over: Sequence[str]) -> RunConfig:
+    """The config with `--over` in its space."""
+    document = config.model_dump(mode="json")
+    for text in over:
+        key, equals, values = text.partition("=")
+        if not equals or not values:
+            raise UserError(f"--over {text}: write KEY=A,B, such as model.l_adapt=0,2")
+        document["sweep"]["space"][key] = yaml.safe_load(f"[{values}]")
+    return validate_config(document)
+
+
+def _new_folder(config: RunConfig, name: str | None) -> Path:
+    unique = name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    folder = Path(config.storage) / unique
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if (folder / "sweep.json").exists() or not (folder / "index").exists():
+            raise UserError(f"{folder} exists; give another --name, or --resume {unique}") from None
+    except OSError as error:
+        raise UserError(f"storage={config.storage} cannot be written ({error}); give another folder") from None
+    return folder
+
+
+def _resumed(arguments: argparse.Namespace) -> tuple[RunConfig, Path]:
+    given = [o for o in [arguments.config, *arguments.overrides] if o]
+    if other := [o for o in given if not o.startswith("storage=")]:
+        raise UserError(f"--resume takes the sweep as it began; leave out {', '.join(other)}")
+    storage = next((o.partition("=")[2] for o in given), "runs")
+    for folder in (Path(arguments.resume), Path(storage) / arguments.resume):
+        if (folder / "sweep.json").is_file():
+            document = json.loads((folder / "sweep.json").read_text())
+            return validate_config(document["config"]), folder.absolute()
+    raise UserError(f"--resume {arguments.resume}: no such sweep here or in {storage}")
+
+
+def _print(document: dict[str, Any]) -> None:
+    best, model = document["best"], document["registered"]
+    console.print(f"best        {best['trial']}: {_words(best['changes'])}  {METRIC} {best[METRIC]:.4f}")
+    console.print(f"registered  models:/{model['name']}@{model['alias']} (version {model['version']})")
+    console.print(f"report      {document['report']}")
+    console.print(f"MLflow      run {document['mlflow_run']} in {document['mlflow_uri']}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

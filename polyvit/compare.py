@@ -1,0 +1,497 @@
+"""Numbers from finished runs: who is best, by how much, what was forgotten, what a model alone would do.
+
+In: run folders as `polyvit cotrain` leaves them (config.json, result.json, parameters.json, history/, step_*/).
+Out: a `Comparison` of `RunSummary`s. Nothing is trained, evaluated or drawn here.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from polyvit.config import RunConfig
+from polyvit.errors import UserError
+from polyvit.history import read_history
+from polyvit.model.polyvit import parameters_of
+from polyvit.recipes import validate_config
+from polyvit.schedule import Schedule, build_schedule
+
+SCHEDULE, L_ADAPT = "schedule.kind", "model.l_adapt"
+_NOT_COMPARED = ("name", "source", "storage", "tracking", "sweep", "feed")
+"""Sections of a config that say where a run lives and not what it is."""
+_NOT_COMPARED_TASK_KEYS = ("train_examples", "licence", "source", "classes", "root")
+_FIRST_KEYS = (SCHEDULE, L_ADAPT, "seed")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What one run's folder says.
+
+    values: each task's metric at the end, or at the last evaluation of a run that was stopped; None where none
+    was measured. evaluations: (step, {task: value}), ascending. losses: per task, (step, mean training loss since
+    the point before). chance: what a guess scores, where the run knows it. parameters: by role, with `total`.
+    """
+
+    name: str
+    folder: Path
+    config: RunConfig
+    steps: int
+    finished: bool
+    values: dict[str, float | None]
+    chance: dict[str, float]
+    parameters: dict[str, int]
+    evaluations: tuple[tuple[int, dict[str, float]], ...]
+    losses: dict[str, list[tuple[int, float]]]
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The run's whole schedule, built again from its config."""
+        return build_schedule(self.config.schedule, self.config.tasks, self.config.seed)
+
+    @property
+    def status(self) -> str:
+        """In words, with the step of a run that did not come to its end."""
+        if self.finished:
+            return "finished"
+        where = f"stopped at {self.steps:,} of {len(self.schedule):,}"
+        return where if self.evaluations else f"{where}, no evaluation"
+
+    @property
+    def total_parameters(self) -> int:
+        """Of the whole model, all heads included."""
+        return self.parameters["total"]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One task trained alone. parameters: of its model; None where only the value is known."""
+
+    value: float
+    parameters: int | None = None
+    run: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side, best first.
+
+    keys: the config's keys that differ, dotted, each with its value in every run by name. labels: a short name for
+    each run by name, from as few of these keys as tell them apart. tasks: of all runs, by modality.
+    """
+
+    runs: tuple[RunSummary, ...]
+    baselines: dict[str, Baseline]
+    keys: dict[str, dict[str, Any]]
+    labels: dict[str, str]
+    tasks: tuple[str, ...]
+    objective: str = "mean"
+    notes: tuple[str, ...] = ()
+    shared: tuple[str, ...] = field(default=())
+
+    @property
+    def best(self) -> RunSummary:
+        """The winner."""
+        return self.runs[0]
+
+    def mean(self, run: RunSummary) -> float | None:
+        """Mean over the tasks that all runs have; None where one of them was not measured."""
+        return mean_of(run.values, self.shared)
+
+    def worst(self, run: RunSummary) -> tuple[str, float] | None:
+        """The task that lies furthest below its baseline (or least above it), and by how much."""
+        found = differences(run.values, self.baselines)
+        return min(found.items(), key=lambda item: (item[1], item[0])) if found else None
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def read_run(folder: Path) -> RunSummary:
+    """The summary of a run's folder. Raises UserError that names the run, what is wrong and what to do."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give run folders as `polyvit cotrain` printed them")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a run: it has no config.json; give a folder that `polyvit cotrain` made")
+    try:
+        config = validate_config(_mapping(folder / "config.json"))
+    except UserError as error:
+        raise UserError(f"{folder}: config.json is not of this version: {error.message}", error.problems) from None
+    result = _mapping(folder / "result.json") if (folder / "result.json").is_file() else None
+    try:
+        points = read_history(folder / "history")
+        evaluations = _evaluations(folder, config, points)
+        rows = result["tasks"] if result else {}
+        last = evaluations[-1][1] if evaluations else {}
+        values = {task: _number(rows[task]["value"] if result else last.get(task)) for task in config.tasks}
+        chance = {task: row["chance"] for task, row in rows.items() if _number(row.get("chance")) is not None}
+        steps = (
+            result["steps"] if result else max([0, *(step for step, _ in points), *(s for s, _ in evaluations)])
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder}: result.json, history or checkpoint is damaged ({type(error).__name__}: {error}); leave this "
+            "run out, or write it again with `polyvit cotrain --resume`"
+        ) from None
+    return RunSummary(
+        folder.name if folder.name else str(folder), folder, config, int(steps), result is not None, values,
+        chance, _parameters(folder, config), tuple(evaluations), _losses(config, points),
+    )  # fmt: skip
+
+
+def read_runs(given: Sequence[str | Path], storage: str = "runs") -> list[RunSummary]:
+    """Runs by folder, by name in `storage`, by checkpoint; a folder of runs stands for all that it holds.
+
+    Raises UserError with every run that cannot be read. Names are made unique by their parent folders.
+    """
+    folders, problems, runs = [], [], []
+    for one in given:
+        try:
+            folders += _run_folders(str(one), storage)
+        except UserError as error:
+            problems.append(str(error))
+    for folder in dict.fromkeys(path.absolute() for path in folders):
+        try:
+            runs.append(read_run(folder))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        count = f"{len(problems)} of the runs" if len(problems) > 1 else "one of the runs"
+        raise UserError(f"{count} cannot be compared:", problems)
+    return unique_names(runs)
+
+
+def unique_names(runs: Sequence[RunSummary]) -> list[RunSummary]:
+    """The same runs; those of one name get their parent folder's before it, and if need be the whole path."""
+    from dataclasses import replace
+
+    def taken(names: Sequence[str]) -> set[str]:
+        return {name for name in names if names.count(name) > 1}
+
+    for longer in (lambda r: f"{r.folder.parent.name}/{r.folder.name}", lambda r: str(r.folder)):
+        if twice := taken([run.name for run in runs]):
+            runs = [replace(run, name=longer(run)) if run.name in twice else run for run in runs]
+    return list(runs)
+
+
+def _run_folders(given: str, storage: str) -> list[Path]:
+    for path in (Path(given), Path(storage) / given):
+        for folder in (path, path.parent) if path.name.startswith("step_") else (path,):
+            if (folder / "config.json").is_file():
+                return [folder]
+            if inside := sorted(child.parent for child in folder.glob("*/config.json")):
+                return inside
+    if Path(given).is_dir():
+        raise UserError(f"{given} is not a run and holds none: no config.json; give a run's folder")
+    raise UserError(f"{given}: no such run here or in {storage}; give the folder that `polyvit cotrain` printed")
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path.parent}: {path.name} cannot be read ({error}); leave this run out, or write it again with "
+            f"`polyvit cotrain --resume {path.parent}`"
+        ) from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path.parent}: {path.name} holds no mapping; leave this run out")
+    return document
+
+
+def _evaluations(
+    folder: Path, config: RunConfig, points: Sequence[tuple[int, Mapping[str, float]]]
+) -> list[tuple[int, dict[str, float]]]:
+    """Of the newest checkpoint here and of the curves; they tell the same, and either may reach further."""
+    found: dict[int, dict[str, float]] = {}
+    for path in sorted(folder.glob("step_*/state.json"))[-1:]:
+        for evaluation in json.loads(path.read_text())["evaluations"]:
+            results = evaluation["tasks"].items()
+            found[evaluation["step"]] = {task: result["value"] for task, result in results}
+    for step, values in points:
+        scored = {task: values[key] for task in config.tasks if (key := f"eval/{task}/value") in values}
+        if scored:
+            found[step] = scored
+    return [
+        (step, {task: value for task, value in found[step].items() if _number(value) is not None})
+        for step in sorted(found)
+    ]
+
+
+def _losses(
+    config: RunConfig, points: Sequence[tuple[int, Mapping[str, float]]]
+) -> dict[str, list[tuple[int, float]]]:
+    keys = {task: f"train/{task}/loss" for task in config.tasks}
+    return {task: [(step, values[key]) for step, values in points if key in values] for task, key in keys.items()}
+
+
+def _parameters(folder: Path, config: RunConfig) -> dict[str, int]:
+    if (folder / "parameters.json").is_file():
+        table = _mapping(folder / "parameters.json")
+        if isinstance(table.get("total"), int):
+            return table
+    table = parameters_of(config)
+    return {**table, "total": sum(table.values())}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+# ----------------------------------------------------------------------------------------------- comparing
+
+
+def compare(runs: Sequence[RunSummary], baselines: Sequence[RunSummary] = ()) -> Comparison:
+    """Runs side by side. Runs of one task are baselines where others have several; so are those in `baselines`.
+
+    Where no baseline run is given, the values in `sweep.baselines` of the runs' configs are taken. Raises UserError
+    where nothing can be compared.
+    """
+    if not runs:
+        raise UserError("no run to compare; give the folders of one or more runs")
+    wrong = [run.name for run in baselines if len(run.config.tasks) != 1]
+    if wrong:
+        raise UserError(
+            f"--baseline {', '.join(wrong)}: a baseline is a run of one task; make one with "
+            "`polyvit cotrain CONFIG --only TASK`"
+        )
+    several = [run for run in runs if len(run.config.tasks) > 1] or list(runs)
+    alone = [*(run for run in runs if run not in several), *baselines]
+    shared = [task for task in several[0].config.tasks if all(task in run.config.tasks for run in several)]
+    if not shared:
+        raise UserError("these runs have no task in common; compare runs of the same tasks")
+    if not any(value is not None for run in several for value in run.values.values()):
+        raise UserError(
+            "none of these runs has been evaluated yet; let one come to its end, or set train.eval_every"
+        )
+    found = _baselines(alone) or {t: Baseline(v) for run in several for t, v in run.config.sweep.baselines.items()}
+    objectives = {run.config.sweep.objective for run in several}
+    by_regression = bool(found) and objectives == {"worst_regression"}
+    keys = differing_keys(several)
+    made = Comparison(
+        tuple(several), found, keys, run_labels(several, keys), _task_order(several),
+        "worst_regression" if by_regression else "mean", _notes(several, shared), tuple(shared),
+    )  # fmt: skip
+    ordered = tuple(sorted(several, key=lambda run: _rank(made, run)))
+    return Comparison(ordered, found, keys, made.labels, made.tasks, made.objective, made.notes, made.shared)
+
+
+def _rank(made: Comparison, run: RunSummary) -> tuple[bool, float, str]:
+    """Best first, unmeasured last, ties by name."""
+    score: float | None = made.mean(run)
+    if made.objective == "worst_regression" and (worst := made.worst(run)):
+        score = worst[1]
+    return (score is None, -(score or 0.0), run.name)
+
+
+def _baselines(alone: Sequence[RunSummary]) -> dict[str, Baseline]:
+    """Of several runs of one task, the best: the strictest to be measured against."""
+    found: dict[str, Baseline] = {}
+    for run in alone:
+        ((task, value),) = run.values.items()
+        if value is not None and (task not in found or value > found[task].value):
+            found[task] = Baseline(value, run.total_parameters, run.name)
+    return found
+
+
+def _task_order(runs: Sequence[RunSummary]) -> tuple[str, ...]:
+    modality = {name: task.modality for run in runs for name, task in run.config.tasks.items()}
+    order = ("image", "video", "audio")
+    return tuple(sorted(modality, key=lambda name: order.index(modality[name])))
+
+
+def _notes(runs: Sequence[RunSummary], shared: Sequence[str]) -> tuple[str, ...]:
+    notes = []
+    if any(set(run.config.tasks) != set(shared) for run in runs):
+        notes.append(f"The runs have different tasks; means are over those of all runs: {', '.join(shared)}.")
+    if stopped := [run for run in runs if not run.finished]:
+        notes.append(
+            f"{len(stopped)} of {len(runs)} runs did not come to their end; their values are those of their last "
+            "evaluation."
+        )
+    return tuple(notes)
+
+
+def mean_of(values: Mapping[str, float | None], tasks: Sequence[str]) -> float | None:
+    """Mean over `tasks`; None where one of them has no value."""
+    found = [values[task] for task in tasks]
+    return None if None in found or not found else sum(v for v in found if v is not None) / len(found)
+
+
+def differences(values: Mapping[str, float | None], baselines: Mapping[str, Baseline]) -> dict[str, float]:
+    """Per task, the value minus its baseline: negative where co-training lost."""
+    return {
+        task: value - baselines[task].value
+        for task, value in values.items()
+        if value is not None and task in baselines
+    }
+
+
+def forgetting(run: RunSummary) -> dict[str, float]:
+    """Per task, the best evaluation so far minus the last one (0: nothing forgotten); empty with fewer than two."""
+    if len(run.evaluations) < 2:
+        return {}
+    curves = {task: [v[task] for _, v in run.evaluations if task in v] for task in run.config.tasks}
+    return {task: max(curve) - curve[-1] for task, curve in curves.items() if curve}
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Of (cost, gain), the places of those that no other beats (no dearer and no worse, and one of both better),
+    by cost. Of equal points the first stands for all."""
+    best, front = -math.inf, []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
+        if points[i][1] > best:
+            best = points[i][1]
+            front.append(i)
+    return front
+
+
+def parameters_saved(run: RunSummary, baselines: Mapping[str, Baseline]) -> tuple[int, float] | None:
+    """Parameters of one single-task model for each of the run's tasks, all together, and how many times the run's
+    own that is. None unless every task has a baseline of known size."""
+    sizes = [baselines[task].parameters if task in baselines else None for task in run.config.tasks]
+    if any(size is None for size in sizes):
+        return None
+    total = sum(size for size in sizes if size is not None)
+    return total, total / run.total_parameters
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One row of a heat map: the runs where a key has this value. n: runs behind each task's mean."""
+
+    value: Any
+    means: dict[str, float]
+    n: dict[str, int]
+    mean: float | None
+    runs: int
+    stopped: int
+
+
+def cells(made: Comparison, key: str) -> list[Cells]:
+    """For each value of a key, each task's mean over the runs that have it; finished runs only, if there are any.
+
+    Words come best first, numbers in order.
+    """
+    rows = []
+    for value in _distinct(made.keys[key].values()):
+        having = [run for run in made.runs if made.keys[key][run.name] == value]
+        taken = [run for run in having if run.finished] or having
+        columns = {t: [v for run in taken if (v := run.values.get(t)) is not None] for t in made.tasks}
+        means = {task: sum(column) / len(column) for task, column in columns.items() if column}
+        counts = {task: len(column) for task, column in columns.items()}
+        mean = mean_of({**dict.fromkeys(made.shared), **means}, made.shared)
+        stopped = 0 if taken[0].finished else len(taken)
+        rows.append(Cells(value, means, counts, mean, len(taken), stopped))
+    if all(isinstance(row.value, int | float) and not isinstance(row.value, bool) for row in rows):
+        return sorted(rows, key=lambda row: row.value)
+    return sorted(rows, key=lambda row: (row.mean is None, -(row.mean or 0.0), str(row.value)))
+
+
+def _distinct(values: Any) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+# ------------------------------------------------------------------------------------------ keys and labels
+
+
+def differing_keys(runs: Sequence[RunSummary]) -> dict[str, dict[str, Any]]:
+    """The dotted keys whose values are not the same in all runs, each with its value by run name.
+
+    Tasks that some runs lack appear as one key `tasks`. Schedule, L_adapt and seed come first.
+    """
+    shared = set.intersection(*(set(run.config.tasks) for run in runs))
+    flat = {run.name: _flat_config(run.config, shared) for run in runs}
+    keys = dict.fromkeys(key for values in flat.values() for key in values)
+    found = {}
+    for key in sorted(keys, key=lambda key: _FIRST_KEYS.index(key) if key in _FIRST_KEYS else len(_FIRST_KEYS)):
+        values = {name: values.get(key) for name, values in flat.items()}
+        if len(_distinct(values.values())) > 1:
+            found[key] = values
+    return found
+
+
+def _flat_config(config: RunConfig, shared: set[str]) -> dict[str, Any]:
+    document = {k: v for k, v in config.model_dump(mode="json").items() if k not in _NOT_COMPARED}
+    tasks = document.pop("tasks")
+    document["tasks"] = {
+        name: {key: value for key, value in task.items() if key not in _NOT_COMPARED_TASK_KEYS}
+        for name, task in tasks.items()
+        if name in shared
+    }
+    return {**_flat(document), "tasks": ", ".join(tasks) if set(tasks) != shared else "those of all runs"}
+
+
+def _flat(document: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{before}{key}.")
+        else:
+            found[f"{before}{key}"] = value
+    return found
+
+
+def run_labels(runs: Sequence[RunSummary], keys: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """A short label for each run: the fewest leading keys that tell them apart, else the runs' own names."""
+    parts: dict[str, list[str]] = {run.name: [] for run in runs}
+    for key, values in keys.items():
+        before = len({tuple(words) for words in parts.values()})
+        longer = {name: [*words, key_words(key, values[name])] for name, words in parts.items()}
+        if len({tuple(words) for words in longer.values()}) > before:
+            parts = longer
+    labels = {name: ", ".join(words) for name, words in parts.items()}
+    taken = list(labels.values())
+    return {name: text if text and taken.count(text) == 1 else name for name, text in labels.items()}
+
+
+def key_words(key: str, value: Any) -> str:
+    """A key's value as a label: `weighted`, `L_adapt 2`, `lr 0.1`."""
+    if key == SCHEDULE:
+        return str(value).replace("_", " ")
+    if key == "tasks":
+        return f"tasks {value}"
+    short = "L_adapt" if key == L_ADAPT else key.rpartition(".")[2]
+    return f"{short} {value:g}" if isinstance(value, float) else f"{short} {value}"
+
+
+# ----------------------------------------------------------------------------------------------- leaderboard
+
+
+def leaderboard(made: Comparison) -> list[dict[str, Any]]:
+    """A row a run, best first: rank, run, status, steps, the keys that differ, the objectives, `final/TASK/METRIC`
+    (as MLflow names it), parameters. Where there are baselines, worst_regression, worst_task and times_fewer too."""
+    rows = []
+    for rank, run in enumerate(made.runs, start=1):
+        row: dict[str, Any] = {"rank": rank, "run": run.name, "status": run.status, "steps": run.steps}
+        row |= {key: values[run.name] for key, values in made.keys.items()}
+        row["mean"] = made.mean(run)
+        if made.baselines:
+            worst, saved = made.worst(run), parameters_saved(run, made.baselines)
+            row |= {"worst_regression": worst and worst[1], "worst_task": worst and worst[0]}
+            row["times_fewer_parameters"] = saved and saved[1]
+        for task in made.tasks:
+            row[f"final/{task}/{metric_of(made, task)}"] = run.values.get(task)
+        rows.append({**row, "parameters": run.total_parameters, "folder": str(run.folder)})
+    return rows
+
+
+def metric_of(made: Comparison, task: str) -> str:
+    """`top1` or `map`."""
+    return next(run.config.tasks[task].metric for run in made.runs if task in run.config.tasks)
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Rows of the leaderboard; what is not known stays empty."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

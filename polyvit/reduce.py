@@ -1,0 +1,172 @@
+"""Gradients summed over the ranks that train together, while the backward pass goes on.
+
+In: the parameters that a step's tasks reach, in the model's order, with `.grad` of this rank's part of the global
+batch, and a few more numbers (`extra`). Out: both summed over ranks, in place. What no task of the step reaches is
+not moved. Buckets of about BUCKET_BYTES leave as soon as they are full, in the same order on every rank.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+BUCKET_BYTES = 25 * 2**20
+"""As DDP's default: large enough for the network's full rate, small enough to leave early."""
+
+
+class Pending(Protocol):
+    """A sum that is under way."""
+
+    def wait(self) -> object:
+        """Until it has arrived (on a GPU: until the stream may use it)."""
+
+
+class Done:
+    """A sum that has arrived."""
+
+    def wait(self) -> None:
+        """At once."""
+
+
+class World(Protocol):
+    """The ranks that train together. Every rank makes the same calls in the same order."""
+
+    rank: int
+    size: int
+
+    def sum_(self, flat: Tensor) -> None:
+        """Sum a flat tensor over ranks, in place."""
+
+    def sum_async(self, flat: Tensor) -> Pending:
+        """Begin to sum a flat tensor over ranks, in place."""
+
+    def gather(self, value: object) -> list:
+        """The value of every rank, in rank order, on every rank."""
+
+
+class Alone:
+    """A world of one."""
+
+    rank, size = 0, 1
+
+    def sum_(self, flat: Tensor) -> None:
+        """Nothing to add."""
+
+    def sum_async(self, flat: Tensor) -> Pending:
+        """Nothing to add."""
+        return Done()
+
+    def gather(self, value: object) -> list:
+        """The one value."""
+        return [value]
+
+
+class ProcessGroup:
+    """The world of torch.distributed's default process group; a world of one where there is none."""
+
+    def __init__(self) -> None:
+        there = dist.is_available() and dist.is_initialized()
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
+
+    def sum_(self, flat: Tensor) -> None:
+        """All-reduce, in place."""
+        if self.size > 1:
+            dist.all_reduce(flat)
+
+    def sum_async(self, flat: Tensor) -> Pending:
+        """All-reduce, in place, under way."""
+        if self.size == 1:
+            return Done()
+        handle = dist.all_reduce(flat, async_op=True)
+        return Done() if handle is None else handle
+
+    def gather(self, value: object) -> list:
+        """Pickled, so for small values."""
+        if self.size == 1:
+            return [value]
+        values: list[object] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+class Reducer:
+    """The reduction of one step. `late`: the parameters that the step's last backward pass reaches.
+
+    bytes: what this rank has given to be summed so far. After `finish`, `.grad` of every parameter is a view into
+    its bucket; a parameter that this rank's part did not reach counts as zeros.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], late: Collection[nn.Parameter], extra: Tensor, world: World
+    ) -> None:
+        self.extra, self.world, self.bytes = extra, world, 0
+        self._late = set(late)
+        # Other tasks' gradients are complete before the last backward pass; its own come last layer first.
+        early = [p for p in parameters if p not in self._late]
+        self._buckets = _buckets(early + [p for p in reversed(parameters) if p in self._late])
+        self._missing = [sum(p in self._late for p in bucket) for bucket in self._buckets]
+        self._home = {p: i for i, bucket in enumerate(self._buckets) for p in bucket}
+        self._pending: list[tuple[Pending, Tensor]] = []
+
+    @contextmanager
+    def overlapping(self) -> Iterator[None]:
+        """Around the last backward pass: buckets leave as they fill up."""
+        if self.world.size == 1:
+            yield
+            return
+        self._launch_full()
+        handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._late]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def finish(self) -> None:
+        """Send what has not left yet, the last bucket with `extra`; wait for all."""
+        if self.world.size == 1:
+            return
+        while len(self._pending) < len(self._buckets):
+            self._launch()
+        for pending, _ in self._pending:
+            pending.wait()
+        last = self._pending[-1][1]
+        self.extra.copy_(last[len(last) - len(self.extra) :])
+
+    def _arrived(self, parameter: Tensor) -> None:
+        self._missing[self._home[parameter]] -= 1  # type: ignore[index]
+        self._launch_full()
+
+    def _launch_full(self) -> None:
+        """Every bucket whose turn it is and that is full; the last one waits for `finish` and its numbers."""
+        while len(self._pending) < len(self._buckets) - 1 and self._missing[len(self._pending)] == 0:
+            self._launch()
+
+    @torch.no_grad()
+    def _launch(self) -> None:
+        bucket = self._buckets[len(self._pending)]
+        pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        last = len(self._pending) == len(self._buckets) - 1
+        flat = torch.cat([piece.reshape(-1) for piece in pieces] + ([self.extra] if last else []))
+        offset = 0
+        for parameter in bucket:
+            parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
+            offset += parameter.numel()
+        self.bytes += flat.numel() * flat.element_size()
+        self._pending.append((self.world.sum_async(flat), flat))
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """In order, each closed once it holds BUCKET_BYTES; at least one, which may be empty."""
+    buckets: list[list[nn.Parameter]] = [[]]
+    held = 0
+    for parameter in parameters:
+        if held >= BUCKET_BYTES:
+            buckets.append([])
+            held = 0
+        buckets[-1].append(parameter)
+        held += parameter.numel() * parameter.element_size()
+    return buckets

@@ -1,0 +1,160 @@
+"""Several Ray nodes on this machine, each with its own raylet, and the project's commands run against them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from polyvit.data.minibatch import Decoder, Minibatch, Request
+
+ROOT = Path(__file__).parents[1]
+
+
+class Nodes:
+    """A head, on which drivers run and which is never lost, and nodes that come and go."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(shutdown_at_exit=True)
+        self.by_name: dict[str, Any] = {}
+        self.commands: list[subprocess.Popen] = []
+
+    def add(self, name: str, cpus: int, labels: Mapping[str, str]) -> None:
+        """Start a node. The first is the head."""
+        self.by_name[name] = self.cluster.add_node(
+            num_cpus=cpus, labels=dict(labels), object_store_memory=200 * 2**20, include_dashboard=False
+        )
+
+    def kill(self, name: str) -> None:
+        """The machine is gone: kill -9 of its raylet, which takes its workers along."""
+        node = self.by_name.pop(name)
+        os.kill(self.raylet(node).pid, signal.SIGKILL)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    @staticmethod
+    def raylet(node: Any) -> psutil.Process:
+        """The process of a node's raylet."""
+        return psutil.Process(node.all_processes["raylet"][0].process.pid)
+
+    def processes(self) -> Iterator[tuple[str, str]]:
+        """(node, title) of every Ray worker process now alive; titles are as `ray::MapBatches(decode_row)`."""
+        for name, node in list(self.by_name.items()):
+            try:
+                for child in self.raylet(node).children():
+                    yield name, " ".join(child.cmdline())
+            except psutil.Error:
+                continue
+
+
+@contextmanager
+def nodes(**made: tuple[int, Mapping[str, str]]) -> Iterator[Nodes]:
+    """Nodes by name as (cpus, labels); all their processes are gone afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Else every other Ray started on this machine would join this cluster.
+        patch.setattr("ray._private.utils.write_ray_address", lambda *_: None)
+        # Ray gives a worker of several CPUs as many threads: too many for one real core a node.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+        patch.setenv(
+            "OMP_NUM_THREADS", "1"
+        )  # Ray gives a worker of two CPUs two threads: too many for so few cores
+        group = Nodes()
+        try:
+            for name, (cpus, labels) in made.items():
+                group.add(name, cpus, labels)
+            yield group
+        finally:
+            for process in group.commands:
+                process.kill()  # no more than a no-op where it has ended
+                process.wait()
+            group.cluster.shutdown()
+
+
+class Command:
+    """`polyvit ...` as a process of its own, attached to the nodes."""
+
+    def __init__(self, group: Nodes, folder: Path, *arguments: str) -> None:
+        self.group, self.out = group, folder / f"out-{time.monotonic_ns()}.json"
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        environment |= {"RAY_ADDRESS": group.cluster.address, "MLFLOW_TRACKING_URI": "", "PYTHONPATH": str(ROOT)}
+        self.log = self.out.with_suffix(".log")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", *arguments, "--json", str(self.out)],
+            env=environment, cwd=ROOT, stdout=self.log.open("w"), stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        group.commands.append(self.process)
+        self.seen: dict[str, set[str]] = {}
+        self.began = time.monotonic()
+
+    def wait(self, until: Callable[[], bool] = lambda: False, limit_s: float = 240) -> None:
+        """Until the process ends or `until` holds, noting which node runs what."""
+        while self.process.poll() is None and not until():
+            if time.monotonic() - self.began > limit_s:
+                self.process.kill()
+                raise TimeoutError(self.log.read_text()[-4000:])
+            for node, title in self.group.processes():
+                self.seen.setdefault(title, set()).add(node)
+            time.sleep(0.02)
+
+    def ended(self, limit_s: float = 240) -> dict[str, Any]:
+        """Wait for the end; the command's JSON."""
+        self.wait(limit_s=limit_s)
+        assert self.process.returncode is not None
+        document = json.loads(self.out.read_text()) if self.out.exists() else {}
+        return {**document, "status": self.process.returncode, "log": self.log.read_text()}
+
+    def where(self, part: str) -> set[str]:
+        """The nodes on which a process with this in its title was seen."""
+        return set().union(*(names for title, names in self.seen.items() if part in title), set())
+
+
+class WhereDecoder(Decoder):
+    """Decodes nothing: the key of its one example is the node that it ran on."""
+
+    def decode(self, request: Request) -> Minibatch:
+        import ray
+
+        time.sleep(0.05)  # else one free CPU takes all
+        here = ray.get_runtime_context().get_node_id()
+        nothing = np.zeros((1, 1, 1), np.uint8)
+        return Minibatch(request.step, request.task, nothing, nothing[0], (here,), 0, 1)
+
+
+def decoded_on(group: Nodes, *labels: Mapping[str, str]) -> list[set[str]]:
+    """The names of the nodes that decoded, for each of the labels asked for. Seen from a process of its own."""
+    environment = os.environ | {"RAY_ADDRESS": group.cluster.address}
+    done = subprocess.run(
+        [sys.executable, "-m", "nodes_kit", json.dumps(labels)],
+        env=environment, cwd=ROOT / "tests", capture_output=True, text=True, check=True, timeout=240,
+    )  # fmt: skip
+    names = {node.node_id: name for name, node in group.by_name.items()}
+    return [{names[node] for node in found} for found in json.loads(done.stdout.splitlines()[-1])]
+
+
+def _print_nodes(selectors: list[dict[str, str]], count: int = 24) -> None:
+    from pipelines.cluster import cluster
+    from pipelines.feed import decoded, to_minibatch
+
+    requests, nodes_of = [Request(i, "task", ()) for i in range(count)], []
+    with cluster():
+        for labels in selectors:
+            rows = decoded(requests, WhereDecoder({}, {}, {}, 0), 1.0, labels)
+            found = [to_minibatch(row) for row in rows.iter_batches(batch_size=None, batch_format="numpy")]
+            assert [minibatch.step for minibatch in found] == list(range(count))
+            nodes_of.append([minibatch.keys[0] for minibatch in found])
+    print(json.dumps(nodes_of))
+
+
+if __name__ == "__main__":
+    _print_nodes(json.loads(sys.argv[1]))

@@ -1,0 +1,121 @@
+"""What happens to a run when its processes are killed, or it is told to stop: real processes, real signals."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import soak
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> Path:
+    """160 steps, a checkpoint every 20, two workers."""
+    return soak.write_config(folder, 160)
+
+
+def test_a_run_whose_processes_are_killed_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
+    """A train worker, a decoding process, the driver, and a node; `tests/soak.py` does it twenty times."""
+    options = ["--runs", "1", "--kills", "4", "--steps", "160"]
+    command = [sys.executable, "tests/soak.py", str(tmp_path / "soak"), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, env=_plain_env())
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "soak" / "soak.json").read_text())
+    (run,) = report["runs"]
+    assert run["differences"] == []
+    assert {kill["target"] for kill in run["kills"]} == set(soak.TARGETS)
+
+
+def _plain_env() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    return {**kept, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+
+
+class Driver:
+    """`polyvit cotrain` with a local Ray of its own, in a session and on a terminal of its own."""
+
+    def __init__(self, folder: Path, config: Path, name: str) -> None:
+        self.run, self.log = folder / "runs" / name, folder / f"{name}.log"
+        self.leader, self.follower = pty.openpty()
+        command = [
+            sys.executable, "-m", "pipelines.cotrain", str(config), "--name", name, f"storage={folder / 'runs'}",
+            "schedule.steps=2000",
+        ]  # fmt: skip
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, stdin=self.follower, stdout=log, stderr=log, start_new_session=True, cwd=ROOT,
+                env={**_plain_env(), "PYTHONUNBUFFERED": "1", "POLYVIT_LOG_EVERY_S": "0.5"},
+            )  # fmt: skip
+
+    def wait_for(self, words: str, patience_s: float = 240) -> None:
+        until = time.monotonic() + patience_s
+        while words not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < until, self.log.read_text()
+            time.sleep(0.2)
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def close(self) -> None:
+        for process in [*self.family(), psutil.Process(self.process.pid)] if self.process.poll() is None else []:
+            process.kill()
+        os.close(self.leader)
+        os.close(self.follower)
+
+
+@pytest.fixture
+def driver(folder: Path, config: Path, request: pytest.FixtureRequest) -> Iterator[Driver]:
+    made = Driver(folder, config, request.node.name.split("[")[0][-24:] + str(time.time_ns() % 1000))
+    yield made
+    made.close()
+
+
+def gone(processes: list[psutil.Process], patience_s: float = 60) -> None:
+    _, left = psutil.wait_procs(processes, timeout=patience_s)
+    assert not left, [process.cmdline() for process in left]
+
+
+def test_ctrl_c_and_then_nothing_is_left_but_a_checkpoint(driver: Driver) -> None:
+    """Ctrl-C reaches the whole foreground process group, as a terminal sends it."""
+    driver.wait_for("/2000")
+    family = driver.family()
+    os.killpg(driver.process.pid, signal.SIGINT)
+    assert driver.process.wait(timeout=120) == 128 + signal.SIGINT
+    text = driver.log.read_text()
+    assert "stopping at the next step, with a checkpoint" in text
+    stopped = text.partition("stopped by SIGINT after step ")[2]
+    step = int(stopped.split(",")[0])
+    assert (driver.run / f"step_{step:08d}" / "manifest.json").is_file()
+    assert "--resume" in stopped
+    assert "Traceback" not in text
+    gone(family)
+
+
+def test_a_killed_driver_leaves_no_process(driver: Driver) -> None:
+    driver.wait_for("/2000")
+    family = driver.family()
+    assert len(family) > 5
+    # Ray's two agents of a node look for their raylet now and then: they end within about two minutes.
+    agents = [p for p in family if p.name() in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
+    driver.process.kill()
+    driver.process.wait()
+    gone([p for p in family if p not in agents])
+    left: list[Any] = list(driver.run.glob(".writing-*"))
+    assert len(left) <= 1  # a checkpoint that was being written; the next start sweeps it

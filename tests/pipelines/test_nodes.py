@@ -1,0 +1,247 @@
+"""Several nodes: where work is placed, nodes that are lost, runs that shrink, clusters that are too small."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nodes_kit import Command, Nodes, decoded_on, nodes
+from pipelines_kit import pair_document, planned, scanned
+from safetensors.torch import load_file
+from small import Heard, write_yaml
+
+from pipelines import cli
+from pipelines.cluster import Node, placement_problems
+from pipelines.feed import make_decoder
+from polyvit.checkpoint import TrainState, read_document
+from polyvit.config import RunConfig
+from polyvit.feed import InlineFeed, Requests
+from polyvit.loop import train
+from polyvit.model.polyvit import PolyViT
+from polyvit.optim import build_optimiser
+from polyvit.recipes import load_config, validate_config
+from polyvit.step import Alone
+
+CPU, TRAIN = {"pool": "cpu"}, {"pool": "train"}
+STEPS = 150
+
+
+# ------------------------------------------------------------------------------ what a cluster can hold (no Ray)
+
+
+def config(**keys: Any) -> RunConfig:
+    """The pair's config with train and data keys: `train_x`, `data_x`."""
+    document = pair_document(Path("data"))
+    document["tasks"]["sounds"]["batch"] = 8
+    for key, value in keys.items():
+        section, _, name = key.partition("_")
+        document.setdefault(section, {})[name] = value
+    return validate_config(document)
+
+
+def node(cpus: float, gpus: float = 0, **labels: str) -> Node:
+    return Node(labels, {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus})
+
+
+@pytest.mark.parametrize(
+    ("selector", "carried"),
+    [({}, True), ({"pool": "cpu"}, True), ({"pool": "gpu"}, False), ({"pool": "!gpu"}, True),
+     ({"pool": "in(gpu, cpu)"}, True), ({"pool": "!in(gpu, cpu)"}, False), ({"zone": "x"}, False),
+     ({"zone": "!x"}, True), ({"pool": "cpu", "zone": "x"}, False)],
+)  # fmt: skip
+def test_a_selector(selector: dict[str, str], carried: bool) -> None:
+    assert node(1, pool="cpu").carries(selector) is carried
+
+
+def test_clusters_that_hold_the_run() -> None:
+    assert placement_problems(config(train_workers=2), [node(3)], gpu=False) == []
+    assert placement_problems(config(train_workers=2), [node(2), node(2)], gpu=False) == []
+    both = config(train_workers=2, train_worker_labels={"pool": "train"}, data_decode_labels={"pool": "cpu"})
+    apart = [node(1, pool="cpu"), node(1, pool="train"), node(1, pool="train")]
+    assert placement_problems(both, apart, gpu=False) == []
+    elastic = config(train_workers=3, train_min_workers=1)
+    assert placement_problems(elastic, [node(2), node(2)], gpu=False) == []
+    assert placement_problems(elastic, [node(8, gpus=2)], gpu=True) == []
+
+
+def problem(nodes: list[Node], gpu: bool = False, **keys: Any) -> str:
+    """The one problem."""
+    (found,) = placement_problems(config(**keys), nodes, gpu)
+    return found
+
+
+def test_labels_that_no_node_carries() -> None:
+    apart = [node(4, pool="cpu"), node(4, pool="train"), node(4, pool="train")]
+    assert problem(apart, train_worker_labels={"pool": "gpu"}) == (
+        "train.worker_labels={pool: gpu}: no node carries it; the 3 nodes carry pool: cpu (1), pool: train (2)"
+    )
+    assert problem([node(4)], data_decode_labels={"pool": "cpu"}) == (
+        "data.decode_labels={pool: cpu}: no node carries it; the 1 nodes carry none but their ids"
+    )
+
+
+def test_too_little_on_the_nodes_that_carry_the_labels() -> None:
+    apart = [node(9, pool="cpu"), node(1, pool="train")]
+    labels = {"train_worker_labels": {"pool": "train"}, "data_decode_labels": {"pool": "cpu"}}
+    assert problem(apart, train_workers=2, **labels) == (
+        "CPU: needs 2, the cluster has 1 with train.worker_labels={pool: train}"
+    )
+    assert problem([node(9, pool="cpu"), node(9, 1, pool="train")], True, train_workers=2, **labels) == (
+        "GPU: needs 2, the cluster has 1 with train.worker_labels={pool: train}"
+    )
+    split = problem([node(3), node(3)], train_workers=2, train_cpus_per_worker=2, data_decode_cpus=2)
+    assert split.startswith("data.decode_cpus=2: the train workers may fill every node;")
+    assert "each: nodes have room for 0, 1 are needed" in problem([node(3), node(3)], train_cpus_per_worker=4)
+    assert problem([node(2)], data_decode_cpus=3, data_decode_labels={"a": "!b"}) == (
+        "data.decode_cpus=3: no node that may decode has as many CPUs"
+    )
+
+
+def test_decoding_that_the_workers_could_starve() -> None:
+    """One node decodes and two could train: Ray may put both workers there. Or elastic ones fill all there is."""
+    everywhere = problem([node(2), node(2)], train_workers=4, train_min_workers=1)
+    assert everywhere.startswith("data.decode_cpus=1: the train workers may fill every node;")
+    found = problem([node(2, pool="cpu"), node(2)], train_workers=2, data_decode_labels=CPU)
+    assert found.startswith("data.decode_cpus=1: the train workers may fill every node with data.decode_labels")
+
+
+def test_elastic_with_labels_that_ray_would_not_heed() -> None:
+    apart = [node(1, pool="cpu"), node(1, 1, pool="train")]
+    keys = {"train_min_workers": 1, "train_workers": 2, "train_worker_labels": TRAIN, "data_decode_labels": CPU}
+    assert "others have room for 1 workers" in problem(apart, **keys)
+    assert placement_problems(config(**keys), apart, gpu=True) == []
+
+
+# ------------------------------------------------------------- a run that goes on with another number of workers
+
+
+def curves(run: Path) -> dict[int, dict[str, float]]:
+    """Every point of a run but its timings."""
+    found: dict[int, dict[str, float]] = {}
+    for path in sorted((run / "history").glob("*.jsonl")):
+        for point in map(json.loads, path.read_text().splitlines()):
+            values = {key: value for key, value in point["values"].items() if not key.startswith("pace/")}
+            found.setdefault(point["step"], {}).update(values)
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_then_one_or_four(tmp_path: Path, pair_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the middle on with `train.workers=1` and 4: the learning curve of the run with 2, but for rounding."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    document = pair_document(pair_root)
+    document["optim"] = {"lr": 0.05, "warmup_steps": 2}
+    document["tasks"]["sounds"]["batch"] = 8
+    document["train"] = {"workers": 2, "checkpoint_every": 14, "log_every": 1, "cpus_per_worker": 0.5}
+    recipe, storage = write_yaml(tmp_path / "pair.yaml", document), tmp_path / "runs"
+    assert cli.main(["cotrain", str(recipe), f"storage={storage}", "--name", "two"]) == 0
+    wanted = curves(storage / "two")
+    assert sorted(wanted) == list(range(1, 29))
+    for workers in (1, 4):
+        run = storage / f"then{workers}"
+        shutil.copytree(storage / "two", run)
+        shutil.rmtree(run / "step_00000028")
+        assert cli.main(["cotrain", "--resume", str(run), f"train.workers={workers}"]) == 0
+        found = curves(run)
+        assert sorted(found) == sorted(wanted)
+        for step, values in wanted.items():
+            assert found[step] == (values if step <= 14 else pytest.approx(values, rel=1e-3, abs=1e-5)), step
+        ended, expected = (read_document(folder / "step_00000028") for folder in (run, storage / "two"))
+        for key in ("global_step", "read", "bad", "quarantine"):
+            assert ended[key] == expected[key]
+        assert ended["config"]["train"]["workers"] == workers
+
+
+# ------------------------------------------------------------------------------------------ real nodes, real loss
+
+on_nodes = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Nodes]:
+    """A head that decodes and two nodes that train."""
+    with nodes(head=(2, CPU), a=(3, TRAIN), b=(3, TRAIN)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, pair_root: Path) -> Path:
+    """The pair, for two workers on a node each."""
+    document = pair_document(pair_root)
+    document["tasks"]["shapes"]["steps"] = STEPS - document["tasks"]["sounds"]["steps"]
+    document["optim"] = {"lr": 0.05, "warmup_steps": 2}
+    document["data"]["decode_labels"] = CPU
+    document["train"] = {"workers": 2, "cpus_per_worker": 3, "checkpoint_every": 10, "log_every": 10}
+    return write_yaml(tmp_path_factory.mktemp("nodes") / "pair.yaml", document)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path) -> tuple[dict[str, torch.Tensor], TrainState]:
+    """Parameters and state of the same run in this process, without Ray."""
+    made = load_config(str(recipe), ["train.workers=1"])
+    indexes = scanned(made)
+    plan = planned(made, indexes)
+    model = PolyViT(made.model, made.tasks, seed=made.seed)
+    optimiser = build_optimiser(dict(model.named_parameters()), made.optim)
+    feed = InlineFeed(Requests.of(made, plan, indexes.scans, 0, 1), make_decoder(made, indexes))
+    state = train(model, optimiser, plan.schedule, feed, made, Alone(), TrainState(), Heard())
+    return {name: p.detach() for name, p in model.named_parameters()}, state
+
+
+def assert_same_run(document: dict[str, Any], undisturbed: tuple[dict[str, torch.Tensor], TrainState]) -> None:
+    """Ended with all steps, and with the undisturbed run's parameters but for the order of sums."""
+    assert document["status"] == 0, document["log"][-4000:]
+    assert document["steps"] == STEPS
+    parameters, state = undisturbed
+    found = load_file(Path(document["checkpoint"]) / "model.safetensors")
+    torch.testing.assert_close({n: found[n] for n in parameters}, parameters, rtol=1e-3, atol=1e-4)
+    ended = read_document(Path(document["checkpoint"]))
+    assert (ended["read"], ended["bad"]) == (state.read, state.bad)
+
+
+def cotrain(group: Nodes, recipe: Path, name: str, *overrides: str) -> tuple[Command, Path]:
+    """`polyvit cotrain`, under way; and its run's folder."""
+    storage = recipe.parent / "runs"
+    given = ["cotrain", str(recipe), f"storage={storage}", "--name", name, *overrides]
+    return Command(group, recipe.parent, *given), storage / name
+
+
+@on_nodes
+def test_decoding_stays_on_the_nodes_with_its_labels(group: Nodes) -> None:
+    assert decoded_on(group, CPU, TRAIN) == [{"head"}, {"a", "b"}]
+
+
+@on_nodes
+def test_a_label_that_no_node_carries_ends_the_command_at_once(group: Nodes, recipe: Path) -> None:
+    command, _ = cotrain(group, recipe, "refused", "data.decode_labels={pool: none}")
+    document = command.ended()
+    assert document["status"] == 2
+    assert document["problems"] == [
+        "data.decode_labels={pool: none}: no node carries it; the 3 nodes carry pool: cpu (1), pool: train (2)"
+    ]
+
+
+@on_nodes
+def test_a_lost_node_is_replaced(group: Nodes, recipe: Path, undisturbed: tuple) -> None:
+    """Two workers on labelled nodes; kill -9 of one node; another joins; the run ends as if nothing had been."""
+    command, run = cotrain(group, recipe, "replaced", "train.worker_labels={pool: train}")
+    command.wait(until=lambda: any(run.glob("step_*/state.json")))
+    group.kill("b")
+    group.add("c", 3, TRAIN)
+    assert_same_run(command.ended(), undisturbed)
+    assert command.where("RayTrainWorker") == {"a", "b", "c"}
+    assert command.where("decode_row") == {"head"}
+
+
+@on_nodes
+def test_an_elastic_run_goes_on_with_one_worker(group: Nodes, recipe: Path, undisturbed: tuple) -> None:
+    command, run = cotrain(group, recipe, "elastic", "train.min_workers=1")
+    command.wait(until=lambda: any(run.glob("step_*/state.json")))
+    assert command.where("RayTrainWorker") == {"a", "c"}
+    group.kill("c")
+    assert_same_run(command.ended(), undisturbed)
+    assert command.where("decode_row") == {"head"}

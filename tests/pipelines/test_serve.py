@@ -1,0 +1,157 @@
+"""The HTTP service: answers, statuses, limits, and files that kill decoders but not the service."""
+
+import argparse
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from starlette.datastructures import QueryParams
+from use_kit import media, trained
+
+from pipelines.serve import main, start
+from pipelines.service import Refused, asked, media_of_body, refusal_of
+from polyvit.data.sniff import UNKNOWN
+from polyvit.errors import BadMedia
+from polyvit.predict import Predictor
+from polyvit.sandbox import DecoderDied, OverLimit
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return media(tmp_path_factory.mktemp("media"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("model"))[0]
+
+
+@pytest.fixture(scope="module")
+def service(checkpoint: Path, ray_cluster: None) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = argparse.Namespace(
+        model=str(checkpoint), host="127.0.0.1", port=port, replicas=1, decoders=2, batch=8, max_bytes=200_000,
+        max_pixels=2000, max_seconds=60.0, decode_seconds=60.0, max_memory=2**31, max_requests=64,
+    )  # fmt: skip
+    yield start(given)
+    from ray import serve
+
+    serve.shutdown()
+
+
+def test_what_a_query_may_say() -> None:
+    query = QueryParams("task=a&task=b&top_k=7&modality=video")
+    assert asked(query) == (["a", "b"], "video", 7)
+    assert asked(QueryParams("")) == ([], None, 5)
+    for wrong in ("top_k=0", "top_k=-1", "top_k=1e3", "top_k=1001", "modality=smell", "tasks=a"):
+        with pytest.raises(Refused) as refused:
+            asked(QueryParams(wrong))
+        assert refused.value.status == 400
+
+
+def test_status_of_a_file_that_cannot_be_used() -> None:
+    assert refusal_of(OverLimit("large")) == (413, "large")
+    assert refusal_of(BadMedia(UNKNOWN)) == (415, UNKNOWN)
+    assert refusal_of(DecoderDied("crash")) == (422, "crash")
+    assert refusal_of(BadMedia("cut short")) == (422, "cut short")
+
+
+def test_the_file_of_a_form() -> None:
+    prepared = requests.Request(
+        "POST", "http://x", files={"f": ("a.bin", b"\x00\r\n--\xff")}, data={"note": "n"}
+    ).prepare()
+    body, kind = bytes(prepared.body or b""), prepared.headers["Content-Type"]
+    assert media_of_body(body, kind) == b"\x00\r\n--\xff"
+    assert media_of_body(b"raw", "image/png") == b"raw"
+    for broken, kind_ in [(b"nothing", kind), (body, "multipart/form-data")]:
+        with pytest.raises(Refused) as refused:
+            media_of_body(broken, kind_)
+        assert refused.value.status == 400
+
+
+@pytest.mark.ray
+def test_it_answers_as_predict_does(service: str, checkpoint: Path, files: dict[str, Path]) -> None:
+    predictor = Predictor.load(checkpoint)
+    for name in ("image", "clip", "song"):
+        (expected,) = predictor.predict([files[name]], top_k=2)
+        reply = requests.post(f"{service}/predict?top_k=2", data=files[name].read_bytes(), timeout=120)
+        assert reply.status_code == 200, reply.text
+        found = reply.json()
+        assert found["modality"] == expected["modality"]
+        for task, best in expected["tasks"].items():
+            assert [entry["label"] for entry in found["tasks"][task]] == [entry["label"] for entry in best]
+            for one, other in zip(found["tasks"][task], best, strict=True):
+                assert one["probability"] == pytest.approx(other["probability"], abs=1e-6)
+    form = requests.post(
+        f"{service}/predict?task=word", files={"f": files["clip"].read_bytes()}, timeout=60
+    ).json()
+    assert (form["modality"], list(form["tasks"])) == ("audio", ["word"])
+
+
+@pytest.mark.ray
+def test_it_refuses_with_a_reason_and_counts(service: str, files: dict[str, Path]) -> None:
+    def count(status: int) -> float:
+        text = requests.get(f"{service}/metrics", timeout=60).text
+        lines = [
+            line for line in text.splitlines() if line.startswith(f'polyvit_requests_total{{status="{status}"}}')
+        ]
+        return float(lines[0].split()[-1]) if lines else 0.0
+
+    wide = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x75\x30\x00\x00\x75\x30\x08\x02\x00\x00\x00"
+    for body, query, status, reason in [
+        (files["page"].read_bytes(), "", 415, UNKNOWN),
+        (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "", 415, UNKNOWN),
+        (files["photo"].read_bytes()[:300], "", 422, "image: "),
+        (files["clip"].read_bytes()[:400], "", 422, "container: "),
+        (files["image"].read_bytes(), "?task=word", 422, "no task for this file"),
+        (files["image"].read_bytes(), "?task=cats", 400, "no task 'cats'; it has picture"),
+        (b"", "", 400, "there is no file"),
+        (bytes(200_001), "", 413, "larger than 200000 bytes"),
+        (wide, "", 422, "image: "),
+    ]:
+        before = count(status)
+        reply = requests.post(f"{service}/predict{query}", data=body, timeout=120)
+        assert (reply.status_code, list(reply.json())) == (status, ["error"]), reply.text
+        assert reason in reply.json()["error"]
+        assert count(status) == before + 1
+    chunked = requests.post(f"{service}/predict", data=(bytes(50_000) for _ in range(5)), timeout=60)
+    assert chunked.status_code == 413
+    health = requests.get(f"{service}/healthz", timeout=60)
+    assert (health.status_code, health.json()["status"]) == (200, "ok")
+    assert health.json()["tasks"]["clip"] == "video"
+
+
+@pytest.mark.ray
+def test_a_dead_decoder_costs_one_request(service: str, files: dict[str, Path]) -> None:
+    ours = psutil.Process().children(recursive=True)
+    decoders = [process for process in ours if "polyvit.sandbox" in process.cmdline()]
+    assert len(decoders) == 2
+    for decoder in decoders:
+        decoder.send_signal(signal.SIGSEGV)
+    found: list[int] = []
+
+    def post() -> None:
+        reply = requests.post(f"{service}/predict", data=files["image"].read_bytes(), timeout=300)
+        found.append(reply.status_code)
+
+    threads = [threading.Thread(target=post) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [200] * 6 + [422] * 2
+    assert requests.get(f"{service}/healthz", timeout=60).json()["decoder_deaths"] == 2
+
+
+def test_what_is_refused_before_ray_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as status:
+        main([str(tmp_path), "--port", "0"])
+    assert status.value.code == 2
+    assert "give 1 or more" in capsys.readouterr().err

@@ -1,0 +1,294 @@
+"""Kill everything that can be killed, again and again, and compare with the run that was left alone.
+
+    python tests/soak.py FOLDER [--runs 4] [--kills 5] [--seed 0] [--steps 400]
+
+A head and a second node are started on this machine; the runs are real `polyvit cotrain` processes that attach to
+them. Every run must end with the reference's parameters, optimiser state, history and evaluations, bit for bit; in
+MLflow every step is there once; nothing is left behind. Writes FOLDER/soak.json.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+TARGETS = ("worker", "decoder", "driver", "node")
+_PROGRESS = re.compile(r"step (\d+)/(\d+)")
+PATIENCE_S = 300.0
+
+
+@dataclass
+class Kill:
+    """One kill: what, and the last step that had been printed."""
+
+    target: str
+    after_step: int
+
+
+@dataclass
+class Cluster:
+    """A head and `nodes` further nodes, each a raylet of its own."""
+
+    nodes: int = 1
+    inner: Any = None
+    extra: list[Any] = field(default_factory=list)
+
+    def __enter__(self) -> "Cluster":
+        from ray.cluster_utils import Cluster as Nodes
+
+        self.inner = Nodes(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+        for _ in range(self.nodes):
+            self.add()
+        return self
+
+    def add(self) -> None:
+        """One more node, with room for train workers and decoding."""
+        self.extra.append(self.inner.add_node(num_cpus=2))
+
+    def kill_node(self) -> None:
+        """SIGKILL to the raylet of a node that is not the head; a new node takes its place."""
+        node = self.extra.pop()
+        self.inner.remove_node(node, allow_graceful=False)
+        self.add()
+
+    def __exit__(self, *_: object) -> None:
+        self.inner.shutdown()
+
+
+def ray_processes(*titles: str) -> list[psutil.Process]:
+    """Ray's worker processes whose title holds one of these words."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            title = " ".join(process.cmdline())
+            if title.startswith("ray::") and any(word in title for word in titles):
+                found.append(process)
+    return found
+
+
+class Run:
+    """A `polyvit cotrain` process and what it prints."""
+
+    def __init__(self, folder: Path, name: str, address: str, config: Path) -> None:
+        self.folder, self.name, self.address, self.config = folder, name, address, config
+        self.log = folder / f"{name}.log"
+        self.process: subprocess.Popen | None = None
+
+    def start(self, resume: bool = False) -> None:
+        """A new run, or the same one gone on with."""
+        storage = self.folder / "runs"
+        what = ["--resume", self.name] if resume else [str(self.config), "--name", self.name]
+        command = [sys.executable, "-m", "pipelines.cotrain", *what, f"storage={storage}"]
+        env = {**os.environ, "RAY_ADDRESS": self.address, "PYTHONUNBUFFERED": "1", "POLYVIT_LOG_EVERY_S": "0.5"}
+        env.pop("MLFLOW_TRACKING_URI", None)
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+
+    def step(self) -> int:
+        """The last step that was printed."""
+        steps = _PROGRESS.findall(self.log.read_text()) if self.log.exists() else []
+        return int(steps[-1][0]) if steps else 0
+
+    def lines(self) -> int:
+        """Progress lines so far."""
+        return len(_PROGRESS.findall(self.log.read_text())) if self.log.exists() else 0
+
+    def wait_for_progress(self, lines: int) -> bool:
+        """Until more progress lines are there than `lines`; False where the run ended first."""
+        until = time.monotonic() + PATIENCE_S
+        while self.lines() <= lines:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                return False
+            if time.monotonic() > until:
+                raise TimeoutError(f"{self.name}: no progress for {PATIENCE_S:.0f} s; see {self.log}")
+            time.sleep(0.1)
+        return True
+
+    def finish(self) -> int:
+        """Exit status."""
+        assert self.process is not None
+        return self.process.wait(timeout=PATIENCE_S * 3)
+
+
+def disturbed(run: Run, cluster: Cluster, targets: list[str], rng: random.Random) -> list[Kill]:
+    """Run to the end, with one kill after another, each a random while after training went on."""
+    kills: list[Kill] = []
+    run.start()
+    for target in targets:
+        if not run.wait_for_progress(run.lines()):
+            break
+        time.sleep(rng.uniform(0.0, 4.0))
+        if run.process is None or run.process.poll() is not None:
+            break
+        kill = Kill(target, run.step())
+        if not _kill(target, run, cluster, rng):
+            continue
+        kills.append(kill)
+        time.sleep(2.0)  # what was printed before it died is no progress
+    status = run.finish()
+    if status != 0:
+        raise AssertionError(f"{run.name} ended with status {status}; see {run.log}")
+    return kills
+
+
+def _kill(target: str, run: Run, cluster: Cluster, rng: random.Random) -> bool:
+    assert run.process is not None
+    if target == "driver":
+        run.process.kill()
+        run.process.wait()
+        _gone("RayTrainWorker", "decode_row", "Board")
+        run.start(resume=True)
+        return True
+    if target == "node":
+        cluster.kill_node()
+        return True
+    victims = ray_processes("RayTrainWorker" if target == "worker" else "decode_row")
+    if not victims:
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        rng.choice(sorted(victims, key=lambda p: p.pid)).send_signal(signal.SIGKILL)
+        return True
+    return False
+
+
+def _gone(*titles: str) -> None:
+    """Raises AssertionError where processes of a dead driver live on."""
+    until = time.monotonic() + 60
+    while left := ray_processes(*titles):
+        if time.monotonic() > until:
+            raise AssertionError(f"left behind: {[' '.join(p.cmdline()) for p in left]}")
+        time.sleep(0.5)
+
+
+def differences(folder: Path, reference: str, other: str) -> list[str]:
+    """What of a run is not as in the reference: files, state, history, MLflow; empty when all is equal."""
+    from polyvit.checkpoint import find_checkpoint, read_document
+    from polyvit.history import read_history
+
+    one, two = (folder / "runs" / name for name in (reference, other))
+    problems = []
+    first, second = find_checkpoint(one), find_checkpoint(two)
+    problems += [
+        f"{name} differs" for name in ("model.safetensors", "optimiser.safetensors")
+        if (first / name).read_bytes() != (second / name).read_bytes()
+    ]  # fmt: skip
+    wanted, state = read_document(first), read_document(second)
+    problems += [f"state.json: {key} differs" for key in wanted.keys() - {"config"} if wanted[key] != state[key]]
+    curves = [_true(read_history(run / "history")) for run in (one, two)]
+    if curves[0] != curves[1]:
+        problems.append("history differs")
+    if left := [path.name for path in two.glob(".writing*")]:
+        problems.append(f"left behind: {left}")
+    problems += _mlflow_problems(two, curves[0])
+    return problems
+
+
+def _true(points: list[tuple[int, dict[str, float]]]) -> list[tuple[int, dict[str, float]]]:
+    return [(step, {k: v for k, v in values.items() if not k.startswith("pace/")}) for step, values in points]
+
+
+def _mlflow_problems(run: Path, points: list[tuple[int, dict[str, float]]]) -> list[str]:
+    from mlflow.tracking import MlflowClient
+
+    record = json.loads((run / "run.json").read_text())
+    client = MlflowClient(tracking_uri=record["mlflow_uri"])
+    problems = []
+    for key in sorted({key for _, values in points for key in values}):
+        wanted = [(step, values[key]) for step, values in points if key in values]
+        held = sorted((point.step, point.value) for point in client.get_metric_history(record["mlflow_run"], key))
+        if held != wanted:
+            problems.append(f"MLflow {key}: {len(held)} points instead of {len(wanted)}")
+    if client.get_run(record["mlflow_run"]).info.status != "FINISHED":
+        problems.append("the MLflow run is not FINISHED")
+    return problems
+
+
+def write_config(folder: Path, steps: int) -> Path:
+    """A small run on synthetic pictures, clips and sounds, with frequent checkpoints."""
+    from polyvit.data.synthetic import write_synthetic
+
+    tasks = ["cifar10", "pets", "kinetics400", "audioset"]
+    write_synthetic(folder / "data", tasks=tasks, train=12, evaluation=4)
+    each = steps // len(tasks)
+    document = {
+        "extends": "demo",
+        "model": {"width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 64, "l_adapt": 1},
+        "tasks": {name: {"steps": each, "batch": 6, "drop_path": 0.1} for name in tasks},
+        "data": {"root": str(folder / "data")},
+        "feed": {"segment_steps": 40},
+        "train": {
+            "workers": 2, "checkpoint_every": 20, "eval_every": steps // 3, "log_every": 5, "max_failures": -1,
+        },
+    }  # fmt: skip
+    path = folder / "soak.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def soak(folder: Path, runs: int, kills: int, seed: int, steps: int) -> dict[str, Any]:
+    """The whole of it. Raises AssertionError where a run ends otherwise than the reference."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = write_config(folder, steps)
+    rng = random.Random(seed)
+    report: dict[str, Any] = {"seed": seed, "steps": steps, "runs": []}
+    with Cluster() as cluster:
+        reference = Run(folder, "reference", cluster.inner.address, config)
+        reference.start()
+        assert reference.finish() == 0, f"the reference failed: {reference.log}"
+        for i in range(runs):
+            targets = [TARGETS[(i * kills + j) % len(TARGETS)] for j in range(kills)]
+            rng.shuffle(targets)
+            run = Run(folder, f"disturbed-{i}", cluster.inner.address, config)
+            done = disturbed(run, cluster, targets, rng)
+            problems = differences(folder, "reference", run.name)
+            entry = {"run": run.name, "kills": [asdict(kill) for kill in done], "differences": problems}
+            report["runs"].append(entry)
+            print(json.dumps(entry), flush=True)
+            (folder / "soak.json").write_text(json.dumps(report, indent=1))
+    _gone("RayTrainWorker", "decode_row", "Board")
+    report["equal"] = all(not entry["differences"] for entry in report["runs"])
+    (folder / "soak.json").write_text(json.dumps(report, indent=1))
+    return report
+
+
+@contextlib.contextmanager
+def fresh_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    yield folder
+
+
+def main() -> int:
+    """Exit status 0 where every run is equal."""
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("folder", type=Path)
+    made.add_argument("--runs", type=int, default=4)
+    made.add_argument("--kills", type=int, default=5)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--steps", type=int, default=400)
+    given = made.parse_args()
+    with fresh_folder(given.folder.absolute()) as folder:
+        report = soak(folder, given.runs, given.kills, given.seed, given.steps)
+    count = sum(len(entry["kills"]) for entry in report["runs"])
+    print(f"{len(report['runs'])} runs, {count} kills, all equal: {report['equal']}")
+    return 0 if report["equal"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
