@@ -11,13 +11,11 @@ from safetensors.numpy import save_file
 
 from pipelines.progress import Poster
 from pipelines.tracking import Curves
-from polyvit.checkpoint import TrainState, contents, training_tensors
+from polyvit.checkpoint import Learner, TrainState, contents, training_tensors
 from polyvit.checkpointer import Checkpointer, Keep
 from polyvit.config import RunConfig
 from polyvit.data.minibatch import Minibatch
 from polyvit.history import History
-from polyvit.model.polyvit import PolyViT
-from polyvit.optim import Optimiser
 from polyvit.store import LocalStore, RemoteStore
 
 logger = logging.getLogger(__name__)
@@ -32,11 +30,11 @@ class RayEvents:
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, store: LocalStore | RemoteStore, model: PolyViT,
-        optimiser: Optimiser, facts: Mapping[str, Any], poster: Poster, curves: Curves | None, history: History,
+        self, config: RunConfig, folder: Path, store: LocalStore | RemoteStore, learner: Learner,
+        facts: Mapping[str, Any], poster: Poster, curves: Curves | None, history: History,
         total: int,
     ) -> None:  # fmt: skip
-        self.config, self.folder, self.model, self.optimiser, self.facts = config, folder, model, optimiser, facts
+        self.config, self.folder, self.learner, self.facts = config, folder, learner, facts
         self.poster, self.curves, self.history, self.total = poster, curves, history, total
         train = config.train
         keep = Keep(train.keep_checkpoints, train.keep_best, train.best_metric)
@@ -66,7 +64,7 @@ class RayEvents:
 
     def checkpoint(self, state: TrainState, last: bool) -> None:
         """Rank 0 writes, beside the steps that follow; the last one before the run ends."""
-        tensors = training_tensors(self.model, self.optimiser)
+        tensors = training_tensors(self.learner)  # every rank: they may be divided among them
         if self.poster.rank != 0:
             return
         document = contents(tensors, state, self.config, self.facts)

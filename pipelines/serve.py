@@ -99,6 +99,8 @@ def start(arguments: argparse.Namespace) -> str:
     back = Back.options(  # type: ignore[attr-defined]
         num_replicas=arguments.replicas,
         max_ongoing_requests=arguments.max_requests,
+        graceful_shutdown_timeout_s=arguments.decode_seconds,
+        graceful_shutdown_wait_loop_s=0.5,
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus, "runtime_env": environment},
     ).bind(model, limits.file, arguments.decoders, arguments.batch)
     # One request more than are answered, so that there is room for the 503 and for /healthz.

@@ -231,10 +231,9 @@ def _shared_store(config: RunConfig, uri: str) -> dict[str, Any]:
 
 def _conclude(config: RunConfig, folder: Path, tracker: Any, results: Any) -> dict[str, Any]:
     """Report of all trials, pictures to MLflow, the winner into the registry."""
-    from polyvit.compare import read_run
-
     from pipelines.mlflow_models import log_model
     from pipelines.tracking import Tracker
+    from polyvit.compare import read_run
     from polyvit.store import newest_whole, open_store
 
     trials: list[dict[str, Any]] = []

@@ -5,6 +5,7 @@ run, and takes its part of every step from its own feed; rank 0 writes checkpoin
 progress line.
 """
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +24,9 @@ from pipelines.index import load_indexes
 from pipelines.progress import Board, NoticeHandler, Poster, live_line
 from pipelines.stopping import stoppable
 from pipelines.tracking import Tracker
-from polyvit.checkpoint import TrainState, load_training
+from polyvit.checkpoint import Learner, TrainState, load_training
 from polyvit.config import RunConfig
+from polyvit.ema import Ema
 from polyvit.errors import UserError
 from polyvit.extend import freeze_parts
 from polyvit.history import History
@@ -32,10 +34,11 @@ from polyvit.loop import train
 from polyvit.memory import derive_microbatches
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained import initialise
-from polyvit.optim import Optimiser, build_optimiser
+from polyvit.optim import build_optimiser
 from polyvit.plan import Plan
 from polyvit.reduce import ProcessGroup, World
 from polyvit.schedule import build_schedule
+from polyvit.sharding import shard
 from polyvit.store import LocalStore, RemoteStore, newest_whole, open_store
 
 logger = logging.getLogger(__name__)
@@ -73,56 +76,42 @@ def _train(arguments: dict[str, Any]) -> TrainState:
     place: RunPlace = arguments["place"]
     world = ProcessGroup()
     device = ray.train.torch.get_device()
+    poster = Poster(arguments["board"], world.rank)
+    for name in ("polyvit", "pipelines"):
+        logging.getLogger(name).addHandler(NoticeHandler(arguments["board"]))
     indexes = load_indexes(config, place.folder / "index")
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
     sizes = {name: len(found.split("train")) for name, found in indexes.scans.items()}
-    model = PolyViT(config.model, config.tasks, seed=config.seed).to(device)
-    freeze_parts(model, config.optim.frozen)
-    fit_out(model, config, device)
-    optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     hashes = {"schedule_hash": schedule.digest(), "index_hash": indexes.digests()}
-    poster = Poster(arguments["board"], world.rank)
-    logging.getLogger("polyvit").addHandler(NoticeHandler(arguments["board"]))
-    logging.getLogger("pipelines").addHandler(NoticeHandler(arguments["board"]))
     tracker = Tracker(arguments["mlflow_uri"], arguments["mlflow_run"]) if world.rank == 0 else None
     poster({"phase": "loading weights ..."}, urgent=True)
     store = open_store(place.checkpoints(config))
-    state = starting_state(store, model, optimiser, hashes, config, world)
-    if state.global_step == 0 and config.init.path:
-        initialise_all(model, config, world, place.folder / "init.txt", tracker)
-    state.microbatches = state.microbatches or derive_microbatches(model, config, world, device)
+    step = newest_step(store, world)
+    learner = build_learner(config, place, device, world, tracker if step is None else None, fresh=step is None)
+    state = TrainState()
+    if step is not None:
+        with store.fetched(step) as folder:
+            state = load_training(folder, learner, hashes)
+    state.microbatches = microbatches(learner.model, config, place, world, device)
     history = History(place.folder / "history")
     past = history.restart(state.global_step) if tracker else []
     facts = {**hashes, "classes": {name: list(found.classes) for name, found in indexes.scans.items()}}
     curves = tracker.curves(past) if tracker else None
-    events = RayEvents(
-        config, place.folder, store, model, optimiser, facts, poster, curves, history, len(schedule)
-    )
-    feed = _ReportingFeed(
-        config, Plan(schedule, config.tasks, sizes, config.seed), indexes, world.rank, world.size
-    )
+    events = RayEvents(config, place.folder, store, learner, facts, poster, curves, history, len(schedule))
+    plan = Plan(schedule, config.tasks, sizes, config.seed)
+    feed = _ReportingFeed(config, plan, indexes, world.rank, world.size)
     feed.poster = poster
     try:
         poster({"phase": "starting the feed ..."}, urgent=True)
-        return train(model, optimiser, schedule, feed, config, world, state, events)
+        return train(learner, schedule, feed, config, world, state, events)
     finally:
         events.close()
 
 
-def fit_out(model: PolyViT, config: RunConfig, device: torch.device) -> None:
-    """How the model is run: `train.activation_checkpointing`, `train.compile`."""
-    model.activation_checkpointing = config.train.activation_checkpointing
-    if config.train.compile or (config.train.compile is None and device.type == "cuda"):
-        model.compile_blocks()
+def newest_step(store: LocalStore | RemoteStore, world: World) -> int | None:
+    """The step of the run's newest whole checkpoint, the same on every rank; None where it has none.
 
-
-def starting_state(
-    store: LocalStore | RemoteStore, model: PolyViT, optimiser: Optimiser, hashes: dict[str, Any],
-    config: RunConfig, world: World,
-) -> TrainState:  # fmt: skip
-    """Load the run's newest whole checkpoint; where it has none, start anew.
-
-    Rank 0 chooses it for all; a damaged one is passed over with a warning.
+    Rank 0 looks; a damaged one is passed over with a warning.
     """
     step = None
     if world.rank == 0:
@@ -131,11 +120,43 @@ def starting_state(
         for line in passed:
             going = f"going on from step {step}" if step is not None else "starting anew"
             logger.warning("%s; %s", line, going)
-    step = world.gather(step)[0]
-    if step is None:
-        return TrainState()
-    with store.fetched(step) as folder:
-        return load_training(folder, model, optimiser, hashes)
+    return world.gather(step)[0]
+
+
+def build_learner(
+    config: RunConfig, place: "RunPlace", device: torch.device, world: World, tracker: Tracker | None,
+    fresh: bool,
+) -> Learner:  # fmt: skip
+    """Model, optimiser and average as the config says. `fresh`: read `init.path`, if any."""
+    model = PolyViT(config.model, config.tasks, seed=config.seed).to(device)
+    freeze_parts(model, config.optim.frozen)
+    if fresh and config.init.path:
+        initialise_all(model, config, world, place.folder / "init.txt", tracker)
+    model.activation_checkpointing = config.train.activation_checkpointing
+    if config.train.compile or (config.train.compile is None and device.type == "cuda"):
+        model.compile_blocks()
+    if config.train.sharding == "full" and world.size > 1:
+        shard(model)
+    optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
+    ema = Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None
+    return Learner(model, optimiser, ema)
+
+
+def microbatches(
+    model: PolyViT, config: RunConfig, place: "RunPlace", world: World, device: torch.device
+) -> dict[str, int]:
+    """Examples of one pass, by task: measured once a run and number of workers, then read back.
+
+    A run that is killed before its first checkpoint takes the same ones again, and so ends with the same bits.
+    """
+    record = place.folder / f"microbatches_{world.size}.json"
+    found = json.loads(record.read_text()) if world.rank == 0 and record.is_file() else None
+    found = world.gather(found)[0]
+    if found is None:
+        found = derive_microbatches(model, config, world, device)
+        if world.rank == 0:
+            place.write(record.name, found)
+    return found
 
 
 def initialise_all(model: PolyViT, config: RunConfig, world: World, report: Path, tracker: Tracker | None) -> None:

@@ -21,9 +21,11 @@ from safetensors.torch import load_file, save_file
 
 from polyvit.config import RunConfig
 from polyvit.data.minibatch import Quarantined
+from polyvit.ema import Ema
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
 from polyvit.optim import Optimiser
+from polyvit.sharding import full_state, load_optimiser, load_parameters
 from polyvit.store import MANIFEST, damage, folder_name, newest_whole, open_store, write_manifest
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,15 @@ def scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
+class Learner:
+    """What training changes: model, optimiser, and the running average of the parameters, if there is one."""
+
+    model: PolyViT
+    optimiser: Optimiser
+    ema: Ema | None = None
+
+
+@dataclass(frozen=True)
 class Contents:
     """All that a checkpoint holds, apart from the model that goes on training. tensors: by file, then by name."""
 
@@ -98,22 +109,21 @@ def contents(
     return Contents(state.global_step, owned, document, state.scores())
 
 
-def training_tensors(model: PolyViT, optimiser: Optimiser) -> dict[str, dict[str, torch.Tensor]]:
-    """The tensors of a checkpoint, by file and name; the very ones that training changes."""
-    return {"model.safetensors": dict(model.state_dict()), "optimiser.safetensors": optimiser.state()}
+def training_tensors(learner: Learner) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of a checkpoint, by file and name: the very ones that training changes, or gathered where they
+    are divided among ranks (then all ranks call this together).
+    """
+    parameters, state = full_state(learner.model, learner.optimiser)
+    tensors = {"model.safetensors": parameters, "optimiser.safetensors": state}
+    return {**tensors, "ema.safetensors": learner.ema.state()} if learner.ema else tensors
 
 
 def save_checkpoint(
-    directory: Path,
-    model: PolyViT,
-    optimiser: Optimiser,
-    state: TrainState,
-    config: RunConfig,
-    facts: Mapping[str, Any],
+    directory: Path, learner: Learner, state: TrainState, config: RunConfig, facts: Mapping[str, Any]
 ) -> None:
     """Write into `directory` (made if absent), here and now. `pipelines` writes beside training instead."""
     directory.mkdir(parents=True, exist_ok=True)
-    contents(training_tensors(model, optimiser), state, config, facts).write(directory)
+    contents(training_tensors(learner), state, config, facts).write(directory)
 
 
 def read_document(directory: Path) -> dict[str, Any]:
@@ -138,16 +148,16 @@ def read_document(directory: Path) -> dict[str, Any]:
 def load_model(directory: Path, model: PolyViT, file: str = "model.safetensors") -> None:
     """Parameters of a checkpoint into a model of the same shape. Raises UserError naming what differs."""
     tensors = _load(directory / file)
-    wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != given:
         differ = sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n))
         problems = [f"{n}: the model has {wanted.get(n)}, the checkpoint {given.get(n)}" for n in differ]
         raise UserError(f"{directory} does not fit the model of this config", problems[:10])
-    model.load_state_dict(tensors)
+    load_parameters(model, tensors)
 
 
-def load_training(directory: Path, model: PolyViT, optimiser: Optimiser, hashes: Mapping[str, Any]) -> TrainState:
+def load_training(directory: Path, learner: Learner, hashes: Mapping[str, Any]) -> TrainState:
     """Everything back in place for the step after `global_step`.
 
     Raises UserError where the schedule or the index is not the one that the checkpoint was trained with.
@@ -159,8 +169,10 @@ def load_training(directory: Path, model: PolyViT, optimiser: Optimiser, hashes:
                 f"cannot resume from {directory}: its {key.replace('_', ' ')} differs from this run's. "
                 "Resume with the same tasks, schedule, seed and data, or start a new run"
             )
-    load_model(directory, model)
-    optimiser.load_state(_load(directory / "optimiser.safetensors"))
+    load_model(directory, learner.model)
+    load_optimiser(learner.model, learner.optimiser, _load(directory / "optimiser.safetensors"))
+    if learner.ema:
+        learner.ema.load_state(_load(directory / "ema.safetensors"))
     return TrainState(
         document["global_step"], document["read"], document["bad"],
         [Quarantined(**entry) for entry in document["quarantine"]], document["evaluations"],

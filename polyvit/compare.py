@@ -1,69 +1,26 @@
-"""Numbers from finished runs: who is best, by how much, what was forgotten, what a model alone would do.
+"""Numbers from finished runs: who is best, by how much, what was forgotten, what models alone would do.
 
-In: run folders as `polyvit cotrain` leaves them (config.json, result.json, parameters.json, history/, step_*/).
-Out: a `Comparison` of `RunSummary`s. Nothing is trained, evaluated or drawn here.
+In: `RunSummary`s (see `polyvit.summary`). Out: a `Comparison`, and from it rows, cells, fronts. Nothing is drawn here.
 """
 
 import csv
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
-from polyvit.history import read_history
-from polyvit.model.polyvit import parameters_of
-from polyvit.recipes import validate_config
-from polyvit.schedule import Schedule, build_schedule
+from polyvit.summary import RunSummary, read_run, read_runs
+
+__all__ = ["Baseline", "Comparison", "RunSummary", "compare", "leaderboard", "read_run", "read_runs"]
 
 SCHEDULE, L_ADAPT = "schedule.kind", "model.l_adapt"
 _NOT_COMPARED = ("name", "source", "storage", "tracking", "sweep", "feed")
 """Sections of a config that say where a run lives and not what it is."""
 _NOT_COMPARED_TASK_KEYS = ("train_examples", "licence", "source", "classes", "root")
 _FIRST_KEYS = (SCHEDULE, L_ADAPT, "seed")
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """What one run's folder says.
-
-    values: each task's metric at the end, or at the last evaluation of a run that was stopped; None where none
-    was measured. evaluations: (step, {task: value}), ascending. losses: per task, (step, mean training loss since
-    the point before). chance: what a guess scores, where the run knows it. parameters: by role, with `total`.
-    """
-
-    name: str
-    folder: Path
-    config: RunConfig
-    steps: int
-    finished: bool
-    values: dict[str, float | None]
-    chance: dict[str, float]
-    parameters: dict[str, int]
-    evaluations: tuple[tuple[int, dict[str, float]], ...]
-    losses: dict[str, list[tuple[int, float]]]
-
-    @cached_property
-    def schedule(self) -> Schedule:
-        """The run's whole schedule, built again from its config."""
-        return build_schedule(self.config.schedule, self.config.tasks, self.config.seed)
-
-    @property
-    def status(self) -> str:
-        """In words, with the step of a run that did not come to its end."""
-        if self.finished:
-            return "finished"
-        where = f"stopped at {self.steps:,} of {len(self.schedule):,}"
-        return where if self.evaluations else f"{where}, no evaluation"
-
-    @property
-    def total_parameters(self) -> int:
-        """Of the whole model, all heads included."""
-        return self.parameters["total"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +37,8 @@ class Comparison:
     """Runs side by side, best first.
 
     keys: the config's keys that differ, dotted, each with its value in every run by name. labels: a short name for
-    each run by name, from as few of these keys as tell them apart. tasks: of all runs, by modality.
+    each run by name, from as few of these keys as tell them apart. tasks: of all runs, by modality. shared: those
+    that means are over. objective: what the order is by.
     """
 
     runs: tuple[RunSummary, ...]
@@ -88,9 +46,9 @@ class Comparison:
     keys: dict[str, dict[str, Any]]
     labels: dict[str, str]
     tasks: tuple[str, ...]
-    objective: str = "mean"
-    notes: tuple[str, ...] = ()
-    shared: tuple[str, ...] = field(default=())
+    shared: tuple[str, ...]
+    objective: str
+    notes: tuple[str, ...]
 
     @property
     def best(self) -> RunSummary:
@@ -98,7 +56,7 @@ class Comparison:
         return self.runs[0]
 
     def mean(self, run: RunSummary) -> float | None:
-        """Mean over the tasks that all runs have; None where one of them was not measured."""
+        """Mean over `shared`; None where one of them was not measured."""
         return mean_of(run.values, self.shared)
 
     def worst(self, run: RunSummary) -> tuple[str, float] | None:
@@ -107,177 +65,46 @@ class Comparison:
         return min(found.items(), key=lambda item: (item[1], item[0])) if found else None
 
 
-# ------------------------------------------------------------------------------------------------- reading
-
-
-def read_run(folder: Path) -> RunSummary:
-    """The summary of a run's folder. Raises UserError that names the run, what is wrong and what to do."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give run folders as `polyvit cotrain` printed them")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is not a run: it has no config.json; give a folder that `polyvit cotrain` made")
-    try:
-        config = validate_config(_mapping(folder / "config.json"))
-    except UserError as error:
-        raise UserError(f"{folder}: config.json is not of this version: {error.message}", error.problems) from None
-    result = _mapping(folder / "result.json") if (folder / "result.json").is_file() else None
-    try:
-        points = read_history(folder / "history")
-        evaluations = _evaluations(folder, config, points)
-        rows = result["tasks"] if result else {}
-        last = evaluations[-1][1] if evaluations else {}
-        values = {task: _number(rows[task]["value"] if result else last.get(task)) for task in config.tasks}
-        chance = {task: row["chance"] for task, row in rows.items() if _number(row.get("chance")) is not None}
-        steps = (
-            result["steps"] if result else max([0, *(step for step, _ in points), *(s for s, _ in evaluations)])
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder}: result.json, history or checkpoint is damaged ({type(error).__name__}: {error}); leave this "
-            "run out, or write it again with `polyvit cotrain --resume`"
-        ) from None
-    return RunSummary(
-        folder.name if folder.name else str(folder), folder, config, int(steps), result is not None, values,
-        chance, _parameters(folder, config), tuple(evaluations), _losses(config, points),
-    )  # fmt: skip
-
-
-def read_runs(given: Sequence[str | Path], storage: str = "runs") -> list[RunSummary]:
-    """Runs by folder, by name in `storage`, by checkpoint; a folder of runs stands for all that it holds.
-
-    Raises UserError with every run that cannot be read. Names are made unique by their parent folders.
-    """
-    folders, problems, runs = [], [], []
-    for one in given:
-        try:
-            folders += _run_folders(str(one), storage)
-        except UserError as error:
-            problems.append(str(error))
-    for folder in dict.fromkeys(path.absolute() for path in folders):
-        try:
-            runs.append(read_run(folder))
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        count = f"{len(problems)} of the runs" if len(problems) > 1 else "one of the runs"
-        raise UserError(f"{count} cannot be compared:", problems)
-    return unique_names(runs)
-
-
-def unique_names(runs: Sequence[RunSummary]) -> list[RunSummary]:
-    """The same runs; those of one name get their parent folder's before it, and if need be the whole path."""
-    from dataclasses import replace
-
-    def taken(names: Sequence[str]) -> set[str]:
-        return {name for name in names if names.count(name) > 1}
-
-    for longer in (lambda r: f"{r.folder.parent.name}/{r.folder.name}", lambda r: str(r.folder)):
-        if twice := taken([run.name for run in runs]):
-            runs = [replace(run, name=longer(run)) if run.name in twice else run for run in runs]
-    return list(runs)
-
-
-def _run_folders(given: str, storage: str) -> list[Path]:
-    for path in (Path(given), Path(storage) / given):
-        for folder in (path, path.parent) if path.name.startswith("step_") else (path,):
-            if (folder / "config.json").is_file():
-                return [folder]
-            if inside := sorted(child.parent for child in folder.glob("*/config.json")):
-                return inside
-    if Path(given).is_dir():
-        raise UserError(f"{given} is not a run and holds none: no config.json; give a run's folder")
-    raise UserError(f"{given}: no such run here or in {storage}; give the folder that `polyvit cotrain` printed")
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path.parent}: {path.name} cannot be read ({error}); leave this run out, or write it again with "
-            f"`polyvit cotrain --resume {path.parent}`"
-        ) from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path.parent}: {path.name} holds no mapping; leave this run out")
-    return document
-
-
-def _evaluations(
-    folder: Path, config: RunConfig, points: Sequence[tuple[int, Mapping[str, float]]]
-) -> list[tuple[int, dict[str, float]]]:
-    """Of the newest checkpoint here and of the curves; they tell the same, and either may reach further."""
-    found: dict[int, dict[str, float]] = {}
-    for path in sorted(folder.glob("step_*/state.json"))[-1:]:
-        for evaluation in json.loads(path.read_text())["evaluations"]:
-            results = evaluation["tasks"].items()
-            found[evaluation["step"]] = {task: result["value"] for task, result in results}
-    for step, values in points:
-        scored = {task: values[key] for task in config.tasks if (key := f"eval/{task}/value") in values}
-        if scored:
-            found[step] = scored
-    return [
-        (step, {task: value for task, value in found[step].items() if _number(value) is not None})
-        for step in sorted(found)
-    ]
-
-
-def _losses(
-    config: RunConfig, points: Sequence[tuple[int, Mapping[str, float]]]
-) -> dict[str, list[tuple[int, float]]]:
-    keys = {task: f"train/{task}/loss" for task in config.tasks}
-    return {task: [(step, values[key]) for step, values in points if key in values] for task, key in keys.items()}
-
-
-def _parameters(folder: Path, config: RunConfig) -> dict[str, int]:
-    if (folder / "parameters.json").is_file():
-        table = _mapping(folder / "parameters.json")
-        if isinstance(table.get("total"), int):
-            return table
-    table = parameters_of(config)
-    return {**table, "total": sum(table.values())}
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
 # ----------------------------------------------------------------------------------------------- comparing
 
 
 def compare(runs: Sequence[RunSummary], baselines: Sequence[RunSummary] = ()) -> Comparison:
     """Runs side by side. Runs of one task are baselines where others have several; so are those in `baselines`.
 
-    Where no baseline run is given, the values in `sweep.baselines` of the runs' configs are taken. Raises UserError
-    where nothing can be compared.
+    Where no baseline run is given, the values in `sweep.baselines` of the runs' configs are taken. Raises
+    UserError where nothing can be compared.
     """
     if not runs:
         raise UserError("no run to compare; give the folders of one or more runs")
-    wrong = [run.name for run in baselines if len(run.config.tasks) != 1]
-    if wrong:
+    if wrong := [run.name for run in baselines if len(run.config.tasks) != 1]:
         raise UserError(
             f"--baseline {', '.join(wrong)}: a baseline is a run of one task; make one with "
             "`polyvit cotrain CONFIG --only TASK`"
         )
     several = [run for run in runs if len(run.config.tasks) > 1] or list(runs)
-    alone = [*(run for run in runs if run not in several), *baselines]
-    shared = [task for task in several[0].config.tasks if all(task in run.config.tasks for run in several)]
-    if not shared:
-        raise UserError("these runs have no task in common; compare runs of the same tasks")
-    if not any(value is not None for run in several for value in run.values.values()):
+    measured = {task for run in several for task, value in run.values.items() if value is not None}
+    if not measured:
         raise UserError(
             "none of these runs has been evaluated yet; let one come to its end, or set train.eval_every"
         )
-    found = _baselines(alone) or {t: Baseline(v) for run in several for t, v in run.config.sweep.baselines.items()}
-    objectives = {run.config.sweep.objective for run in several}
-    by_regression = bool(found) and objectives == {"worst_regression"}
+    shared = [task for task in several[0].config.tasks if all(task in run.config.tasks for run in several)]
+    if not set(shared) & measured:
+        raise UserError("these runs have no measured task in common; compare runs of the same tasks")
+    found = _baselines([*(run for run in runs if run not in several), *baselines])
+    found = found or {t: Baseline(v) for run in several for t, v in run.config.sweep.baselines.items()}
+    wish = {run.config.sweep.objective for run in several}
     keys = differing_keys(several)
     made = Comparison(
-        tuple(several), found, keys, run_labels(several, keys), _task_order(several),
-        "worst_regression" if by_regression else "mean", _notes(several, shared), tuple(shared),
-    )  # fmt: skip
-    ordered = tuple(sorted(several, key=lambda run: _rank(made, run)))
-    return Comparison(ordered, found, keys, made.labels, made.tasks, made.objective, made.notes, made.shared)
+        runs=tuple(several),
+        baselines=found,
+        keys=keys,
+        labels=run_labels(several, keys),
+        tasks=_task_order(several),
+        shared=tuple(task for task in shared if task in measured),
+        objective="worst_regression" if found and wish == {"worst_regression"} else "mean",
+        notes=_notes(several, measured),
+    )
+    return replace(made, runs=tuple(sorted(several, key=lambda run: _rank(made, run))))
 
 
 def _rank(made: Comparison, run: RunSummary) -> tuple[bool, float, str]:
@@ -304,10 +131,14 @@ def _task_order(runs: Sequence[RunSummary]) -> tuple[str, ...]:
     return tuple(sorted(modality, key=lambda name: order.index(modality[name])))
 
 
-def _notes(runs: Sequence[RunSummary], shared: Sequence[str]) -> tuple[str, ...]:
+def _notes(runs: Sequence[RunSummary], measured: set[str]) -> tuple[str, ...]:
+    tasks = [set(run.config.tasks) for run in runs]
     notes = []
-    if any(set(run.config.tasks) != set(shared) for run in runs):
-        notes.append(f"The runs have different tasks; means are over those of all runs: {', '.join(shared)}.")
+    if any(own != tasks[0] for own in tasks):
+        common = sorted(set.intersection(*tasks))
+        notes.append(f"The runs have different tasks; means are over those of all runs: {', '.join(common)}.")
+    if unmeasured := sorted(set.union(*tasks) - measured):
+        notes.append(f"Not measured in any run, and in no mean: {', '.join(unmeasured)}.")
     if stopped := [run for run in runs if not run.finished]:
         notes.append(
             f"{len(stopped)} of {len(runs)} runs did not come to their end; their values are those of their last "
@@ -332,7 +163,7 @@ def differences(values: Mapping[str, float | None], baselines: Mapping[str, Base
 
 
 def forgetting(run: RunSummary) -> dict[str, float]:
-    """Per task, the best evaluation so far minus the last one (0: nothing forgotten); empty with fewer than two."""
+    """Per task, the best evaluation so far minus the last (0: nothing forgotten); empty with fewer than two."""
     if len(run.evaluations) < 2:
         return {}
     curves = {task: [v[task] for _, v in run.evaluations if task in v] for task in run.config.tasks}
@@ -392,7 +223,7 @@ def cells(made: Comparison, key: str) -> list[Cells]:
     return sorted(rows, key=lambda row: (row.mean is None, -(row.mean or 0.0), str(row.value)))
 
 
-def _distinct(values: Any) -> list[Any]:
+def _distinct(values: Iterable[Any]) -> list[Any]:
     found: list[Any] = []
     for value in values:
         if value not in found:
@@ -467,8 +298,9 @@ def key_words(key: str, value: Any) -> str:
 
 
 def leaderboard(made: Comparison) -> list[dict[str, Any]]:
-    """A row a run, best first: rank, run, status, steps, the keys that differ, the objectives, `final/TASK/METRIC`
-    (as MLflow names it), parameters. Where there are baselines, worst_regression, worst_task and times_fewer too."""
+    """A row a run, best first: rank, run, status, steps, the keys that differ, mean, `final/TASK/METRIC` (as MLflow
+    names it), parameters, folder; where there are baselines also the worst difference to them, and its task.
+    """
     rows = []
     for rank, run in enumerate(made.runs, start=1):
         row: dict[str, Any] = {"rank": rank, "run": run.name, "status": run.status, "steps": run.steps}

@@ -241,7 +241,7 @@ class OptimConfig(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share that the running average of the parameters keeps at each step, such as 0.9999; null: no average."""
     frozen: tuple[str, ...] = ()
-    """Parts that do not train, by the beginning of their parameters' names: shared, tokenizers.image, heads.pets."""
+    """Parts that do not train, by how their parameters' names begin: shared, tokenizers.image, heads.pets."""
 
 
 class DataConfig(Section):

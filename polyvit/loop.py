@@ -7,18 +7,18 @@ numbers already summed over ranks, so no rank has to be told anything.
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
-from polyvit.checkpoint import TrainState, scores
+from polyvit.checkpoint import Learner, TrainState, scores
 from polyvit.config import RunConfig
 from polyvit.data.minibatch import Minibatch, Quarantined
 from polyvit.errors import UserError
 from polyvit.evaluate import evaluate
-from polyvit.model.polyvit import PolyViT
-from polyvit.optim import Optimiser, lr_factor
+from polyvit.optim import lr_factor
 from polyvit.pace import Pace, memory
 from polyvit.schedule import Schedule
+from polyvit.sharding import gathered, is_sharded
 from polyvit.step import StepResult, World, train_step
 
 JUDGED_FROM = 100
@@ -58,8 +58,7 @@ class Events(Protocol):
 
 
 def train(
-    model: PolyViT,
-    optimiser: Optimiser,
+    learner: Learner,
     schedule: Schedule,
     feed: Feed,
     config: RunConfig,
@@ -73,8 +72,9 @@ def train(
     UserError, on all ranks at the same step, for a loss that is not finite and for a task with too many
     undecodable examples.
     """
-    total, curves = len(schedule), Curves()
-    pace = Pace.of(config, model.shared.norm.weight.device, world.size)
+    model, total, curves = learner.model, len(schedule), Curves()
+    device = model.shared.norm.weight.device
+    pace = Pace.of(config, device, world.size)
     fresh: list[Quarantined] = []
     last = state.global_step
     batches = feed.train(last + 1)
@@ -86,7 +86,11 @@ def train(
             raise RuntimeError(f"the feed brought step {minibatches[0].step} at step {step}")
         lr = learning_rate(config, step, total, minibatches[0].task)
         flag = float(events.stop_requested())
-        result = train_step(model, optimiser, minibatches, lr, config, world, flag=flag)
+        result = train_step(
+            model, learner.optimiser, minibatches, lr, config, world, flag=flag, microbatches=state.microbatches
+        )
+        if learner.ema:
+            learner.ema.update()
         state.global_step, state.stopped = step, result.flag > 0 and step < total
         fresh += [entry for minibatch in minibatches for entry in minibatch.bad]
         _check_finite(minibatches, result, lr, config, world, events)
@@ -100,12 +104,12 @@ def train(
         done = step == total or state.stopped
         values: dict[str, float] = {}
         if step % config.train.log_every == 0 or done:
-            timings = {**pace.take(), **memory(model.shared.norm.weight.device)}
+            timings = {**pace.take(), **memory(device)}
             values |= {**curves.take(), **{f"pace/{key}": value for key, value in timings.items()}}
         every = config.train.eval_every
         if step == total or (every and step % every == 0):
             with _timed(pace, "evaluate"):
-                bad = _evaluate(model, feed, config, world, state, events, values)
+                bad = _evaluate(learner, feed, config, world, state, events, values)
             fresh += bad
         if values:
             events.metrics(step, values)
@@ -135,10 +139,15 @@ def learning_rate(config: RunConfig, step: int, total: int, task: str) -> float:
 
 
 def _evaluate(
-    model: PolyViT, feed: Feed, config: RunConfig, world: World, state: TrainState, events: Events,
+    learner: Learner, feed: Feed, config: RunConfig, world: World, state: TrainState, events: Events,
     values: dict[str, float],
 ) -> list[Quarantined]:  # fmt: skip
-    results, bad = evaluate(model, feed.evaluation(), config, world)
+    with ExitStack() as stack:
+        if learner.ema:
+            stack.enter_context(learner.ema.swapped())
+        if is_sharded(learner.model):
+            stack.enter_context(gathered(learner.model))
+        results, bad = evaluate(learner.model, feed.evaluation(), config, world)
     state.evaluations.append({"step": state.global_step, "tasks": results})
     values |= {
         f"eval/{task}/{key}": value

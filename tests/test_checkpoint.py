@@ -7,9 +7,10 @@ import pytest
 import torch
 from small import ArrayFeed, Heard, fresh, small_config
 
-from polyvit.checkpoint import TrainState, load_model, load_training, read_document, save_checkpoint
+from polyvit.checkpoint import Learner, TrainState, load_model, load_training, read_document, save_checkpoint
 from polyvit.config import RunConfig
 from polyvit.data.minibatch import Quarantined
+from polyvit.ema import Ema
 from polyvit.errors import UserError
 from polyvit.loop import train
 from polyvit.model.polyvit import PolyViT
@@ -29,19 +30,21 @@ class Saved(Heard):
         self.folder, self.config = folder, config
         self.model, self.optimiser, schedule = fresh(config)
         self.schedule = schedule
+        ema = Ema(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.learner = Learner(self.model, self.optimiser, ema)
         self.hashes = {"schedule_hash": schedule.digest(), "index_hash": {"picture": "abc"}}
 
     def checkpoint(self, state: TrainState, last: bool = False) -> None:
         super().checkpoint(state, last)
         folder = self.folder / f"step_{state.global_step}"
-        save_checkpoint(folder, self.model, self.optimiser, state, self.config, self.hashes)
+        save_checkpoint(folder, self.learner, state, self.config, self.hashes)
 
     def run(self, resume: Path | None = None) -> TrainState:
         state = TrainState()
         if resume:
-            state = load_training(resume, self.model, self.optimiser, self.hashes)
+            state = load_training(resume, self.learner, self.hashes)
         feed = ArrayFeed(self.config, bad=BAD)
-        return train(self.model, self.optimiser, self.schedule, feed, self.config, Alone(), state, self)
+        return train(self.learner, self.schedule, feed, self.config, Alone(), state, self)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -55,8 +58,9 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
         ["optim.momentum_dtype=bfloat16", "optim.untouched=momentum", "model.l_adapt=3"],
         ["optim.kind=adamw", "optim.lr=0.01", "optim.weight_decay=0.1"],
         ["schedule.kind=accumulating"],
+        ["optim.ema_decay=0.9", "train.eval_every=5", "train.microbatch=4"],
     ],
-    ids=["sgd", "bfloat16", "adamw", "accumulating"],
+    ids=["sgd", "bfloat16", "adamw", "accumulating", "ema"],
 )
 def test_resume_is_exact_to_the_last_bit(tmp_path: Path, overrides: list[str]) -> None:
     """All steps straight == k steps + save + fresh objects + load + the rest: every file, every byte."""
@@ -70,7 +74,10 @@ def test_resume_is_exact_to_the_last_bit(tmp_path: Path, overrides: list[str]) -
     assert resumed.checkpoints == [c for c in straight.checkpoints if c > 3]
     for step in resumed.checkpoints:
         one, other = (bytes_of(run.folder / f"step_{step}") for run in (straight, resumed))
-        assert one.keys() == {"model.safetensors", "optimiser.safetensors", "state.json", "manifest.json"}
+        average = {"ema.safetensors"} if config.optim.ema_decay else set()
+        assert (
+            one.keys() == {"model.safetensors", "optimiser.safetensors", "state.json", "manifest.json"} | average
+        )
         assert one == other
     assert any(not torch.equal(p, q) for p, q in zip(before, resumed.model.parameters(), strict=True))
     if "schedule.kind=accumulating" not in overrides:
@@ -103,7 +110,7 @@ def test_what_a_checkpoint_holds(saved: tuple[Path, Saved]) -> None:
     assert document["schedule_hash"] == events.schedule.digest()
     assert document["quarantine"] == [{"task": "picture", "key": "k", "path": "p", "reason": "r"}]
     assert RunConfig.model_validate(document["config"]) == events.config
-    state = load_training(folder, events.model, events.optimiser, events.hashes)
+    state = load_training(folder, events.learner, events.hashes)
     assert state.quarantine == [Quarantined("picture", "k", "p", "r")]
     assert (state.read, state.bad, state.evaluations) == ({"picture": 7}, {"picture": 1}, [{"step": 1}])
 
@@ -112,7 +119,7 @@ def test_what_a_checkpoint_holds(saved: tuple[Path, Saved]) -> None:
 def test_another_schedule_or_index_is_refused(saved: tuple[Path, Saved], key: str) -> None:
     folder, events = saved
     with pytest.raises(UserError, match=f"its {key.replace('_', ' ')} differs") as caught:
-        load_training(folder, events.model, events.optimiser, {**events.hashes, key: "other"})
+        load_training(folder, events.learner, {**events.hashes, key: "other"})
     assert "start a new run" in str(caught.value)
     assert str(folder) in str(caught.value)
 
@@ -143,7 +150,7 @@ def test_another_optimiser_is_refused(saved: tuple[Path, Saved]) -> None:
     config = small_config("optim.kind=adamw")
     model, optimiser, _ = fresh(config)
     with pytest.raises(UserError, match=r"optim\.kind=adamw"):
-        load_training(folder, model, optimiser, events.hashes)
+        load_training(folder, Learner(model, optimiser), events.hashes)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimiser.safetensors"])
@@ -156,7 +163,7 @@ def test_damaged_tensors_are_a_clear_error(saved: tuple[Path, Saved], name: str,
     else:
         path.write_bytes(path.read_bytes()[:-1] if damage == "cut" else b"not a tensor file")
     with pytest.raises(UserError, match=f"{name} cannot be read .* use another checkpoint"):
-        load_training(folder, events.model, events.optimiser, events.hashes)
+        load_training(folder, events.learner, events.hashes)
 
 
 @pytest.mark.parametrize("text", ["{", "", "[]", "null", "\udcff"], ids=["open", "empty", "list", "null", "bytes"])

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from polyvit.checkpoint import TrainState, contents, training_tensors
+from polyvit.checkpoint import Learner, TrainState, contents, training_tensors
 from polyvit.checkpointer import Checkpointer, Keep
 from polyvit.config import RunConfig
 from polyvit.data.minibatch import Minibatch, multi_hot
@@ -67,7 +67,7 @@ def main() -> None:
             alone.append(steps())
             held = writer.blocked_s
             state = TrainState(global_step=i)
-            writer.save(contents(training_tensors(model, optimiser), state, config, {}))
+            writer.save(contents(training_tensors(Learner(model, optimiser)), state, config, {}))
             blocked.append(writer.blocked_s - held)
             beside.append(steps())
             writer.close()

@@ -29,7 +29,7 @@ import torch
 
 from pipelines.feed import make_decoder
 from pipelines.index import Indexes, task_roots
-from polyvit.checkpoint import TrainState
+from polyvit.checkpoint import Learner, TrainState
 from polyvit.config import RunConfig, ScheduleConfig
 from polyvit.data.example import token_dtype, token_shape
 from polyvit.data.layouts import scan
@@ -163,7 +163,7 @@ class Comparison:
         feed = InlineFeed(requests, self.cache)  # type: ignore[arg-type]
         model = PolyViT(config.model, config.tasks, seed=config.seed)
         optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
-        state = train(model, optimiser, schedule, feed, config, Alone(), TrainState(), Silent())
+        state = train(Learner(model, optimiser), schedule, feed, config, Alone(), TrainState(), Silent())
         last = state.evaluations[-1]["tasks"]
         spans = {name: [int(n) for n in schedule.steps_of(name)[[0, -1]]] for name in config.tasks}
         return {

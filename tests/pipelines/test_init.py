@@ -17,7 +17,7 @@ from small import write_yaml
 
 from pipelines import cli
 from pipelines.train_worker import initialise_all, starting_state
-from polyvit.checkpoint import TrainState, save_checkpoint
+from polyvit.checkpoint import Learner, TrainState, save_checkpoint
 from polyvit.config import ImageInput, ImageTask, RunConfig
 from polyvit.errors import UserError
 from polyvit.model.convert import state_to_official
@@ -123,7 +123,7 @@ def test_a_run_that_goes_on_does_not_read_the_file(
     write_vit(tmp_path / "vit.npz", config)
     trained, hashes = PolyViT(config.model, config.tasks, seed=5), {"schedule_hash": "s", "index_hash": {}}
     optimiser = build_optimiser(dict(trained.named_parameters()), config.optim)
-    save_checkpoint(tmp_path / "step_3", trained, optimiser, TrainState(global_step=3), config, hashes)
+    save_checkpoint(tmp_path / "step_3", Learner(trained, optimiser), TrainState(global_step=3), config, hashes)
     found, cls = {}, "tokenizers.image.cls_token"
     for given in (ray.train.Checkpoint.from_directory(tmp_path / "step_3"), None):
         monkeypatch.setattr(ray.train, "get_checkpoint", lambda given=given: given)

@@ -16,7 +16,7 @@ from small import Heard, write_yaml
 from pipelines import cli
 from pipelines.cluster import Node, placement_problems
 from pipelines.feed import make_decoder
-from polyvit.checkpoint import TrainState, read_document
+from polyvit.checkpoint import Learner, TrainState, read_document
 from polyvit.config import RunConfig
 from polyvit.feed import InlineFeed, Requests
 from polyvit.loop import train
@@ -188,7 +188,7 @@ def undisturbed(recipe: Path) -> tuple[dict[str, torch.Tensor], TrainState]:
     model = PolyViT(made.model, made.tasks, seed=made.seed)
     optimiser = build_optimiser(dict(model.named_parameters()), made.optim)
     feed = InlineFeed(Requests.of(made, plan, indexes.scans, 0, 1), make_decoder(made, indexes))
-    state = train(model, optimiser, plan.schedule, feed, made, Alone(), TrainState(), Heard())
+    state = train(Learner(model, optimiser), plan.schedule, feed, made, Alone(), TrainState(), Heard())
     return {name: p.detach() for name, p in model.named_parameters()}, state
 
 

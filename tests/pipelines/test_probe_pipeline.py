@@ -18,7 +18,7 @@ from small import fresh, write_yaml
 from pipelines import cli, probe
 from pipelines.features import Wanted, minibatch_features, split_requests
 from pipelines.feed import make_decoder
-from polyvit.checkpoint import TrainState, save_checkpoint
+from polyvit.checkpoint import Learner, TrainState, save_checkpoint
 from polyvit.config import RunConfig
 from polyvit.data.index import Example
 from polyvit.data.minibatch import Minibatch, Quarantined, evaluation_requests, multi_hot
@@ -61,7 +61,7 @@ def trained(pair_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Traine
     config = load_config(str(write_yaml(folder / "trained.yaml", document)))
     model, optimiser, _ = fresh(config)
     run = folder / "run"
-    save_checkpoint(run / "step_00000001", model, optimiser, TrainState(1), config, {})
+    save_checkpoint(run / "step_00000001", Learner(model, optimiser), TrainState(1), config, {})
     # Inputs and width that the model does not have: its own must be taken.
     del document["model"]
     return Trained(run, write_yaml(folder / "tasks.yaml", document), model, config)

@@ -1,0 +1,193 @@
+"""What cluster/README.md has its reader do by hand, on this machine: two nodes with a token, a job submitted to them,
+followed, stopped and gone on with."""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from pipelines.tracking import STEP_KEY
+from polyvit.data.synthetic import write_synthetic
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+STEPS = 900
+PATIENCE_S = 240.0
+
+
+class Head:
+    """Two `ray start --block` on free ports, with a temporary folder and a token of their own."""
+
+    def __init__(self) -> None:
+        self.temp = Path(tempfile.mkdtemp(prefix="pv", dir="/tmp"))  # Ray's sockets need a short path
+        token = self.temp / "token"
+        token.write_text("a" * 64)
+        token.chmod(0o600)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+        self.plain = kept | {
+            "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "OMP_NUM_THREADS": "1", "POLYVIT_LOG_EVERY_S": "0.5",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }  # fmt: skip
+        self.env = self.plain | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        self.gcs, self.dashboard = _free_port(), _free_port()
+        self.address = f"http://127.0.0.1:{self.dashboard}"
+        self.nodes: list[subprocess.Popen] = []
+
+    def start(self) -> None:
+        """The head, labelled as a node that trains, then a node that decodes."""
+        ports = ["--port", str(self.gcs), "--dashboard-port", str(self.dashboard)]
+        self._ray_start("head", "pool=gpu", "--head", *ports, "--temp-dir", str(self.temp / "ray"))
+        self._wait_for(1)
+        self._ray_start("node", "pool=cpu", "--address", f"127.0.0.1:{self.gcs}")
+        self._wait_for(2)
+
+    def _ray_start(self, name: str, labels: str, *arguments: str) -> None:
+        common = ["--block", "--num-cpus=1", "--labels", labels, "--node-ip-address=127.0.0.1"]
+        sizes = ["--object-store-memory=200000000", "--dashboard-agent-listen-port", str(_free_port())]
+        with (self.temp / f"{name}.log").open("w") as log:
+            node = subprocess.Popen(
+                [BIN / "ray", "start", *common, *sizes, *arguments],
+                env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        self.nodes.append(node)
+
+    def _wait_for(self, nodes: int) -> None:
+        command = [sys.executable, "cluster/wait_for_nodes.py", self.address, str(nodes), "--timeout=90"]
+        done = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr + (self.temp / "head.log").read_text()
+
+    def job(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """`ray job ...`, to its end."""
+        command = [BIN / "ray", "job", arguments[0], "--address", self.address, *arguments[1:]]
+        return subprocess.run(
+            command, cwd=ROOT, env=env or self.env, capture_output=True, text=True, timeout=PATIENCE_S
+        )
+
+    def submit(self, name: str, *entrypoint: str) -> subprocess.Popen:
+        """`ray job submit`, which prints the job's log as it comes, into the file `name`."""
+        place = ["--submission-id", name, "--working-dir", ".", "--runtime-env", "cluster/job-env.yaml"]
+        with (self.temp / name).open("w") as log:
+            return subprocess.Popen(
+                [BIN / "ray", "job", "submit", "--address", self.address, *place, "--", *entrypoint],
+                cwd=ROOT, env=self.env, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """All processes that these two brought forth, and no others."""
+        alive = [node for node in self.nodes if node.poll() is None]
+        family = [p for node in alive for p in psutil.Process(node.pid).children(recursive=True)]
+        for node in reversed(alive):
+            node.terminate()
+        psutil.wait_procs(family, timeout=10)
+        for process in [*family, *(psutil.Process(node.pid) for node in alive if node.poll() is None)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        for node in self.nodes:
+            node.wait(timeout=30)
+        shutil.rmtree(self.temp, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    made = Head()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run that trains on nodes labelled gpu and decodes on nodes labelled cpu."""
+    folder = tmp_path_factory.mktemp("submit")
+    tasks = ["cifar10", "audioset"]
+    write_synthetic(folder / "data", tasks=tasks, train=12, evaluation=4)
+    document = {
+        "extends": "demo",
+        "model": {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32, "l_adapt": 0},
+        "tasks": {name: {"steps": STEPS // 2, "batch": 2} for name in tasks},
+        "data": {"root": str(folder / "data"), "decode_labels": {"pool": "cpu"}},
+        "train": {
+            "workers": 1, "worker_labels": {"pool": "gpu"}, "use_gpu": False, "checkpoint_every": STEPS,
+            "log_every": 10,
+        },
+    }  # fmt: skip
+    path = folder / "submitted.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def test_a_cluster_with_a_token_refuses_a_client_without(head: Head) -> None:
+    refused = head.job("list", env=head.plain | {"RAY_AUTH_MODE": "disabled"})
+    assert refused.returncode != 0
+    assert "Unauthorized" in refused.stdout + refused.stderr
+    assert head.job("list").returncode == 0
+
+
+def test_a_job_is_submitted_followed_stopped_and_gone_on_with(head: Head, config: Path) -> None:
+    storage = config.parent / "runs"
+    entrypoint = ["python", "-m", "pipelines.cotrain", str(config), "--name", "job", f"storage={storage}"]
+    following = head.submit("first", *entrypoint)
+    log = head.temp / "first"
+    _wait_for_progress(following, log)
+    stopped = head.job("stop", "first")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    following.wait(timeout=PATIENCE_S)
+    (step,) = re.findall(r"stopped by SIGTERM after step (\d+), checkpoint written", log.read_text())
+    assert 0 < int(step) < STEPS
+    assert [path.name for path in storage.glob("job/step_*")] == [f"step_{int(step):08d}"]
+    client = MlflowClient(tracking_uri=f"sqlite:///{storage}/mlflow.db")
+    assert _the_run(client).info.status == "KILLED"
+
+    again = head.submit("again", "bash", "cluster/start-or-resume.sh", "job", str(storage), str(config))
+    assert again.wait(timeout=PATIENCE_S) == 0, (head.temp / "again").read_text()
+    assert f"job: {STEPS} steps on 1 workers" in (head.temp / "again").read_text()
+    run = _the_run(client)
+    assert run.info.status == "FINISHED"
+    assert {"final/cifar10/top1", "final/audioset/map"} <= set(run.data.metrics)
+    logged = [point.step for point in client.get_metric_history(run.info.run_id, STEP_KEY)]
+    assert sorted(logged) == sorted(set(logged)), "a step was logged twice"
+    assert set(range(10, STEPS + 1, 10)) <= set(logged)
+
+
+def test_the_upload_holds_the_code_and_nothing_that_grows(head: Head) -> None:
+    """Needs the test before it: what Ray unpacked for the jobs."""
+    (unpacked,) = {path.parent.parent for path in (head.temp / "ray").rglob("_ray_pkg_*/pipelines/cotrain.py")}
+    names = {path.name for path in unpacked.iterdir()}
+    assert {"pipelines", "polyvit", "cluster"} <= names
+    assert not names & {".venv", ".git", "runs", "demo-data", "mlruns", "tests", "docs"}
+    assert sum(path.stat().st_size for path in unpacked.rglob("*") if path.is_file()) < 8 * 2**20
+
+
+def _wait_for_progress(following: subprocess.Popen, log: Path) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not re.search(rf"step [1-9]\d*/{STEPS}", log.read_text()):
+        assert following.poll() is None, log.read_text()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.2)
+
+
+def _the_run(client: MlflowClient) -> object:
+    experiment = client.get_experiment_by_name("polyvit")
+    (run,) = client.search_runs([experiment.experiment_id])
+    return run
