@@ -12,6 +12,7 @@ COMMANDS = {
     "plan": "look before you spend: steps, probabilities, epochs, parameters, missing data",
     "cotrain": "co-train one model on all tasks of a config",
     "sweep": "try values of any keys, report, register the best model",
+    "compare": "finished runs side by side: leaderboard, pictures, one HTML page",
     "evaluate": "evaluate a checkpoint: any split, several views, a table and JSON",
     "probe": "linear probes: new heads on the frozen features of a checkpoint",
     "predict": "labels for media files: a few, or millions as a Ray job",

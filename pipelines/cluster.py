@@ -47,6 +47,7 @@ def cluster(workers: int = 1, cpus_per_worker: float = 1.0) -> Iterator[None]:
     else:
         cpus = math.ceil(workers * cpus_per_worker) + max(2, os.cpu_count() or 1)
         ray.init(
+            address="local",  # not one that somebody else happens to run on this machine
             num_cpus=cpus,
             include_dashboard=_has_dashboard(),
             log_to_driver=False,

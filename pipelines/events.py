@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from pipelines.progress import Poster
 from pipelines.tracking import Curves
+from pipelines.trials import METRIC, PROGRESS
 from polyvit.checkpoint import Learner, TrainState, contents, training_tensors
 from polyvit.checkpointer import Checkpointer, Keep
 from polyvit.config import RunConfig
@@ -19,8 +20,6 @@ from polyvit.history import History
 from polyvit.store import LocalStore, RemoteStore
 
 logger = logging.getLogger(__name__)
-OBJECTIVE = "objective"
-"""What a sweep maximises, under this name."""
 
 
 class RayEvents:
@@ -53,8 +52,8 @@ class RayEvents:
     def evaluated(self, step: int, scores: dict[str, float]) -> None:
         """To Ray Train, whose callbacks (Tune's) see a trial on its way. A barrier: every rank reports."""
         metrics = {f"eval/{name}": value for name, value in scores.items()}
-        metrics |= {"global_step": step, "percent": round(100 * step / self.total)}
-        ray.train.report({**metrics, OBJECTIVE: self._objective(scores)})
+        metrics |= {"global_step": step, PROGRESS: round(100 * step / self.total)}
+        ray.train.report({**metrics, METRIC: self._objective(scores)})
 
     def _objective(self, scores: Mapping[str, float]) -> float:
         sweep = self.config.sweep

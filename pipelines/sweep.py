@@ -14,8 +14,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,10 @@ import yaml
 
 from pipelines import command
 from pipelines.command import console
+from pipelines.trials import METRIC, PROGRESS, Lines, run_trial, trial_config, words
 from polyvit.config import Range, RunConfig
 from polyvit.errors import UserError
-from polyvit.recipes import load_config, set_key, validate_config
-
-METRIC, PROGRESS = "objective", "percent"
-"""What a trial reports after each evaluation: the sweep's objective, and how much of its steps is done."""
-
-
-def trial_config(base: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
-    """The config of a trial: plain config data with some dotted keys changed. Raises UserError."""
-    document = deepcopy(dict(base))
-    for key, value in changes.items():
-        set_key(document, key, value)
-    return validate_config(document)
+from polyvit.recipes import load_config, validate_config
 
 
 def check_space(config: RunConfig) -> None:
@@ -78,42 +67,10 @@ def concurrent_trials(config: RunConfig) -> int:
     import ray
 
     train, have = config.train, ray.cluster_resources()
-    room = int(have.get("CPU", 1) // (train.workers * train.cpus_per_worker + config.data.decode_cpus))
+    room = int((have.get("CPU", 1) - 0.5) // (train.workers * train.cpus_per_worker + config.data.decode_cpus))
     if have.get("GPU", 0) and train.use_gpu is not False:
         room = min(room, int(have["GPU"] // (train.workers * train.gpus_per_worker)))
     return max(1, min(room, config.sweep.max_concurrent or room))
-
-
-def run_trial(changes: dict[str, Any], folder: str, parent: str) -> None:
-    """One trial, in a Tune process: new, or gone on with after a restart."""
-    from ray import tune
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    from pipelines.cotrain import RunPlace, cotrain
-    from pipelines.tracking import PARENT, TRIAL
-
-    sweep = Path(folder)
-    name = tune.get_context().get_trial_id()
-    assert name is not None
-    place = RunPlace(sweep / "trials" / name)
-    config = trial_config(json.loads((sweep / "sweep.json").read_text())["config"], changes)
-    config = config.model_copy(update={"storage": str(sweep / "trials")})
-    run_id = None
-    if place.record.exists():
-        run_id = json.loads(place.record.read_text())["mlflow_run"]
-    else:
-        place.folder.mkdir(parents=True, exist_ok=True)
-        place.write("config.json", config.model_dump(mode="json"))
-        _share_indexes(sweep / "index", place.folder / "index")
-    tags = {PARENT: parent, TRIAL: f"{sweep.name}/{name}"}
-    cotrain(config, place, run_id, [TuneReportCallback()], tags)
-
-
-def _share_indexes(source: Path, target: Path) -> None:
-    target.mkdir(exist_ok=True)
-    for path in source.glob("*.parquet"):
-        if not (target / path.name).exists():
-            os.link(path, target / path.name)
 
 
 def fit(config: RunConfig, folder: Path, parent: str, resume: bool) -> Any:
@@ -143,7 +100,7 @@ def fit(config: RunConfig, folder: Path, parent: str, resume: bool) -> Any:
             max_concurrent_trials=concurrent_trials(config),
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(folder / "tune"), verbose=0, callbacks=[_lines()],
+            name="tune", storage_path=str(folder / "tune"), verbose=0, callbacks=[Lines()],
         ),
     )  # fmt: skip
     return tuner.fit()
@@ -153,7 +110,8 @@ def _search(config: RunConfig) -> Any:
     from ray.tune.search import BasicVariantGenerator
 
     if config.sweep.search != "optuna":
-        return BasicVariantGenerator(random_state=config.seed)
+        # Given a generator of ours, Tune leaves the cap to it.
+        return BasicVariantGenerator(max_concurrent=concurrent_trials(config), random_state=config.seed)
     try:
         from optuna.samplers import TPESampler
     except ImportError:
@@ -161,30 +119,6 @@ def _search(config: RunConfig) -> Any:
     from ray.tune.search.optuna import OptunaSearch
 
     return OptunaSearch(sampler=TPESampler(seed=config.seed))
-
-
-def _lines() -> Any:
-    """A line on the terminal at every trial's start, evaluation and end."""
-    from ray.tune import Callback
-
-    class Lines(Callback):
-        """Prints; Tune's own tables go to its log."""
-
-        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            console.print(f"trial {trial.trial_id}: {_words(trial.config)}")
-
-        def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-            if METRIC in result:
-                console.print(f"trial {trial.trial_id}: {result[PROGRESS]} %  {METRIC} {result[METRIC]:.4f}")
-
-        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            console.print(f"[yellow]trial {trial.trial_id} failed; see {trial.local_path}[/]")
-
-    return Lines()
-
-
-def _words(changes: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in changes.items())
 
 
 def sweep(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any]:
@@ -197,7 +131,7 @@ def sweep(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any]:
     os.environ.setdefault("POLYVIT_RAY_DASHBOARD", "1")
     train, at_once = config.train, config.sweep.max_concurrent or 1
     console.print("starting Ray ...")
-    with cluster(train.workers * at_once, train.cpus_per_worker):
+    with cluster(train.workers * at_once + 1, train.cpus_per_worker):  # the one: Tune's own processes
         check_resources(config)
         if not resume:
             console.print(f"indexing {len(config.tasks)} tasks ...")
@@ -251,7 +185,7 @@ def _conclude(config: RunConfig, folder: Path, tracker: Any, results: Any) -> di
         key=lambda t: (t["state"] != "finished", -(t[METRIC] if t[METRIC] is not None else -1e9), t["trial"])
     )
     if not trials or trials[0]["state"] != "finished":
-        failures = [f"{t['trial']} {t['state']}: {_words(t['changes'])}" for t in trials]
+        failures = [f"{t['trial']} {t['state']}: {words(t['changes'])}" for t in trials]
         raise UserError(f"no trial came to its end; see the logs in {folder / 'tune'}, then --resume", failures)
     best = trials[0]
     document: dict[str, Any] = {
@@ -342,7 +276,7 @@ def _resumed(arguments: argparse.Namespace) -> tuple[RunConfig, Path]:
 
 def _print(document: dict[str, Any]) -> None:
     best, model = document["best"], document["registered"]
-    console.print(f"best        {best['trial']}: {_words(best['changes'])}  {METRIC} {best[METRIC]:.4f}")
+    console.print(f"best        {best['trial']}: {words(best['changes'])}  {METRIC} {best[METRIC]:.4f}")
     console.print(f"registered  models:/{model['name']}@{model['alias']} (version {model['version']})")
     console.print(f"report      {document['report']}")
     console.print(f"MLflow      run {document['mlflow_run']} in {document['mlflow_uri']}")

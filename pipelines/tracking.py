@@ -1,4 +1,4 @@
-"""MLflow: runs, parameters, curves, artifacts. The only file that imports mlflow.
+"""MLflow: runs, parameters, curves, artifacts. Only this file, `mlflow_models` and `pyfunc_model` import mlflow.
 
 One run per training; the driver creates it, rank 0 of the train workers writes its curves, the driver adds the
 artifacts and ends it. Resuming continues the same run. A server that goes away holds nothing up.

@@ -1,6 +1,6 @@
 """Numbers from finished runs: who is best, by how much, what was forgotten, what models alone would do.
 
-In: `RunSummary`s (see `polyvit.summary`). Out: a `Comparison`, and from it rows, cells, fronts. Nothing is drawn here.
+In: `RunSummary`s (see `polyvit.summary`). Out: a `Comparison`, and from it rows, cells, fronts. Nothing is drawn.
 """
 
 import csv
@@ -29,7 +29,7 @@ class Baseline:
 
     value: float
     parameters: int | None = None
-    run: str | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,10 @@ class Comparison:
     def best(self) -> RunSummary:
         """The winner."""
         return self.runs[0]
+
+    def metric(self, task: str) -> str:
+        """`top1` or `map`."""
+        return next(run.config.tasks[task].metric for run in self.runs if task in run.config.tasks)
 
     def mean(self, run: RunSummary) -> float | None:
         """Mean over `shared`; None where one of them was not measured."""
@@ -121,7 +125,7 @@ def _baselines(alone: Sequence[RunSummary]) -> dict[str, Baseline]:
     for run in alone:
         ((task, value),) = run.values.items()
         if value is not None and (task not in found or value > found[task].value):
-            found[task] = Baseline(value, run.total_parameters, run.name)
+            found[task] = Baseline(value, run.total_parameters, run.folder)
     return found
 
 
@@ -291,14 +295,14 @@ def key_words(key: str, value: Any) -> str:
     if key == "tasks":
         return f"tasks {value}"
     short = "L_adapt" if key == L_ADAPT else key.rpartition(".")[2]
-    return f"{short} {value:g}" if isinstance(value, float) else f"{short} {value}"
+    return f"{short} {value:.3g}" if isinstance(value, float) else f"{short} {value}"
 
 
 # ----------------------------------------------------------------------------------------------- leaderboard
 
 
 def leaderboard(made: Comparison) -> list[dict[str, Any]]:
-    """A row a run, best first: rank, run, status, steps, the keys that differ, mean, `final/TASK/METRIC` (as MLflow
+    """A row a run, best first: rank, run, status, steps, keys that differ, mean, `final/TASK/METRIC` (as MLflow
     names it), parameters, folder; where there are baselines also the worst difference to them, and its task.
     """
     rows = []
@@ -311,14 +315,9 @@ def leaderboard(made: Comparison) -> list[dict[str, Any]]:
             row |= {"worst_regression": worst and worst[1], "worst_task": worst and worst[0]}
             row["times_fewer_parameters"] = saved and saved[1]
         for task in made.tasks:
-            row[f"final/{task}/{metric_of(made, task)}"] = run.values.get(task)
+            row[f"final/{task}/{made.metric(task)}"] = run.values.get(task)
         rows.append({**row, "parameters": run.total_parameters, "folder": str(run.folder)})
     return rows
-
-
-def metric_of(made: Comparison, task: str) -> str:
-    """`top1` or `map`."""
-    return next(run.config.tasks[task].metric for run in made.runs if task in run.config.tasks)
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

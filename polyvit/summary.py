@@ -1,7 +1,7 @@
 """What a run's folder says, as one value: settings, metrics, curves, parameters.
 
-In: a folder as `polyvit cotrain` leaves it (config.json, result.json, parameters.json, history/, step_*/), of a run
-that came to its end or not. Nothing is trained or evaluated here.
+In: a folder as `polyvit cotrain` leaves it (config.json, result.json, parameters.json, history/, step_*/), of a
+run that came to its end or not. Nothing is trained or evaluated here.
 """
 
 import json
@@ -69,7 +69,9 @@ def read_run(folder: Path) -> RunSummary:
     try:
         config = validate_config(_mapping(folder / "config.json"))
     except UserError as error:
-        raise UserError(f"{folder}: config.json is not of this version: {error.message}", error.problems) from None
+        raise UserError(
+            f"{folder}: config.json does not fit this version: {error.message}", error.problems
+        ) from None
     result = _mapping(folder / "result.json") if (folder / "result.json").is_file() else None
     try:
         points = read_history(folder / "history")
@@ -102,12 +104,12 @@ def read_runs(given: Sequence[str | Path], storage: str = "runs") -> list[RunSum
         try:
             folders += _run_folders(str(one), storage)
         except UserError as error:
-            problems.append(str(error))
+            problems.append(error.message)
     for folder in dict.fromkeys(path.absolute() for path in folders):
         try:
             runs.append(read_run(folder))
         except UserError as error:
-            problems.append(str(error))
+            problems.append("; ".join([error.message, *error.problems]))
     if problems:
         count = f"{len(problems)} of the runs" if len(problems) > 1 else "one of the runs"
         raise UserError(f"{count} cannot be compared:", problems)

@@ -55,6 +55,11 @@ class Cluster:
             self.add()
         return self
 
+    @property
+    def session(self) -> str:
+        """The name of the Ray session, which its processes carry."""
+        return Path(self.inner.head_node.get_session_dir_path()).name
+
     def add(self) -> None:
         """One more node, with room for train workers and decoding."""
         self.extra.append(self.inner.add_node(num_cpus=2))
@@ -69,15 +74,21 @@ class Cluster:
         self.inner.shutdown()
 
 
-def ray_processes(*titles: str) -> list[psutil.Process]:
-    """Ray's worker processes whose title holds one of these words."""
+def ray_processes(session: str, *titles: str) -> list[psutil.Process]:
+    """The Ray worker processes of a session whose title holds one of these words: never another cluster's."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             title = " ".join(process.cmdline())
-            if title.startswith("ray::") and any(word in title for word in titles):
+            wanted = title.startswith("ray::") and any(word in title for word in titles)
+            if wanted and session in process.environ().get("RAY_SESSION_DIR", "") + _family(process):
                 found.append(process)
     return found
+
+
+def _family(process: psutil.Process) -> str:
+    parent = process.parent()
+    return " ".join(parent.cmdline()) if parent else ""
 
 
 class Run:
@@ -151,13 +162,13 @@ def _kill(target: str, run: Run, cluster: Cluster, rng: random.Random) -> bool:
     if target == "driver":
         run.process.kill()
         run.process.wait()
-        _gone("RayTrainWorker", "decode_row", "Board")
+        _gone(cluster.session)
         run.start(resume=True)
         return True
     if target == "node":
         cluster.kill_node()
         return True
-    victims = ray_processes("RayTrainWorker" if target == "worker" else "decode_row")
+    victims = ray_processes(cluster.session, "RayTrainWorker" if target == "worker" else "decode_row")
     if not victims:
         return False
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -166,12 +177,12 @@ def _kill(target: str, run: Run, cluster: Cluster, rng: random.Random) -> bool:
     return False
 
 
-def _gone(*titles: str) -> None:
+def _gone(session: str) -> None:
     """Raises AssertionError where processes of a dead driver live on."""
     until = time.monotonic() + 60
-    while left := ray_processes(*titles):
+    while left := ray_processes(session, "RayTrainWorker", "decode_row", "Board"):
         if time.monotonic() > until:
-            raise AssertionError(f"left behind: {[' '.join(p.cmdline()) for p in left]}")
+            raise AssertionError(f"left behind: {[p.cmdline()[0].strip() for p in left]}")
         time.sleep(0.5)
 
 
@@ -260,7 +271,8 @@ def soak(folder: Path, runs: int, kills: int, seed: int, steps: int) -> dict[str
             report["runs"].append(entry)
             print(json.dumps(entry), flush=True)
             (folder / "soak.json").write_text(json.dumps(report, indent=1))
-    _gone("RayTrainWorker", "decode_row", "Board")
+        session = cluster.session
+    _gone(session)
     report["equal"] = all(not entry["differences"] for entry in report["runs"])
     (folder / "soak.json").write_text(json.dumps(report, indent=1))
     return report

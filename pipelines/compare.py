@@ -1,0 +1,125 @@
+"""Compare finished runs: a leaderboard, pictures and one HTML page.
+
+    polyvit compare RUN ... [--baseline RUN ...] [--out DIR] [--title TEXT] [--json FILE]
+    python -m pipelines.compare ...
+
+RUN is a run's folder, its name in `runs/`, or a folder of runs such as a sweep's `trials`. Runs of one task (made
+with `cotrain --only TASK`) are what co-training is measured against. No Ray, no training: numbers that runs left.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipelines import command
+from pipelines.command import console
+from polyvit.compare import Comparison, compare, leaderboard, parameters_saved, read_runs
+from polyvit.errors import UserError
+from polyvit.pictures import amount
+
+MOST_RUNS = 12
+"""Columns of the table of tasks on the terminal: the best runs; the files have all."""
+
+
+def print_comparison(made: Comparison, title: str) -> None:
+    """Two tables, runs and then tasks, what to know about them, and what the best run saves."""
+    console.print(runs_table(made, title))
+    console.print(tasks_table(made))
+    for note in made.notes:
+        console.print(f"[yellow]{note}[/]")
+    if saved := parameters_saved(made.best, made.baselines):
+        console.print(
+            f"parameters: {amount(made.best.total_parameters)} in the best run, {amount(saved[0])} in single-task "
+            f"models of its {len(made.best.config.tasks)} tasks: {saved[1]:.1f}x fewer"
+        )
+
+
+def runs_table(made: Comparison, title: str) -> Table:
+    """The leaderboard, best first; metrics as fractions, as `cotrain` prints them."""
+    table = Table(title=title)
+    unfinished = any(not run.finished for run in made.runs)
+    heads = ["#", "run", "mean", *(["worst difference", "of task"] if made.baselines else []), "parameters"]
+    for head in [*heads, *(["status"] if unfinished else [])]:
+        table.add_column(head, justify="left" if head in ("run", "of task", "status") else "right")
+    for rank, run in enumerate(made.runs, start=1):
+        worst = made.worst(run)
+        against = [f"{worst[1]:+.3f}" if worst else "-", worst[0] if worst else ""] if made.baselines else []
+        size = amount(run.total_parameters)
+        table.add_row(
+            str(rank),
+            made.labels[run.name],
+            _three(made.mean(run)),
+            *against,
+            size,
+            *([run.status] if unfinished else []),
+        )
+    return table
+
+
+def tasks_table(made: Comparison) -> Table:
+    """Each task's value in the best runs, by their place; the best of a task is bold."""
+    shown = made.runs[:MOST_RUNS]
+    table = Table(title="each task, by the run's place above" if len(made.runs) > 1 else None)
+    table.add_column("task")
+    table.add_column("metric")
+    for head in [*(["alone"] if made.baselines else []), *(f"#{i + 1}" for i in range(len(shown)))]:
+        table.add_column(head, justify="right")
+    for task in made.tasks:
+        values = [run.values.get(task) for run in shown]
+        best = max((value for value in values if value is not None), default=None)
+        cells = [f"[bold]{_three(v)}[/]" if v is not None and v == best else _three(v) for v in values]
+        alone = [_three(made.baselines[task].value if task in made.baselines else None)] if made.baselines else []
+        table.add_row(task, made.metric(task), *alone, *cells)
+    return table
+
+
+def _three(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`polyvit compare`."""
+    made = command.parser("compare", "Compare finished runs: leaderboard, pictures, one HTML page.")
+    made.add_argument("runs", metavar="RUN", nargs="+", help="a run, or a folder that holds runs")
+    made.add_argument(
+        "--baseline", metavar="RUN", nargs="+", action="extend", default=[],
+        help="runs of one task each, or a folder of such; single-task runs among RUN count as well",
+    )  # fmt: skip
+    made.add_argument("--out", metavar="DIR", type=Path, default=Path("comparison"), help="default: %(default)s")
+    made.add_argument("--title", help="of the page")
+    return command.run(made, _body, argv)
+
+
+def _body(arguments: argparse.Namespace) -> dict[str, Any]:
+    from polyvit.page import write_report
+
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise UserError(f"--out {arguments.out} is a file; give a folder")
+    runs, baselines = read_runs(arguments.runs), read_runs(arguments.baseline)
+    made = compare(runs, baselines)
+    title = arguments.title or (f"{len(made.runs)} runs compared" if len(made.runs) > 1 else made.best.name)
+    print_comparison(made, title)
+    again = ["polyvit", "compare", *arguments.runs]
+    again += ["--baseline", *arguments.baseline] if arguments.baseline else []
+    written = write_report(
+        runs, arguments.out, title, baselines, shlex.join([*again, "--out", str(arguments.out)])
+    )
+    console.print(f"report      {written['report.html']}")
+    console.print(f"data        {written['leaderboard.csv']} and {len(written) - 2} pictures beside it")
+    return {
+        "best": made.best.name,
+        "objective": made.objective,
+        "leaderboard": leaderboard(made),
+        "baselines": {task: baseline.value for task, baseline in made.baselines.items()},
+        "notes": list(made.notes),
+        "files": {name: str(path) for name, path in written.items()},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
