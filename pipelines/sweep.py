@@ -129,6 +129,7 @@ def sweep(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any]:
 
     # A stopped trial's workers are cleaned up by way of the state API, which comes with the dashboard.
     os.environ.setdefault("POLYVIT_RAY_DASHBOARD", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables, which our lines replace
     train, at_once = config.train, config.sweep.max_concurrent or 1
     console.print("starting Ray ...")
     with cluster(train.workers * at_once + 1, train.cpus_per_worker):  # the one: Tune's own processes

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from polyvit.compare import Comparison
-from polyvit.pictures import FAINT, METRIC_WORDS, OTHER, PALETTE, percent, picture, run_styles
+from polyvit.pictures import FAINT, METRIC_WORDS, OTHER, PALETTE, amount, percent, picture, run_styles
 from polyvit.schedule import Schedule
 from polyvit.summary import RunSummary
 
@@ -172,6 +173,8 @@ def _strip(axes: Any, task: str, strips: Sequence[tuple[Schedule, str]], end: in
     below.set_yticks([])
     below.set_xlim(0, end)
     below.tick_params(labelsize=8)
+    below.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
     below.spines[["left", "bottom"]].set_color("#CCCCCC")
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)

@@ -1,4 +1,4 @@
-"""What the shell scripts of cluster/ do, with stand-ins for the commands that they call, which note their calls."""
+"""What the shell scripts of cluster/ do, with stand-ins for the commands that they call."""
 
 import os
 import re

@@ -1,0 +1,158 @@
+"""Sweeps: the space and its mistakes; real trials through Ray Tune, their MLflow runs, the registered winner."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soak
+from mlflow.tracking import MlflowClient
+from small import small_config
+
+from pipelines import cli
+from pipelines.sweep import check_space, param_space
+from pipelines.trials import trial_config
+from polyvit.config import Range
+from polyvit.errors import UserError
+from polyvit.recipes import load_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def spaced(**changes: Any) -> Any:
+    config = small_config()
+    return config.model_copy(update={"sweep": config.sweep.model_copy(update=changes)})
+
+
+def test_a_trial_is_the_config_with_some_keys_changed() -> None:
+    base = small_config().model_dump(mode="json")
+    made = trial_config(base, {"schedule.kind": "uniform", "tasks.sound.lr_coef": 0.5})
+    assert (made.schedule.kind, made.tasks["sound"].lr_coef) == ("uniform", 0.5)
+    assert made.tasks["picture"] == small_config().tasks["picture"]
+    assert base == small_config().model_dump(mode="json")  # not changed on the way
+
+
+def test_every_mistake_of_a_space_is_named_at_once() -> None:
+    with pytest.raises(UserError, match="nothing to try"):
+        check_space(small_config())
+    space = {"model.l_adapt": [0, 99], "schedule.kind": ["weighted", "random"], "model.deepth": [3]}
+    with pytest.raises(UserError, match="the space of the sweep does not fit") as caught:
+        check_space(spaced(space=space))
+    lines = "\n".join(caught.value.problems)
+    assert "model.l_adapt=99: model.l_adapt=99 must be at most model.depth=" in lines
+    assert "schedule.kind=random: schedule.kind" in lines
+    assert "model.deepth" in lines
+    assert "model.depth" in lines
+    assert len(caught.value.problems) == 3
+    check_space(spaced(space={"model.l_adapt": [0, 1]}))
+
+
+def test_what_contradicts_itself_in_a_sweep() -> None:
+    for overrides, words in (
+        (
+            ["sweep.space={optim.lr: {low: 0.1, high: 1}}"],
+            "grid cannot go through the range of optim.lr",
+        ),
+        (["sweep.objective=worst_regression", "sweep.baselines={sound: 0.5}"], "missing: picture, clip, word"),
+        (["sweep.early_stopping=true"], "set train.eval_every"),
+    ):
+        with pytest.raises(UserError) as caught:
+            small_config(*overrides)
+        assert words in str(caught.value)
+
+
+def test_the_space_in_tunes_terms() -> None:
+    grid = param_space(spaced(space={"model.l_adapt": [0, 1]}))
+    assert grid == {"model.l_adapt": {"grid_search": [0, 1]}}
+    space = {"optim.lr": Range(low=0.01, high=1.0, log=True), "model.l_adapt": Range(low=0, high=2, integer=True)}
+    drawn = param_space(spaced(space=space, search="random"))
+    rates = [drawn["optim.lr"].sample() for _ in range(200)]
+    assert 0.01 <= min(rates) < 0.03 < 0.3 < max(rates) <= 1.0
+    assert {drawn["model.l_adapt"].sample() for _ in range(100)} == {0, 1, 2}
+
+
+def test_demo_sweep_is_two_schedules_by_two_l_adapt() -> None:
+    space = load_config("demo-sweep").sweep.space
+    assert space == {"schedule.kind": ["weighted", "task_by_task"], "model.l_adapt": [0, 1]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweep")
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> Path:
+    return soak.write_config(folder, 40)
+
+
+@pytest.mark.ray
+def test_a_sweep_whose_driver_is_killed_goes_on(folder: Path, config: Path) -> None:
+    """SIGKILL in the second trial; then --resume: the same trials, one MLflow run each, a winner with an alias."""
+    storage = folder / "runs"
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    env |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "pipelines.sweep"]
+    first = [
+        *command, str(config), "--name", "one", f"storage={storage}", "train.workers=1", "train.eval_every=20",
+        "--over", "schedule.kind=weighted,uniform",
+    ]  # fmt: skip
+    log = folder / "first.log"
+    with log.open("w") as out:
+        driver = subprocess.Popen(first, stdout=out, stderr=out, env=env, cwd=ROOT, start_new_session=True)
+    until = time.monotonic() + 300
+    while "schedule.kind=uniform" not in log.read_text():
+        assert driver.poll() is None, log.read_text()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.5)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    as_data = folder / "out.json"
+    again = [*command, "--resume", "one", f"storage={storage}", "--json", str(as_data)]
+    done = subprocess.run(again, env=env, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(as_data.read_text())
+    trials = document["trials"]
+    assert sorted(trial["changes"]["schedule.kind"] for trial in trials) == ["uniform", "weighted"]
+    assert {trial["state"] for trial in trials} == {"finished"}
+    assert document["best"] == max(trials, key=lambda trial: trial["objective"])
+    _check_mlflow(document)
+    report = Path(document["report"])
+    assert report.read_text().count("data:image/png") >= 3
+    assert len((report.parent / "leaderboard.csv").read_text().splitlines()) == 3
+
+
+def _check_mlflow(document: dict[str, Any]) -> None:
+    client = MlflowClient(tracking_uri=document["mlflow_uri"])
+    parent = client.get_run(document["mlflow_run"])
+    runs = client.search_runs([parent.info.experiment_id])
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(runs) == 3
+    assert len({run.data.tags["polyvit.trial"] for run in children}) == 2
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in children:
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "global_step")]
+        assert steps == sorted(set(steps))
+    version = client.get_model_version_by_alias("polyvit", "champion")
+    assert version.run_id in {run.info.run_id for run in children}
+    assert str(version.version) == str(document["registered"]["version"])
+
+
+def test_a_sweep_that_cannot_be_is_refused_before_anything_starts(folder: Path, config: Path) -> None:
+    for arguments, words in (
+        ([str(config)], "nothing to try"),
+        ([str(config), "--over", "model.l_adapt"], "--over model.l_adapt: write KEY=A,B"),
+        ([str(config), "--over", "model.l_adapt=7,8"], "model.l_adapt=7"),
+        (["--resume", "nowhere"], "no such sweep"),
+    ):
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            assert cli.main(["sweep", *arguments, f"storage={folder / 'none'}"]) == 2
+        assert words in err.getvalue()
+    assert not (folder / "none").exists()
