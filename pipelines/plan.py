@@ -1,14 +1,15 @@
 """Look before you spend: what a run would do, and what stands in its way.
 
-    polyvit plan CONFIG [key=value ...] [--picture FILE.png] [--json FILE]
+    polyvit plan CONFIG [key=value ...] [--picture FILE.png] [--no-measure] [--json FILE]
 
-Exit status 2, with all problems at once, where the data that the config names cannot be trained on.
+Exit status 2, with all problems at once: data that cannot be trained on, memory or disk that does not suffice.
 """
 
 import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipelines.needs import needs_document, print_needs
 from polyvit.config import RunConfig
 from polyvit.data.index import Scan
 from polyvit.errors import UserError
+from polyvit.estimate import estimate
 from polyvit.flops import training_flops
 from polyvit.model.polyvit import parameters_of
 from polyvit.model.pretrained import init_problems
@@ -32,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit plan`."""
     made = command.parser("plan", "What a run would do, and what stands in its way.")
     command.add_config(made)
+    made.add_argument("--no-measure", action="store_true", help="no steps are timed on this machine")
     made.add_argument("--picture", metavar="FILE", type=Path, help="draw the schedule as a PNG")
     return command.run(made, _body, argv)
 
@@ -44,12 +47,47 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     document = {**plan_document(config, schedule, scans), "needs": needs_document(config, schedule)}
     print_plan(config, document, checked=bool(scans))
     print_needs(document["needs"])
+    if not arguments.no_measure:
+        problems += measured(config, schedule, document)
     if arguments.picture:
         draw_schedule(schedule, config, arguments.picture)
         console.print(f"schedule drawn in {arguments.picture}")
     if problems:
         raise UserError("this run cannot start:", problems)
     return document
+
+
+def measured(config: RunConfig, schedule: Schedule, document: dict[str, Any]) -> list[str]:
+    """Time a few real steps on the device at hand; put them into the document, print them. Returns problems."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() and config.train.use_gpu is not False else "cpu")
+    console.print("timing a few steps of each modality on this machine ...")
+    found = estimate(config, schedule, device)
+    document["estimate"] = {**asdict(found), "problems": found.problems()}
+    table = Table(title=f"measured on {found.device}, for each of {config.train.workers} workers on such a device")
+    for column in ("task", "s/step", "examples/s", "in all", "least memory of a step GB"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    counts = schedule.counts()
+    for name, seconds in found.step_s.items():
+        rate = config.tasks[name].batch / seconds
+        least = (found.state_bytes + found.pass_bytes[name]) / 1e9
+        table.add_row(name, f"{seconds:.3g}", f"{rate:.3g}", duration(counts[name] * seconds), f"{least:.3g}")
+    console.print(table)
+    console.print(
+        f"about {duration(found.hours * 3600)} of steps here, without evaluations and waiting for data; "
+        f"memory free {found.memory_free / 1e9:.3g} GB; checkpoints take {found.disk_bytes / 1e9:.3g} GB of disk, "
+        f"free {found.disk_free / 1e9:.3g} GB"
+    )
+    return found.problems()
+
+
+def duration(seconds: float) -> str:
+    """In the unit that fits: 12 s, 3.4 min, 5.6 h, 7.8 days; "?" for NaN."""
+    for limit, unit, size in ((100, "s", 1), (6000, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.3g} {unit}"
+    return "?" if seconds != seconds else f"{seconds / 86400:.3g} days"
 
 
 def scan_given_data(config: RunConfig) -> tuple[Mapping[str, Scan], list[str]]:

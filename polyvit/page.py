@@ -142,6 +142,7 @@ def _drawn(
 
 
 _MISSING = {
+    "pareto.png": "Not drawn: all runs have the same number of parameters.",
     "metrics.png": "Not drawn: needs several evaluations of a run, and these were evaluated once. Set "
     "train.eval_every to evaluate on the way.",
     "forgetting.png": "Not drawn: forgetting is the best evaluation minus the last one, and these runs were "
@@ -211,7 +212,11 @@ def _safe(text: Any) -> str:
 
 def _subtitle(made: Comparison) -> str:
     tasks = [f"{task} ({METRIC_WORDS[made.metric(task)]})" for task in made.tasks]
-    return f"{len(made.runs)} runs, {len(made.tasks)} tasks: {', '.join(tasks)}. All metrics in percent."
+    return f"{_count(made.runs, 'run')}, {_count(made.tasks, 'task')}: {', '.join(tasks)}. All metrics in percent."
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _order_words(made: Comparison) -> str:

@@ -173,7 +173,7 @@ def _strip(axes: Any, task: str, strips: Sequence[tuple[Schedule, str]], end: in
     below.set_yticks([])
     below.set_xlim(0, end)
     below.tick_params(labelsize=8)
-    below.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    below.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
     below.spines[["left", "bottom"]].set_color("#CCCCCC")
     axes.set_xticks([])

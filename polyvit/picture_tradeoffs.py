@@ -15,8 +15,14 @@ _OFFSETS = [(9, 0), (9, 5), (9, -5), (-9, 0), (9, 9), (9, -9), (-9, 5), (-9, -5)
 """Of a label from its point, in points (1/72 inch), best first."""
 
 
-def draw_pareto(made: Comparison, path: Path) -> str:
-    """Parameters against the mean metric, the front of runs that no other beats, and the single-task models."""
+def draw_pareto(made: Comparison, path: Path) -> str | None:
+    """Parameters against the mean metric, the front of runs that no other beats, and the single-task models.
+
+    None, and no file, where all that could be drawn has one size.
+    """
+    alone = _alone(made)
+    if len({run.total_parameters for run in made.runs}) == 1 and not alone:
+        return None
     runs = [run for run in made.runs if made.mean(run) is not None]
     points = [(float(run.total_parameters), made.mean(run) or 0.0) for run in runs]
     front = pareto(points)
@@ -26,7 +32,6 @@ def draw_pareto(made: Comparison, path: Path) -> str:
         says = f"Size against quality: {len(front)} of {len(runs)} runs are beaten by none"
     about = "Right is larger, up is better. Line: the front of runs that no other run beats in both."
     marks = [(x, 100 * y, made.labels[run.name]) for (x, y), run in zip(points, runs, strict=True)]
-    alone = _alone(made)
     with picture(path, 9, 5.4, says, about) as figure:
         axes, styles = figure.subplots(), run_styles(made)
         xs = [points[i][0] for i in front]

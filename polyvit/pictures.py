@@ -46,7 +46,11 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def picture(path: Path, width: float, height: float, title: str, about: str = "") -> Iterator[Figure]:
-    """A figure, inches, that is written to `path` in the end: a bold title that says what to see, faint lines."""
+    """A figure, inches, that is written to `path` in the end: a bold title that says what to see, faint lines.
+
+    It is made wide enough for these.
+    """
+    width = max(width, 0.3 + 0.107 * len(title), *(0.3 + 0.069 * len(line) for line in ["", *about.splitlines()]))
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
@@ -131,8 +135,9 @@ def draw_forgetting(made: Comparison, path: Path) -> str | None:
     table = {name: _with_mean([found.get(task) for task in made.tasks]) for name, found in lost.items()}
     means = {name: row[-1] or 0.0 for name, row in table.items()}
     most, least = max(means, key=lambda name: means[name]), min(means, key=lambda name: means[name])
-    says = f"Forgotten by the end: {percent(means[most])} points on average by {made.labels[most]}"
-    if len(means) > 1:
+    who = made.labels[most] if means[most] > means[least] or len(means) == 1 else "every run"
+    says = f"Forgotten by the end: {percent(means[most])} points on average by {who}"
+    if means[most] > means[least]:
         says += f", {percent(means[least])} by {made.labels[least]}"
     about = "Best evaluation on the way minus the last one, in points; 0: nothing forgotten."
     top = max(0.02, *(value for row in table.values() for value in row if value is not None))

@@ -137,6 +137,13 @@ def test_forgetting_needs_two_evaluations(tmp_path: Path) -> None:
     says = draw_forgetting(compare(read_runs([tmp_path / "runs"])), tmp_path / "f.png")
     assert says == "Forgotten by the end: 6.2 points on average by thrice"  # (10 + 15 + 0 + 0) / 4
     assert (tmp_path / "f.png").exists()
+    write_run(tmp_path / "runs" / "same", evaluations=CURVE)
+    write_run(tmp_path / "runs" / "steady", evaluations={6: VALUES, 18: VALUES})
+    says = draw_forgetting(compare(read_runs([tmp_path / "runs"])), tmp_path / "f.png")
+    assert says == "Forgotten by the end: 6.2 points on average by same, 0.0 by steady"
+    made = compare(read_runs([tmp_path / "runs" / "same", tmp_path / "runs" / "thrice"]))
+    says = draw_forgetting(made, tmp_path / "f.png")
+    assert says == "Forgotten by the end: 6.2 points on average by every run"
 
 
 def test_curves_are_drawn_in_the_runs_colours(tmp_path: Path) -> None:
@@ -171,6 +178,23 @@ def test_against_single_task_models(tmp_path: Path, alone: float, gained: int, l
 def test_the_pareto_picture_names_the_front(four: Comparison, tmp_path: Path) -> None:
     says = draw_pareto(four, tmp_path / "p.png")  # 900 parameters for L_adapt 0, 902 for 2
     assert says == "Size against quality: no run beats uniform, L_adapt 0 or uniform, L_adapt 2"
+
+
+def test_sizes_are_compared_where_there_are_several(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / "runs" / name)
+    assert draw_pareto(compare(read_runs([tmp_path / "runs"])), tmp_path / "p.png") is None
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_a_picture_is_wide_enough_for_its_words(tmp_path: Path) -> None:
+    write_run(
+        tmp_path / "runs" / "only", only=["word"], values={"word": 0.5}, evaluations={6: CURVE[6], 18: CURVE[6]}
+    )
+    draw_forgetting(compare(read_runs([tmp_path / "runs"])), tmp_path / "f.png")
+    pixels = image.imread(tmp_path / "f.png")[..., :3]
+    assert (pixels[:60, -10:] > 0.99).all()  # the title ends before the right edge
+    assert (pixels[:60, -200:] < 0.5).any()  # and not long before
 
 
 def test_labels_hide_neither_points_nor_each_other() -> None:

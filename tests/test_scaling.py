@@ -210,7 +210,15 @@ def test_the_nine_tasks_need_more_cores_for_video_than_for_the_rest() -> None:
 def test_the_plan_prints_it(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
     """`polyvit plan`: the table, the cores, and the same as data."""
     out = tmp_path / "plan.json"
-    arguments = ["plan", "polyvit-b-nine", "train.workers=8", "train.precision=bfloat16", "--json", str(out)]
+    arguments = [
+        "plan",
+        "polyvit-b-nine",
+        "train.workers=8",
+        "train.precision=bfloat16",
+        "--no-measure",
+        "--json",
+        str(out),
+    ]
     assert cli.main(arguments) == 0
     needs, printed = json.loads(out.read_text())["needs"], " ".join(capsys.readouterr().out.split())
     assert (needs["workers"], needs["checkpoint_bytes"]) == (8, 8 * 92_683_471)

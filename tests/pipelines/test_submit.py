@@ -27,7 +27,7 @@ pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 STEPS = 600
-PATIENCE_S = 240.0
+PATIENCE_S = 420.0  # on a machine that others use; alone, the whole file takes about two minutes
 
 
 class Head:
@@ -57,7 +57,7 @@ class Head:
         self._wait_for(2)
 
     def _ray_start(self, name: str, labels: str, *arguments: str) -> None:
-        common = ["--block", "--num-cpus=1", "--labels", labels, "--node-ip-address=127.0.0.1"]
+        common = ["--block", "--num-cpus=1", "--labels", labels]
         # In a folder that two nodes share, one removes the job's unpacked code while the other runs it.
         folder = ["--temp-dir", str(self.temp / name)]
         sizes = ["--object-store-memory=200000000", "--dashboard-agent-listen-port", str(_free_port())]
@@ -69,7 +69,7 @@ class Head:
         self.nodes.append(node)
 
     def _wait_for(self, nodes: int) -> None:
-        command = [sys.executable, "cluster/wait_for_nodes.py", self.address, str(nodes), "--timeout=90"]
+        command = [sys.executable, "cluster/wait_for_nodes.py", self.address, str(nodes), "--timeout=240"]
         done = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr + (self.temp / "head.log").read_text()
 
