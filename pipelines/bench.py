@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     usage = "\n".join(["usage: polyvit bench NAME ...   (polyvit bench NAME --help)", "", *lines])
     if given and given[0] in ("-h", "--help"):
         print(usage)
-        return 0
+        raise SystemExit(0)  # as argparse does
     what = f"unknown benchmark {given[0]!r}" if given else "which benchmark?"
     print(f"error: {what}\n{usage}", file=sys.stderr)
     return 2

@@ -113,12 +113,12 @@ def resumed_config(place: RunPlace, overrides: Sequence[str]) -> RunConfig:
 
 def cotrain(
     config: RunConfig, place: RunPlace, run_id: str | None = None, callbacks: Sequence[Any] = (),
-    tags: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None, indexed: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Index (unless resuming), train, evaluate, report. Returns what the command prints, as data.
 
     `run_id`: the MLflow run to go on with. `callbacks`: Ray Train's. `tags`: of a new MLflow
-    run. A new run whose folder holds indexes already takes those. Raises Stopped where a signal ended the run,
+    run. `indexed`: a new run's folder holds its indexes already. Raises Stopped where a signal ended the run,
     UserError for the user's mistakes; what else ends it comes as Ray Train's error, after a line that says how to
     go on from the last checkpoint.
     """
@@ -134,8 +134,7 @@ def cotrain(
         check_resources(config)
         if run_id is None:
             console.print(f"indexing {len(config.tasks)} tasks ...")
-            there = (place.folder / "index").is_dir()
-            indexes = (load_indexes if there else build_indexes)(config, place.folder / "index")
+            indexes = (load_indexes if indexed else build_indexes)(config, place.folder / "index")
             tracker = Tracker.start(config, place.name, tags)
             record = {"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri}
             place.write(place.record.name, {**record, "checkpoints": place.checkpoints(config)})

@@ -1,5 +1,6 @@
 """Where the training loop's news go on a train worker: live line, curves, checkpoints, a stop, an anomaly."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping
@@ -48,6 +49,10 @@ class RayEvents:
         if self.curves:
             self.history.add(step, values)
             self.curves.put(step, values)
+            if any(key.startswith("eval/") for key in values):
+                # A trial that is stopped after an evaluation has no later checkpoint to write it with.
+                with contextlib.suppress(OSError):  # then it waits for the next one
+                    self.history.write(step)
 
     def evaluated(self, step: int, scores: dict[str, float]) -> None:
         """To Ray Train, whose callbacks (Tune's) see a trial on its way. A barrier: every rank reports."""

@@ -14,7 +14,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,6 @@ def _conclude(config: RunConfig, folder: Path, tracker: Any, results: Any) -> di
     """Report of all trials, pictures to MLflow, the winner into the registry."""
     from pipelines.mlflow_models import log_model
     from pipelines.tracking import Tracker
-    from polyvit.compare import read_run
     from polyvit.store import newest_whole, open_store
 
     trials: list[dict[str, Any]] = []
@@ -193,8 +192,7 @@ def _conclude(config: RunConfig, folder: Path, tracker: Any, results: Any) -> di
         "sweep": folder.name, "folder": str(folder), "mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri,
         "objective": config.sweep.objective, "trials": trials, "best": best,
     }  # fmt: skip
-    runs = [read_run(Path(t["folder"])) for t in trials if t["state"] != "failed"]
-    document["report"] = _report(config, runs, folder, tracker)
+    document["report"] = _report(trials, folder, tracker)
     step, _ = newest_whole(open_store(best["folder"]))
     version = log_model(Path(best["folder"]), config.sweep.model_name, config.sweep.alias)
     document["registered"] = {**version, "step": step}
@@ -204,10 +202,19 @@ def _conclude(config: RunConfig, folder: Path, tracker: Any, results: Any) -> di
     return document
 
 
-def _report(config: RunConfig, runs: Sequence[Any], folder: Path, tracker: Any) -> str:
+def _report(trials: Sequence[Mapping[str, Any]], folder: Path, tracker: Any) -> str:
+    """Table, pictures and page of all trials whose folder can be read."""
+    from polyvit.compare import read_run
     from polyvit.page import write_report
 
-    write_report(runs, folder / "report", f"Sweep {folder.name}")
+    runs = []
+    for trial in trials:
+        try:
+            runs.append(read_run(Path(trial["folder"])))
+        except UserError as error:
+            console.print(f"[yellow]not in the report: {error}[/]")
+    again = f"polyvit compare {folder / 'trials'} --out {folder / 'report'}"
+    write_report(runs, folder / "report", f"Sweep {folder.name}", command=again)
     tracker.artifact(folder / "report")
     return str(folder / "report" / "report.html")
 

@@ -47,7 +47,7 @@ def run_trial(changes: dict[str, Any], folder: str, parent: str) -> None:
         place.write("config.json", config.model_dump(mode="json"))
         _share_indexes(sweep / "index", place.folder / "index")
     tags = {PARENT: parent, TRIAL: f"{sweep.name}/{name}"}
-    cotrain(config, place, run_id, [TuneReportCallback()], tags)
+    cotrain(config, place, run_id, [TuneReportCallback()], tags, indexed=True)
 
 
 def _share_indexes(source: Path, target: Path) -> None:

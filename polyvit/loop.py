@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
-from polyvit.checkpoint import Learner, TrainState, scores
+from polyvit.checkpoint import Learner, TrainState
 from polyvit.config import RunConfig
 from polyvit.data.minibatch import Minibatch, Quarantined
 from polyvit.errors import UserError
@@ -109,10 +109,12 @@ def train(
         every = config.train.eval_every
         if step == total or (every and step % every == 0):
             with _timed(pace, "evaluate"):
-                bad = _evaluate(learner, feed, config, world, state, events, values)
+                bad = _evaluate(learner, feed, config, world, state, values)
             fresh += bad
         if values:
             events.metrics(step, values)
+        if state.evaluations and state.evaluations[-1]["step"] == step:
+            events.evaluated(step, state.scores())
         if done or step % config.train.checkpoint_every == 0:
             with _timed(pace, "checkpoint"):
                 state.quarantined([entry for entries in world.gather(fresh) for entry in entries])
@@ -139,8 +141,7 @@ def learning_rate(config: RunConfig, step: int, total: int, task: str) -> float:
 
 
 def _evaluate(
-    learner: Learner, feed: Feed, config: RunConfig, world: World, state: TrainState, events: Events,
-    values: dict[str, float],
+    learner: Learner, feed: Feed, config: RunConfig, world: World, state: TrainState, values: dict[str, float],
 ) -> list[Quarantined]:  # fmt: skip
     with ExitStack() as stack:
         if learner.ema:
@@ -155,7 +156,6 @@ def _evaluate(
         for key, value in result.items()
         if isinstance(value, float)
     }
-    events.evaluated(state.global_step, scores(results))
     # Every rank has the whole list already; rank 0's copy alone goes on to be gathered.
     return bad if world.rank == 0 else []
 
