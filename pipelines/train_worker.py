@@ -86,12 +86,7 @@ def _train(arguments: dict[str, Any]) -> TrainState:
     tracker = Tracker(arguments["mlflow_uri"], arguments["mlflow_run"]) if world.rank == 0 else None
     poster({"phase": "loading weights ..."}, urgent=True)
     store = open_store(place.checkpoints(config))
-    step = newest_step(store, world)
-    learner = build_learner(config, place, device, world, tracker if step is None else None, fresh=step is None)
-    state = TrainState()
-    if step is not None:
-        with store.fetched(step) as folder:
-            state = load_training(folder, learner, hashes)
+    learner, state = starting_point(store, hashes, config, place.folder / "init.txt", device, world, tracker)
     state.microbatches = microbatches(learner.model, config, place, world, device)
     history = History(place.folder / "history")
     past = history.restart(state.global_step) if tracker else []
@@ -106,6 +101,23 @@ def _train(arguments: dict[str, Any]) -> TrainState:
         return train(learner, schedule, feed, config, world, state, events)
     finally:
         events.close()
+
+
+def starting_point(
+    store: LocalStore | RemoteStore, hashes: dict[str, Any], config: RunConfig, report: Path, device: torch.device,
+    world: World, tracker: Tracker | None,
+) -> tuple[Learner, TrainState]:  # fmt: skip
+    """As the run's newest whole checkpoint has it; where there is none, anew, from `init.path` if given."""
+    step = newest_step(store, world)
+    model = PolyViT(config.model, config.tasks, seed=config.seed).to(device)
+    freeze_parts(model, config.optim.frozen)
+    if step is None and config.init.path:
+        initialise_all(model, config, world, report, tracker)
+    learner = fit_out(model, config, device, world)
+    if step is None:
+        return learner, TrainState()
+    with store.fetched(step) as folder:
+        return learner, load_training(folder, learner, hashes)
 
 
 def newest_step(store: LocalStore | RemoteStore, world: World) -> int | None:
@@ -123,15 +135,8 @@ def newest_step(store: LocalStore | RemoteStore, world: World) -> int | None:
     return world.gather(step)[0]
 
 
-def build_learner(
-    config: RunConfig, place: "RunPlace", device: torch.device, world: World, tracker: Tracker | None,
-    fresh: bool,
-) -> Learner:  # fmt: skip
-    """Model, optimiser and average as the config says. `fresh`: read `init.path`, if any."""
-    model = PolyViT(config.model, config.tasks, seed=config.seed).to(device)
-    freeze_parts(model, config.optim.frozen)
-    if fresh and config.init.path:
-        initialise_all(model, config, world, place.folder / "init.txt", tracker)
+def fit_out(model: PolyViT, config: RunConfig, device: torch.device, world: World) -> Learner:
+    """How the model is run and divided, with the optimiser and the average that the config says."""
     model.activation_checkpointing = config.train.activation_checkpointing
     if config.train.compile or (config.train.compile is None and device.type == "cuda"):
         model.compile_blocks()

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray.train
 import torch
 from mlflow.tracking import MlflowClient
 from pipelines_kit import pair_config, pair_document
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 from small import write_yaml
 
 from pipelines import cli
-from pipelines.train_worker import initialise_all, starting_state
+from pipelines.train_worker import initialise_all, starting_point
 from polyvit.checkpoint import Learner, TrainState, save_checkpoint
 from polyvit.config import ImageInput, ImageTask, RunConfig
 from polyvit.errors import UserError
@@ -25,6 +24,7 @@ from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained import check_init, init_problems
 from polyvit.optim import build_optimiser
 from polyvit.step import Alone
+from polyvit.store import LocalStore
 
 
 def write_vit(path: Path, config: RunConfig, **changes: Any) -> Path:
@@ -116,21 +116,18 @@ def test_one_rank_that_cannot_read_stops_all(config: RunConfig, tmp_path: Path) 
     assert not (tmp_path / "init.txt").exists()
 
 
-def test_a_run_that_goes_on_does_not_read_the_file(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_goes_on_does_not_read_the_file(config: RunConfig, tmp_path: Path) -> None:
     """The same call with and without a checkpoint; it is the checkpoint's weights that count."""
     write_vit(tmp_path / "vit.npz", config)
     trained, hashes = PolyViT(config.model, config.tasks, seed=5), {"schedule_hash": "s", "index_hash": {}}
     optimiser = build_optimiser(dict(trained.named_parameters()), config.optim)
-    save_checkpoint(tmp_path / "step_3", Learner(trained, optimiser), TrainState(global_step=3), config, hashes)
+    state = TrainState(global_step=3)
+    save_checkpoint(tmp_path / "run" / "step_00000003", Learner(trained, optimiser), state, config, hashes)
     found, cls = {}, "tokenizers.image.cls_token"
-    for given in (ray.train.Checkpoint.from_directory(tmp_path / "step_3"), None):
-        monkeypatch.setattr(ray.train, "get_checkpoint", lambda given=given: given)
-        model = PolyViT(config.model, config.tasks, seed=6)
-        own = build_optimiser(dict(model.named_parameters()), config.optim)
-        state = starting_state(model, own, hashes, config, Alone(), tmp_path / "init.txt", None)
-        found[state.global_step] = model.state_dict()
+    for folder in ("run", "empty"):
+        store, report = LocalStore(tmp_path / folder), tmp_path / "init.txt"
+        learner, state = starting_point(store, hashes, config, report, torch.device("cpu"), Alone(), None)
+        found[state.global_step] = learner.model.state_dict()
     assert found.keys() == {3, 0}
     assert all(torch.equal(value, found[3][key]) for key, value in trained.state_dict().items())
     assert found[3][cls].abs().max() == 0 < found[0][cls].abs().max()
