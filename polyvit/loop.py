@@ -95,11 +95,8 @@ def train(
         fresh += [entry for minibatch in minibatches for entry in minibatch.bad]
         _check_finite(minibatches, result, lr, config, world, events)
         _count(state, minibatches, result, config)
-        examples = {minibatch.task: minibatch.global_batch for minibatch in minibatches}
-        pace.add(arrived - began, time.perf_counter() - arrived, examples)
-        task = minibatches[0].task if len(minibatches) == 1 else "all tasks"
-        loss = sum(result.losses) / len(result.losses)
-        events.progress({"step": step, "total": total, "task": task, "loss": loss, **pace.line(total - step)})
+        pace.add(arrived - began, time.perf_counter() - arrived, {m.task: m.global_batch for m in minibatches})
+        events.progress(_snapshot(minibatches, result, total, pace))
         curves.add(minibatches, result, lr)
         done = step == total or state.stopped
         values: dict[str, float] = {}
@@ -124,6 +121,14 @@ def train(
             return state
     _judge(state, config, judged_from=1)
     return state
+
+
+def _snapshot(minibatches: list[Minibatch], result: StepResult, total: int, pace: Pace) -> dict[str, Any]:
+    """The live line's numbers."""
+    step = minibatches[0].step
+    task = minibatches[0].task if len(minibatches) == 1 else "all tasks"
+    loss = sum(result.losses) / len(result.losses)
+    return {"step": step, "total": total, "task": task, "loss": loss, **pace.line(total - step)}
 
 
 @contextmanager

@@ -168,9 +168,11 @@ def _kill(target: str, run: Run, cluster: Cluster, rng: random.Random) -> bool:
     if target == "node":
         cluster.kill_node()
         return True
-    victims = ray_processes(cluster.session, "RayTrainWorker" if target == "worker" else "decode_row")
-    if not victims:
-        return False
+    title, until = "RayTrainWorker" if target == "worker" else "decode_row", time.monotonic() + 20
+    while not (victims := ray_processes(cluster.session, title)):  # decoding comes and goes with the prefetch
+        if time.monotonic() > until or run.process.poll() is not None:
+            return False
+        time.sleep(0.02)
     with contextlib.suppress(psutil.NoSuchProcess):
         rng.choice(sorted(victims, key=lambda p: p.pid)).send_signal(signal.SIGKILL)
         return True

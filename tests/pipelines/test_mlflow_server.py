@@ -1,5 +1,6 @@
 """The commands and environment of cluster/compose.yaml without containers: PostgreSQL, an S3 server, MLflow."""
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+import soak
 import yaml
 from mlflow.tracking import MlflowClient
 from moto.server import ThreadedMotoServer
@@ -21,7 +23,8 @@ from small import small_config
 
 from pipelines.tracking import Tracker
 
-CLUSTER = Path(__file__).parents[2] / "cluster"
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
 BIN = Path(sys.executable).parent
 SERVICES = yaml.safe_load((CLUSTER / "compose.yaml").read_text())["services"]
 PASSWORD = "not-a-secret"
@@ -148,3 +151,37 @@ def test_a_run_goes_to_postgres_and_its_files_to_the_store(server: str, store: s
     keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
     held = boto3.client("s3", endpoint_url=f"http://{store}", **keys).list_objects_v2(Bucket="mlflow")["Contents"]
     assert [entry["Key"].rpartition(f"{tracker.run_id}/artifacts/")[2] for entry in held] == ["note.txt"]
+
+
+@pytest.mark.ray
+def test_a_sweep_with_two_trials_at_a_time_logs_each_once(server: str, tmp_path: Path) -> None:
+    """Concurrent trials, stopped early or not: one run each below the sweep's, every step of it once."""
+    config = soak.write_config(tmp_path, 40)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    as_data = tmp_path / "out.json"
+    command = [
+        sys.executable, "-m", "pipelines.sweep", str(config), "--name", "two", f"storage={tmp_path / 'runs'}",
+        f"tracking.uri={server}", "train.workers=1", "train.eval_every=10", "sweep.max_concurrent=2",
+        "sweep.early_stopping=true", "--over", "optim.lr=0.00001,0.003,0.002", "--json", str(as_data),
+    ]  # fmt: skip
+    env |= {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(as_data.read_text())
+    states = {trial["changes"]["optim.lr"]: trial["state"] for trial in document["trials"]}
+    assert len(states) == 3
+    assert set(states.values()) <= {"finished", "stopped"}
+    assert document["best"]["state"] == "finished"
+    client = MlflowClient(tracking_uri=server)
+    parent = client.get_run(document["mlflow_run"])
+    runs = client.search_runs([parent.info.experiment_id])
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == len({run.data.tags["polyvit.trial"] for run in children}) == 3
+    assert sorted(run.info.status for run in children) == sorted(
+        "FINISHED" if state == "finished" else "KILLED" for state in states.values()
+    )
+    for run in children:
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "global_step")]
+        assert steps == sorted(set(steps))
+    version = client.get_model_version_by_alias("polyvit", "champion")
+    assert version.run_id in {run.info.run_id for run in children}
