@@ -97,7 +97,7 @@ class Command:
         self.seen: dict[str, set[str]] = {}
         self.began = time.monotonic()
 
-    def wait(self, until: Callable[[], bool] = lambda: False, limit_s: float = 240) -> None:
+    def wait(self, until: Callable[[], bool] = lambda: False, limit_s: float = 600) -> None:
         """Until the process ends or `until` holds, noting which node runs what."""
         while self.process.poll() is None and not until():
             if time.monotonic() - self.began > limit_s:
@@ -107,7 +107,7 @@ class Command:
                 self.seen.setdefault(title, set()).add(node)
             time.sleep(0.02)
 
-    def ended(self, limit_s: float = 240) -> dict[str, Any]:
+    def ended(self, limit_s: float = 600) -> dict[str, Any]:
         """Wait for the end; the command's JSON."""
         self.wait(limit_s=limit_s)
         assert self.process.returncode is not None

@@ -107,7 +107,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on(folder: Path, config: Path) -> N
     log = folder / "first.log"
     with log.open("w") as out:
         driver = subprocess.Popen(first, stdout=out, stderr=out, env=env, cwd=ROOT, start_new_session=True)
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while "schedule.kind=uniform" not in log.read_text():
         assert driver.poll() is None, log.read_text()
         assert time.monotonic() < until, log.read_text()
@@ -116,7 +116,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on(folder: Path, config: Path) -> N
     driver.wait()
     as_data = folder / "out.json"
     again = [*command, "--resume", "one", f"storage={storage}", "--json", str(as_data)]
-    done = subprocess.run(again, env=env, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(again, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(as_data.read_text())
     trials = document["trials"]
