@@ -10,6 +10,7 @@ trials), trials/, tune/ (Ray Tune's own state), report/.
 
 import argparse
 import json
+import math
 import os
 import secrets
 import sys
@@ -181,9 +182,12 @@ def _conclude(config: RunConfig, folder: Path, tracker: Any, results: Any) -> di
         if state == "stopped" and (record := place / "run.json").exists():
             run = json.loads(record.read_text())
             Tracker(run["mlflow_uri"], run["mlflow_run"]).finish("KILLED")
-    trials.sort(
-        key=lambda t: (t["state"] != "finished", -(t[METRIC] if t[METRIC] is not None else -1e9), t["trial"])
-    )
+
+    def rank(trial: Mapping[str, Any]) -> tuple[bool, float, str]:
+        value = trial[METRIC]
+        return trial["state"] != "finished", math.inf if value is None else -value, trial["trial"]
+
+    trials.sort(key=rank)
     if not trials or trials[0]["state"] != "finished":
         failures = [f"{t['trial']} {t['state']}: {words(t['changes'])}" for t in trials]
         raise UserError(f"no trial came to its end; see the logs in {folder / 'tune'}, then --resume", failures)

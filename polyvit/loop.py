@@ -77,6 +77,8 @@ def train(
     pace = Pace.of(config, device, world.size)
     fresh: list[Quarantined] = []
     last = state.global_step
+    if last == total:  # a trial that was restarted after its end has yet to say how it ended
+        events.evaluated(last, state.scores())
     batches = feed.train(last + 1)
     for step in range(last + 1, total + 1):
         began = time.perf_counter()

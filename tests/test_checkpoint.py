@@ -90,6 +90,7 @@ def test_a_run_resumed_at_its_end_does_nothing(tmp_path: Path) -> None:
     final = first.run()
     assert again.run(tmp_path / "a" / f"step_{final.global_step}") == final
     assert again.checkpoints == again.points == []
+    assert again.scores == first.scores[-1:]  # said once more, for a sweep that missed it
     assert all(torch.equal(p, q) for p, q in zip(first.model.parameters(), again.model.parameters(), strict=True))
 
 
