@@ -154,6 +154,7 @@ def test_a_run_goes_to_postgres_and_its_files_to_the_store(server: str, store: s
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 def test_a_sweep_with_two_trials_at_a_time_logs_each_once(server: str, tmp_path: Path) -> None:
     """Concurrent trials, stopped early or not: one run each below the sweep's, every step of it once."""
     config = soak.write_config(tmp_path, 40)

@@ -238,6 +238,7 @@ def test_a_lost_node_is_replaced(group: Nodes, recipe: Path, undisturbed: tuple)
 
 
 @on_nodes
+@pytest.mark.soak
 def test_an_elastic_run_goes_on_with_one_worker(group: Nodes, recipe: Path, undisturbed: tuple) -> None:
     command, run = cotrain(group, recipe, "elastic", "train.min_workers=1")
     command.wait(until=lambda: any(run.glob("step_*/state.json")))
