@@ -98,6 +98,7 @@ def test_names_and_copies_are_as_without_it() -> None:
     model.load_state_dict(copy.deepcopy(before))
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_inductor_makes_one_graph_for_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its backward pass too: a mask whose strides depend on the batch would make one for each batch."""
