@@ -16,6 +16,7 @@ from typing import Any
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
 from polyvit.history import Point
+from polyvit.recipes import flatten
 
 logger = logging.getLogger(__name__)
 logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -239,14 +240,3 @@ class Curves:
         ]
         for i in range(0, len(metrics), _METRICS_PER_CALL):  # STEP_KEY of a very wide point comes last
             self._client.log_batch(self._run_id, metrics=metrics[i : i + _METRICS_PER_CALL], synchronous=True)
-
-
-def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"width": 8}} -> {"model.width": 8}; the keys are those of the command line."""
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -53,19 +53,15 @@ class TrainState:
         """What an evaluation at this very step found: each task's metric, and their mean as `mean`."""
         if not self.evaluations or self.evaluations[-1]["step"] != self.global_step:
             return {}
-        return scores(self.evaluations[-1]["tasks"])
+        results = self.evaluations[-1]["tasks"]
+        values = {task: result["value"] for task, result in results.items() if result["value"] is not None}
+        return {**values, "mean": sum(values.values()) / len(values)} if values else {}
 
     def quarantined(self, found: list[Quarantined]) -> None:
         """Add, each example once, in a fixed order."""
         self.quarantine = sorted(
             {*self.quarantine, *found}, key=lambda entry: (entry.task, entry.key, entry.reason)
         )
-
-
-def scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Each task's metric from an evaluation, and the mean over tasks as `mean`."""
-    values = {task: result["value"] for task, result in results.items() if result["value"] is not None}
-    return {**values, "mean": sum(values.values()) / len(values)} if values else {}
 
 
 @dataclass(frozen=True)

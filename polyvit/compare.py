@@ -12,6 +12,7 @@ from typing import Any
 
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
+from polyvit.recipes import flatten
 from polyvit.summary import RunSummary, read_run, read_runs
 
 __all__ = ["Baseline", "Comparison", "RunSummary", "compare", "leaderboard", "read_run", "read_runs"]
@@ -262,17 +263,7 @@ def _flat_config(config: RunConfig, shared: set[str]) -> dict[str, Any]:
         for name, task in tasks.items()
         if name in shared
     }
-    return {**_flat(document), "tasks": ", ".join(tasks) if set(tasks) != shared else "those of all runs"}
-
-
-def _flat(document: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{before}{key}.")
-        else:
-            found[f"{before}{key}"] = value
-    return found
+    return {**flatten(document), "tasks": ", ".join(tasks) if set(tasks) != shared else "those of all runs"}
 
 
 def run_labels(runs: Sequence[RunSummary], keys: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

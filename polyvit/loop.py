@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
+import torch
+
 from polyvit.checkpoint import Learner, TrainState
 from polyvit.config import RunConfig
 from polyvit.data.minibatch import Minibatch, Quarantined
@@ -58,14 +60,9 @@ class Events(Protocol):
 
 
 def train(
-    learner: Learner,
-    schedule: Schedule,
-    feed: Feed,
-    config: RunConfig,
-    world: World,
-    state: TrainState,
+    learner: Learner, schedule: Schedule, feed: Feed, config: RunConfig, world: World, state: TrainState,
     events: Events,
-) -> TrainState:
+) -> TrainState:  # fmt: skip
     """Steps state.global_step + 1 .. N, then an evaluation and a last checkpoint.
 
     Ends earlier, with a checkpoint and `state.stopped`, when a rank's `events.stop_requested()` says so. Raises
@@ -103,8 +100,7 @@ def train(
         done = step == total or state.stopped
         values: dict[str, float] = {}
         if step % config.train.log_every == 0 or done:
-            timings = {**pace.take(), **memory(device)}
-            values |= {**curves.take(), **{f"pace/{key}": value for key, value in timings.items()}}
+            values |= {**curves.take(), **_timings(pace, device)}
         every = config.train.eval_every
         if step == total or (every and step % every == 0):
             with _timed(pace, "evaluate"):
@@ -131,6 +127,11 @@ def _snapshot(minibatches: list[Minibatch], result: StepResult, total: int, pace
     task = minibatches[0].task if len(minibatches) == 1 else "all tasks"
     loss = sum(result.losses) / len(result.losses)
     return {"step": step, "total": total, "task": task, "loss": loss, **pace.line(total - step)}
+
+
+def _timings(pace: Pace, device: torch.device) -> dict[str, float]:
+    """Of a point of the curves."""
+    return {f"pace/{key}": value for key, value in {**pace.take(), **memory(device)}.items()}
 
 
 @contextmanager

@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -280,14 +279,6 @@ def soak(folder: Path, runs: int, kills: int, seed: int, steps: int) -> dict[str
     return report
 
 
-@contextlib.contextmanager
-def fresh_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    yield folder
-
-
 def main() -> int:
     """Exit status 0 where every run is equal."""
     made = argparse.ArgumentParser(description=__doc__)
@@ -297,8 +288,9 @@ def main() -> int:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--steps", type=int, default=400)
     given = made.parse_args()
-    with fresh_folder(given.folder.absolute()) as folder:
-        report = soak(folder, given.runs, given.kills, given.seed, given.steps)
+    folder = given.folder.absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    report = soak(folder, given.runs, given.kills, given.seed, given.steps)
     count = sum(len(entry["kills"]) for entry in report["runs"])
     print(f"{len(report['runs'])} runs, {count} kills, all equal: {report['equal']}")
     return 0 if report["equal"] else 1

@@ -6,7 +6,7 @@ recipe's task of that name, or else from `KNOWN_TASKS`). Overrides are `key.path
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -179,6 +179,17 @@ def set_key(document: dict[str, Any], path: str, value: Any) -> None:
         place[key] = dict(inner) if isinstance(inner, dict) else {}
         place = place[key]
     place[last] = value
+
+
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"width": 8}} -> {"model.width": 8}; the keys are those of the command line."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _problems(error: ValidationError) -> list[str]:
