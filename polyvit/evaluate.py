@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyvit.config import ImageTask, RunConfig, TaskConfig, VideoTask
+from polyvit.config import RunConfig
 from polyvit.data.minibatch import Minibatch, Quarantined
 from polyvit.losses import example_losses
 from polyvit.metrics import MetricState
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.tokenizer import normalise
 from polyvit.step import World
+from polyvit.task_config import ImageTask, TaskConfig, VideoTask
 
 
 @torch.no_grad()

@@ -20,16 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyvit.config import (
-    AudioInput,
-    AudioTask,
-    ImageTask,
-    ModelInput,
-    RunConfig,
-    TaskConfig,
-    VideoInput,
-    VideoTask,
-)
+from polyvit.config import AudioInput, ModelInput, RunConfig, VideoInput
 from polyvit.data.minibatch import Minibatch
 from polyvit.errors import UserError
 from polyvit.evaluate import average_views
@@ -37,6 +28,7 @@ from polyvit.losses import example_losses
 from polyvit.metrics import MetricState
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.tokenizer import normalise
+from polyvit.task_config import AudioTask, ImageTask, TaskConfig, VideoTask
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that an exported model may show, relative to the largest logit above 1."""

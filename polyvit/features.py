@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyvit.config import ModelInput, TaskConfig
+from polyvit.config import ModelInput
 from polyvit.data.minibatch import Minibatch, Quarantined, multi_hot
+from polyvit.task_config import TaskConfig
 
 FORMAT = 1
 """Counts up when the same inputs give other features, so that no older file is taken for them."""

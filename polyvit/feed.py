@@ -6,10 +6,11 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from polyvit.config import RunConfig, TaskConfig
+from polyvit.config import RunConfig
 from polyvit.data.index import Example, Scan
 from polyvit.data.minibatch import Decoder, Minibatch, Request, evaluation_requests, train_request
 from polyvit.plan import Plan
+from polyvit.task_config import TaskConfig
 
 EVAL_BATCH = 64
 """Most views (clip x crop) of one evaluation minibatch; one example has all its views in one."""

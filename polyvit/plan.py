@@ -13,8 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from polyvit.config import TaskConfig
 from polyvit.schedule import Schedule
+from polyvit.task_config import TaskConfig
 
 SPARES = 8
 """Substitutes named with every minibatch, tried in turn for an example that cannot be decoded."""

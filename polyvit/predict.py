@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from polyvit.checkpoint import find_checkpoint, load_trained
-from polyvit.config import AudioTask, RunConfig, TaskConfig
+from polyvit.config import RunConfig
 from polyvit.data.example import evaluation_tokens
 from polyvit.data.sniff import detect_modality
 from polyvit.errors import BadMedia, UserError
@@ -28,6 +28,7 @@ from polyvit.feed import EVAL_BATCH
 from polyvit.inputs import Modality
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.tokenizer import normalise
+from polyvit.task_config import AudioTask, TaskConfig
 
 TOP_K = 5
 FILES_AT_ONCE = 16

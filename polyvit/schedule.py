@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from polyvit.config import ScheduleConfig, TaskConfig
+from polyvit.config import ScheduleConfig
+from polyvit.task_config import TaskConfig
 
 
 @dataclass(frozen=True)

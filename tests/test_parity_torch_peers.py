@@ -16,19 +16,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from polyvit.config import (
-    AudioInput,
-    AudioTask,
-    ImageInput,
-    ImageTask,
-    ModelConfig,
-    TaskConfig,
-    VideoInput,
-    VideoTask,
-)
+from polyvit.config import AudioInput, ImageInput, ModelConfig, VideoInput
 from polyvit.model.convert import block_from_hf, pop_group
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained import initialise
+from polyvit.task_config import AudioTask, ImageTask, TaskConfig, VideoTask
 
 ROUNDING = 1e-5
 FOLDER = kit.DIR / "torch_peers"

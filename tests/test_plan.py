@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from polyvit.config import AudioTask, ImageTask, ScheduleConfig, TaskConfig
+from polyvit.config import ScheduleConfig
 from polyvit.plan import SPARES, Plan, PlannedBatch, epoch_permutation, mixes, rank_slice
 from polyvit.schedule import build_schedule
+from polyvit.task_config import AudioTask, ImageTask, TaskConfig
 
 
 def image_task(batch: int, steps: int = 12) -> ImageTask:

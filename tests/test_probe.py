@@ -9,7 +9,7 @@ import torch
 from kit import task as make_task
 from sklearn.linear_model import LogisticRegression
 
-from polyvit.config import ImageInput, ImageTask, TaskConfig
+from polyvit.config import ImageInput
 from polyvit.data.minibatch import Minibatch, Quarantined, multi_hot
 from polyvit.errors import UserError
 from polyvit.features import (
@@ -21,6 +21,7 @@ from polyvit.features import (
     write_features,
 )
 from polyvit.probe import ProbeSettings, carve_out, choose_lr, fit_heads, probe
+from polyvit.task_config import ImageTask, TaskConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

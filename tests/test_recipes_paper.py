@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipelines.plan import plan_document
-from polyvit.config import AudioTask, ImageTask, RunConfig, VideoTask
+from polyvit.config import RunConfig
 from polyvit.data.example import token_dtype, token_shape
 from polyvit.data.minibatch import Minibatch, multi_hot
 from polyvit.model.polyvit import PolyViT, parameter_table, parameters_of
@@ -18,6 +18,7 @@ from polyvit.optim import build_optimiser
 from polyvit.recipes import load_config, recipe_names
 from polyvit.schedule import build_schedule
 from polyvit.step import Alone, train_step
+from polyvit.task_config import AudioTask, ImageTask, VideoTask
 from polyvit.tasks import KNOWN_TASKS
 
 SINGLE = {

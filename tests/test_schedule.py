@@ -6,8 +6,9 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from polyvit.config import ScheduleConfig, VideoTask
+from polyvit.config import ScheduleConfig
 from polyvit.schedule import Schedule, build_schedule, scaled_steps
+from polyvit.task_config import VideoTask
 from polyvit.tasks import PAPER_TASKS
 
 STEPS = {"a": 5, "b": 3, "c": 2}

@@ -21,10 +21,11 @@ import soundfile
 import torch
 import torchaudio
 
-from polyvit.config import AudioAugment, AudioInput
+from polyvit.config import AudioInput
 from polyvit.data.augment import View, spec_augment, window_indices, window_start
 from polyvit.data.decoding import bad_media
 from polyvit.errors import BadMedia
+from polyvit.task_config import AudioAugment
 
 MAX_SECONDS = 3600.0
 """Longer recordings, or segments of them, are refused."""

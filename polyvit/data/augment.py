@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from polyvit.config import AudioAugment
+from polyvit.task_config import AudioAugment
 
 BRIGHTNESS = 32.0
 """Largest shift, in grey levels of 255. This and the next three: dmvr `color_default_augm`, as in scenic."""

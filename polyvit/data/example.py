@@ -12,20 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polyvit.config import (
-    AudioInput,
-    AudioTask,
-    ImageInput,
-    ImageTask,
-    Modality,
-    ModelInput,
-    TaskConfig,
-    VideoInput,
-    VideoTask,
-)
+from polyvit.config import AudioInput, ImageInput, Modality, ModelInput, VideoInput
 from polyvit.data.augment import CropPosition, View
 from polyvit.data.patchify import patchify_audio, patchify_image, patchify_video
 from polyvit.errors import BadMedia
+from polyvit.task_config import AudioTask, ImageTask, TaskConfig, VideoTask
 
 Media = bytes | np.ndarray
 

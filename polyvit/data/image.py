@@ -12,10 +12,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from polyvit.config import ImageAugment
 from polyvit.data.augment import centre_cut, inception_box
 from polyvit.data.decoding import bad_media
 from polyvit.errors import BadMedia
+from polyvit.task_config import ImageAugment
 
 MAX_PIXELS = 2**26
 """67 million: above it a picture is refused unread, for a few kB can unpack to gigabytes. Pillow's own

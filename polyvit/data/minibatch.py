@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from polyvit.config import ModelInput, TaskConfig
+from polyvit.config import ModelInput
 from polyvit.data.augment import example_rng
 from polyvit.data.example import evaluation_tokens, example_tokens, token_dtype, token_shape
 from polyvit.data.index import Example
 from polyvit.data.source import load
 from polyvit.errors import BadMedia
 from polyvit.plan import PlannedBatch
+from polyvit.task_config import TaskConfig
 
 
 @dataclass(frozen=True)

@@ -18,23 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from polyvit.config import (
-    AudioInput,
-    AudioTask,
-    ImageInput,
-    ImageTask,
-    ModelInput,
-    RunConfig,
-    TaskConfig,
-    VideoInput,
-    VideoTask,
-)
+from polyvit.config import AudioInput, ImageInput, ModelInput, RunConfig, VideoInput
 from polyvit.data.augment import example_rng
 from polyvit.data.example import Media, example_tokens
 from polyvit.data.layouts import scan
 from polyvit.data.source import load
 from polyvit.errors import BadMedia, UserError
 from polyvit.recipes import load_config
+from polyvit.task_config import AudioTask, ImageTask, TaskConfig, VideoTask
 
 ROWS = 6
 """Examples on a sheet."""

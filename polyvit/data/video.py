@@ -19,7 +19,6 @@ import cv2
 import decord
 import numpy as np
 
-from polyvit.config import VideoAugment
 from polyvit.data.augment import (
     CropPosition,
     View,
@@ -34,6 +33,7 @@ from polyvit.data.augment import (
 from polyvit.data.decoding import bad_media
 from polyvit.data.image import smaller_side_size
 from polyvit.errors import BadMedia
+from polyvit.task_config import VideoAugment
 
 MAX_CLIP_PIXELS = 2**28
 """Frames * height * width of one clip as read: 32 frames of 4K, 805 MB."""

@@ -13,8 +13,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from polyvit.config import AudioTask, ImageTask, RunConfig, TaskConfig, VideoTask
+from polyvit.config import RunConfig
 from polyvit.errors import UserError
+from polyvit.task_config import AudioTask, ImageTask, TaskConfig, VideoTask
 from polyvit.tasks import KNOWN_TASKS
 
 FOLDER = Path(__file__).parent

@@ -10,7 +10,7 @@ import soundfile
 import torch
 import torchaudio
 
-from polyvit.config import AudioAugment, AudioInput
+from polyvit.config import AudioInput
 from polyvit.data.audio import (
     decode_waveform,
     eval_audio,
@@ -21,6 +21,7 @@ from polyvit.data.audio import (
     train_waveform,
 )
 from polyvit.errors import BadMedia
+from polyvit.task_config import AudioAugment
 from tests.data.test_image import damaged_rows
 from tests.kit import DATA_DIR, needs_data
 

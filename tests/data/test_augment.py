@@ -5,7 +5,6 @@ import colorsys
 import numpy as np
 import pytest
 
-from polyvit.config import AudioAugment
 from polyvit.data.augment import (
     ColourJitter,
     centre_cut,
@@ -19,6 +18,7 @@ from polyvit.data.augment import (
     window_indices,
     window_start,
 )
+from polyvit.task_config import AudioAugment
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from polyvit.config import AudioInput, ImageInput, ModelInput, TaskConfig, VideoInput
+from polyvit.config import AudioInput, ImageInput, ModelInput, VideoInput
 from polyvit.data.augment import example_rng
 from polyvit.data.decoding import bad_media
 from polyvit.data.example import example_tokens, token_dtype, token_shape
 from polyvit.data.patchify import unpatchify_image
 from polyvit.errors import BadMedia
+from polyvit.task_config import TaskConfig
 from tests.kit import DATA_DIR, needs_data
 
 IMAGE = ImageInput(size=(32, 32), patch_size=(8, 8))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyvit.config import ImageAugment
 from polyvit.data.image import decode_image, eval_image, train_image
 from polyvit.errors import BadMedia
+from polyvit.task_config import ImageAugment
 from tests.kit import DATA_DIR, needs_data
 
 EITHER_WAY = {"images/bitrot_middle.jpg"}

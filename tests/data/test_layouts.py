@@ -10,10 +10,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from polyvit.config import Layout
 from polyvit.data.index import Problem, key_fraction
 from polyvit.data.layouts import LAYOUTS, scan
 from polyvit.errors import UserError
+from polyvit.task_config import Layout
 from tests.kit import carved, rows, task, write
 
 # ------------------------------------------------------------------------------------------- what all share

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from polyvit.config import TaskConfig
 from polyvit.data.index import Problem, Scan
 from polyvit.data.layouts import scan
 from polyvit.data.source import load
 from polyvit.errors import UserError
+from polyvit.task_config import TaskConfig
 from polyvit.tasks import PAPER_TASKS
 from tests.kit import DATA_DIR, needs_data
 

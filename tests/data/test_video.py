@@ -6,9 +6,9 @@ import av
 import numpy as np
 import pytest
 
-from polyvit.config import VideoAugment
 from polyvit.data.video import eval_video, read_clip, train_video
 from polyvit.errors import BadMedia
+from polyvit.task_config import VideoAugment
 from tests.data.test_image import damaged_rows
 from tests.kit import DATA_DIR, needs_data
 

@@ -10,21 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from polyvit.config import (
-    AudioInput,
-    AudioTask,
-    ImageInput,
-    ImageTask,
-    ModelConfig,
-    TaskConfig,
-    VideoInput,
-    VideoTask,
-)
+from polyvit.config import AudioInput, ImageInput, ModelConfig, VideoInput
 from polyvit.errors import UserError
 from polyvit.model.convert import HF_BLOCK_NAMES, official_to_state, state_to_official
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained import inflate, initialise, resize_positions
 from polyvit.model.vit_files import load_vit
+from polyvit.task_config import AudioTask, ImageTask, TaskConfig, VideoTask
 
 DEPTH, HEADS, WIDTH = 3, 2, 8
 CONFIG = ModelConfig(

@@ -17,7 +17,7 @@ from small import write_yaml
 from pipelines import cli
 from pipelines.train_worker import initialise_all, starting_point
 from polyvit.checkpoint import Learner, TrainState, save_checkpoint
-from polyvit.config import ImageInput, ImageTask, RunConfig
+from polyvit.config import ImageInput, RunConfig
 from polyvit.errors import UserError
 from polyvit.model.convert import state_to_official
 from polyvit.model.polyvit import PolyViT
@@ -25,6 +25,7 @@ from polyvit.model.pretrained import check_init, init_problems
 from polyvit.optim import build_optimiser
 from polyvit.step import Alone
 from polyvit.store import LocalStore
+from polyvit.task_config import ImageTask
 
 
 def write_vit(path: Path, config: RunConfig, **changes: Any) -> Path:

@@ -7,7 +7,6 @@ layouts, their rules and their options are in the docstrings of the files beside
 from collections.abc import Callable
 from pathlib import Path
 
-from polyvit.config import TaskConfig
 from polyvit.data.index import Scan
 from polyvit.data.layouts import (
     audioset,
@@ -25,6 +24,7 @@ from polyvit.data.layouts import (
 )
 from polyvit.data.layouts.common import Survey
 from polyvit.errors import UserError
+from polyvit.task_config import TaskConfig
 
 LAYOUTS: dict[str, tuple[Callable[[Survey], Scan], str]] = {
     "imagenet": (imagenet.scan_imagenet, imagenet.EXPECTS),

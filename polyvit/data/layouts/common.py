@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from polyvit.config import Modality, TaskConfig
+from polyvit.config import Modality
 from polyvit.data.index import Example, Problem, Scan, Split, finish_scan, key_fraction
 from polyvit.errors import UserError
+from polyvit.task_config import TaskConfig
 
 _VIDEO = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
 EXTENSIONS: dict[Modality, tuple[str, ...]] = {
