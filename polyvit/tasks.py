@@ -2,7 +2,7 @@
 
 `PAPER_TASKS`: source of every number but `train_examples` of the image tasks: google-research/scenic @ 4a38d475,
 projects/polyvit/configs/polyvit_all.py. Those are the published sizes less the validation carve-out (1 % of
-ImageNet, 2 % of CIFAR, 10 % of Pets, 40 % of RESISC45). Each entry validates as `polyvit.task_config.TaskConfig`; a
+ImageNet, 2 % of CIFAR, 10 % of Pets, 40 % of RESISC45). Each entry validates as `task_config.TaskConfig`; a
 recipe names a task and changes what it wants to change. Warmup is 500 steps for the image tasks together and 2.5
 epochs for each of the others. `KNOWN_TASKS` adds tasks whose training numbers are ours: the release has none.
 """
