@@ -22,8 +22,8 @@ from polyvit.compare import Comparison, compare, leaderboard, parameters_saved, 
 from polyvit.errors import UserError
 from polyvit.pictures import amount
 
-MOST_RUNS = 12
-"""Columns of the table of tasks on the terminal: the best runs; the files have all."""
+MOST_RUNS = 7
+"""Columns of the table of tasks on the terminal, which so fits 100 letters: the best runs; the files have all."""
 
 
 def print_comparison(made: Comparison, title: str) -> None:

@@ -32,7 +32,7 @@ from polyvit.model.pretrained import check_init
 from polyvit.recipes import apply_override, load_config, validate_config, with_absolute_paths
 from polyvit.report import draw_schedule, result_rows
 from polyvit.schedule import build_schedule
-from polyvit.store import folder_name, open_store, under
+from polyvit.store import best_step, folder_name, open_store, under
 
 _RESUMABLE = ("train", "data", "feed", "tracking", "storage")
 """Sections that a resumed run may change: where and how fast, not what is learned."""
@@ -233,10 +233,22 @@ def _document(
         "run_id": tracker.run_id,
         "mlflow_uri": tracker.uri,
         "checkpoint": under(place.checkpoints(config), folder_name(state.global_step)),
+        "best": _best(config, place),
         "steps": state.global_step,
         "workers": config.train.workers,
         "tasks": rows,
     }
+
+
+def _best(config: RunConfig, place: RunPlace) -> dict[str, Any] | None:
+    """The best kept checkpoint by `train.best_metric`; None where no kept one was evaluated."""
+    address, metric = place.checkpoints(config), config.train.best_metric
+    store = open_store(address)
+    step = best_step(store, metric)
+    if step is None:
+        return None
+    value = store.manifest(step)["metrics"][metric]
+    return {"step": step, "metric": metric, "value": value, "checkpoint": under(address, folder_name(step))}
 
 
 def _print_left_out(report: dict[str, Any]) -> None:
@@ -270,6 +282,9 @@ def print_results(document: dict[str, Any]) -> None:
         "chance: a guess; majority: always the most frequent training class; skipped: listed or read, not usable"
     )
     console.print(f"checkpoint  {document['checkpoint']}")
+    if best := document["best"]:
+        where = "" if best["checkpoint"] == document["checkpoint"] else f": {best['checkpoint']}"
+        console.print(f"best        step {best['step']} ({best['metric']} {best['value']:.3f}){where}")
     console.print(f"MLflow      run {document['run_id']} in {document['mlflow_uri']}")
     if document["mlflow_uri"].startswith("sqlite:"):
         console.print(f"see it      {command.tool('mlflow')} ui --backend-store-uri {document['mlflow_uri']}")

@@ -3,11 +3,12 @@
     polyvit extend MODEL CONFIG [key=value ...] [--only TASK] [--freeze PARTS] [--rehearse TASK] [--json FILE]
     python -m pipelines.extend ...                           the same, for `ray job submit`
 
-The tasks of CONFIG that MODEL lacks get a head, and a tokenizer with adaptor blocks where their modality is new;
-they train as `polyvit cotrain` does, in a run of their own. By default every old part is frozen, so that only
-what is new trains. --freeze tokenizers,heads lets the shared blocks move (--freeze none: everything); --rehearse
-TASK goes on training an old task beside the new ones. The old tasks are evaluated before and after. The run's
-folder gets `extended/`, a checkpoint with all tasks for `evaluate`, `predict`, `register`, and forgetting.json.
+The tasks of CONFIG that MODEL lacks get a head, and a tokenizer with adaptor blocks where their modality is new
+(the blocks start as copies of another modality's); they train as `polyvit cotrain` does, in a run of their own.
+By default every old part is frozen, so that only what is new trains. --freeze tokenizers,heads lets the shared
+blocks move (--freeze none: everything); --rehearse TASK goes on training an old task beside the new ones. The old
+tasks are evaluated before and after. The run's folder gets `extended/`, a checkpoint with all tasks for
+`evaluate`, `predict`, `register`, and forgetting.json.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from rich.table import Table
 from pipelines import command
 from pipelines.command import console
 from polyvit.config import RunConfig
-from polyvit.extend import ROLES, assemble, extension_config, write_extended
+from polyvit.extend import ROLES, add_results, assemble, extension_config, write_extended
 from polyvit.recipes import load_config
 
 
@@ -72,6 +73,8 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         write_extended(place.folder / "extended", model, whole, document, state)
         measured = measured.model_copy(update={"model": whole.model})
         after = {} if arguments.skip_forgetting else _evaluated("after", model, measured, folder)
+    was = (document.get("evaluations") or [{"tasks": {}}])[-1]["tasks"]
+    add_results(place.folder / "extended", after or ({} if changed else was))
     report = {
         "model": arguments.model, "base": str(folder), "extended": str(place.folder / "extended"),
         "frozen": list(config.optim.frozen), "changed_parameters": changed, "new": result["tasks"],

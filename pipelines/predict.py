@@ -6,11 +6,13 @@
 
 MODEL is a checkpoint's folder, a run's, or `models:/name@alias`. With FILEs there is one line of JSON a file on
 stdout: path, modality and for each task its best classes, or `error` with the reason; exit status 2 where a file
-could not be used, after all others were answered. With --input the answers go to Parquet files in DIR, and a job
-that was stopped goes on where it was (`pipelines/label.py`).
+could not be used, after all others were answered. Files are decoded in a process of their own, so that one which
+crashes or stalls its decoder costs its own line alone. With --input the answers go to Parquet files in DIR, and a
+job that was stopped goes on where it was (`pipelines/label.py`).
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -33,12 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--task", action="append", default=[], metavar="NAME", help="only this task (repeatable)")
     made.add_argument("--top-k", type=command_count, default=5, metavar="K", help="classes a task (default: 5)")
     made.add_argument("--modality", choices=get_args(Modality), help="take the files as this, whatever they hold")
+    made.add_argument(
+        "--file-seconds", type=float, default=60.0, help="time limit for decoding one file (default: 60)"
+    )
     job = made.add_argument_group("many files, on Ray")
     job.add_argument("--input", metavar="FOLDER_OR_LIST", help="a folder; or a .txt, .csv or .parquet of paths")
     job.add_argument("--column", default="path", help="the column of paths in a .csv or .parquet (default: path)")
     job.add_argument("--output", metavar="DIR", type=Path, help="folder for the Parquet files of answers")
     job.add_argument("--part-size", type=command_count, default=1000, metavar="N", help="files a Parquet file")
-    job.add_argument("--file-seconds", type=float, default=60.0, help="time limit for decoding one file")
     failed: list[str] = []
 
     def body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -60,11 +64,12 @@ def command_count(text: str) -> int:
 
 
 def _here(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Answer FILEs in this process."""
+    """Answer FILEs on this machine."""
     import torch
 
     from pipelines.mlflow_models import model_folder
-    from polyvit.predict import Predictor, as_json_line
+    from polyvit.predict import Predictor, as_json_line, check_tasks
+    from polyvit.sandbox import Limits, Sandbox
 
     if not arguments.files:
         raise UserError("give FILEs to classify, or --input and --output for a job")
@@ -73,12 +78,14 @@ def _here(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = model_folder(arguments.model)
     predictor = Predictor.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
     paths = [Path(name).expanduser() for name in arguments.files]
-    found = predictor.predict(paths, arguments.task, arguments.top_k, arguments.modality)
+    check_tasks(predictor.config, arguments.task)
     answers = []
-    for name, answer in zip(arguments.files, found, strict=True):
-        line = as_json_line({"path": name, **answer})
-        print(line, flush=True)
-        answers.append(json.loads(line))
+    with contextlib.closing(Sandbox(predictor.config, Limits(decode_seconds=arguments.file_seconds))) as sandbox:
+        found = predictor.predict(paths, arguments.task, arguments.top_k, arguments.modality, sandbox.prepare)
+        for name, answer in zip(arguments.files, found, strict=True):
+            line = as_json_line({"path": name, **answer})
+            print(line, flush=True)
+            answers.append(json.loads(line))
     return {"model": arguments.model, "folder": str(folder), "answers": answers}
 
 

@@ -1,11 +1,13 @@
 """A registered model as MLflow loads it: this file is logged as code, and runs wherever the model is loaded.
 
 It and the `polyvit` package that is logged with it need neither Ray nor anything else of `pipelines`.
+Files are decoded in a process of their own, so that one which crashes its decoder costs its own row alone.
 In: a table with a row a file: `path` (on the machine that answers) or `content` (the file's bytes; base64 over
 HTTP). Out: a table with `modality`, `tasks` ({task: [{label, index, probability}, ...]}) and `error`.
 Parameters: `task` (names, separated by commas; empty: all of the file's modality), `top_k`, `modality`.
 """
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,12 @@ class PolyViTModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         import torch
 
         from polyvit.predict import Predictor
+        from polyvit.sandbox import Sandbox
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.predictor = Predictor.load(Path(context.artifacts["release"]), device)
+        self.sandbox = Sandbox(self.predictor.config)
+        self.lock = threading.Lock()  # a server may ask from several threads; a sandbox takes one file at a time
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -38,7 +43,9 @@ class PolyViTModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         if modality not in (None, "image", "video", "audio"):
             raise UserError(f"modality={modality!r}: give image, video or audio, or leave it out")
         media = [_media(row) for row in model_input.to_dict("records")]
-        answers = self.predictor.predict(media, tasks, int(given.get("top_k") or 5), modality)
+        top_k = int(given.get("top_k") or 5)
+        with self.lock:
+            answers = list(self.predictor.predict(media, tasks, top_k, modality, self.sandbox.prepare))
         rows = [{"modality": None, "tasks": {}, "error": None, **answer} for answer in answers]
         return pd.DataFrame(rows, columns=["modality", "tasks", "error"], dtype=object)
 

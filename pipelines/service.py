@@ -69,9 +69,8 @@ class Decoders:
     def __init__(self, config: Any, limits: Limits, count: int) -> None:
         self.idle: queue.SimpleQueue[Sandbox] = queue.SimpleQueue()
         self.threads = ThreadPoolExecutor(count, thread_name_prefix="polyvit-decode")
-        self.all = [Sandbox(config, limits) for _ in range(count)]
-        for sandbox in self.all:
-            self.idle.put(sandbox)
+        for _ in range(count):
+            self.idle.put(Sandbox(config, limits))
 
     def prepare(self, data: bytes, tasks: Sequence[str], modality: Modality | None) -> Prepared:
         """As `Sandbox.prepare`, in the next sandbox that is free."""
@@ -83,14 +82,10 @@ class Decoders:
         finally:
             self.idle.put(sandbox)
 
-    def deaths(self) -> int:
-        """Files on which a decoder died so far."""
-        return sum(sandbox.deaths for sandbox in self.all)
-
 
 @serve.deployment(name="back")
 class Back:
-    """Decoders and the model. Answers with (status, document)."""
+    """Decoders and the model."""
 
     def __init__(self, model: str, limits: Limits, decoders: int, batch: int) -> None:
         import torch
@@ -104,14 +99,13 @@ class Back:
         self.batched.set_max_batch_size(batch)  # type: ignore[attr-defined]
 
     def facts(self) -> dict[str, Any]:
-        """What `/healthz` says: that it is there, and for which tasks; and the deaths of decoders."""
-        tasks = {name: task.modality for name, task in self.predictor.config.tasks.items()}
-        return {"tasks": tasks, "decoder_deaths": self.decoders.deaths()}
+        """What `/healthz` says: that it is there, and for which tasks."""
+        return {"tasks": {name: task.modality for name, task in self.predictor.config.tasks.items()}}
 
     async def answer(
         self, data: bytes, tasks: Sequence[str], modality: Modality | None, top_k: int
-    ) -> tuple[int, dict[str, Any]]:
-        """The answer for one file, or why there is none."""
+    ) -> tuple[int, dict[str, Any], bool]:
+        """Status and document for one file: its answer, or why there is none; and whether its decoder died."""
         loop = asyncio.get_running_loop()
         try:
             named = check_tasks(self.predictor.config, tasks)
@@ -119,13 +113,13 @@ class Back:
                 self.decoders.threads, self.decoders.prepare, data, named, modality
             )
         except UserError as error:
-            return 400, {"error": error.message}
+            return 400, {"error": error.message}, False
         except BadMedia as error:
             status, reason = refusal_of(error)
-            return status, {"error": reason}
+            return status, {"error": reason}, isinstance(error, DecoderDied)
         logits = await self.batched(prepared)
         best = {name: self.predictor.best(name, logits_K, top_k) for name, logits_K in logits.items()}
-        return 200, {"modality": prepared.modality, "tasks": best}
+        return 200, {"modality": prepared.modality, "tasks": best}, False
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=BATCH_WAIT_S)
     async def batched(self, prepared: list[Prepared]) -> list[dict[str, Any]]:
@@ -217,7 +211,7 @@ class Front:
     """HTTP in, HTTP out."""
 
     def __init__(self, back: Any, limits: ServiceLimits) -> None:
-        self.back, self.limits, self.metrics, self.count = back, limits, Metrics(), 0
+        self.back, self.limits, self.metrics, self.count, self.deaths = back, limits, Metrics(), 0, 0
 
     @app.get("/healthz")
     async def healthz(self) -> Response:
@@ -226,7 +220,7 @@ class Front:
             facts = await asyncio.wait_for(self._facts(), timeout=10)
         except Exception as error:  # whatever keeps it from answering
             return JSONResponse({"status": "unavailable", "error": repr(error)[:200]}, 503)
-        return JSONResponse({"status": "ok", **facts})
+        return JSONResponse({"status": "ok", **facts, "decoder_deaths": self.deaths})
 
     async def _facts(self) -> dict[str, Any]:
         return await self.back.facts.remote()
@@ -234,11 +228,6 @@ class Front:
     @app.get("/metrics")
     async def show_metrics(self) -> Response:
         """Prometheus' text format."""
-        try:
-            facts = await asyncio.wait_for(self._facts(), timeout=10)
-            self.metrics.deaths.set(facts["decoder_deaths"])
-        except Exception:  # the other numbers are worth having
-            pass
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.post("/predict")
@@ -270,4 +259,7 @@ class Front:
         self.metrics.bytes.inc(len(data))
         if not data:
             raise Refused(400, "there is no file: send it as the body, or as the file of a multipart form")
-        return await self.back.answer.remote(data, tasks, modality, top_k)
+        status, document, died = await self.back.answer.remote(data, tasks, modality, top_k)
+        self.deaths += died
+        self.metrics.deaths.set(self.deaths)
+        return status, document

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
+from ray.tune.schedulers import ASHAScheduler
 
 from pipelines.command import console
 from polyvit.config import RunConfig
@@ -57,6 +58,23 @@ def _share_indexes(source: Path, target: Path) -> None:
             os.link(path, target / path.name)
 
 
+class EarlyStopping(ASHAScheduler):
+    """Successive halving: at 11 % and 33 % of its steps a trial that is not among the best third so far ends.
+
+    One that has done all its steps is left to come to its end: Ray's own would stop it at its last evaluation,
+    before its checkpoint and result are written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(time_attr=PROGRESS, max_t=100, grace_period=11, reduction_factor=3)
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict) -> str:
+        """Whether it goes on."""
+        if result.get(PROGRESS, 0) >= 100:
+            return self.CONTINUE
+        return super().on_trial_result(controller, trial, result)
+
+
 class Lines(Callback):
     """A line on the terminal at every trial's start, evaluation and end; Tune's own tables go to its log."""
 
@@ -68,6 +86,11 @@ class Lines(Callback):
         """How far it is."""
         if METRIC in result:
             console.print(f"trial {trial.trial_id}: {result[PROGRESS]:3d} %  {METRIC} {result[METRIC]:.4f}")
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Whether it was stopped early."""
+        if (reached := trial.last_result.get(PROGRESS, 100)) < 100:
+            console.print(f"trial {trial.trial_id}: stopped early, at {reached} %")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Where to read why."""

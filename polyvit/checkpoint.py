@@ -36,7 +36,8 @@ FORMAT = 2
 class TrainState:
     """What a run knows besides parameters and optimiser state; every rank holds the same.
 
-    read, bad: examples of each task asked for and found undecodable, over all ranks.
+    read, bad: planned examples of each task, and those of them that could not be decoded, over all ranks.
+    quarantine: every example that could not be decoded, spares that were tried included, each once.
     microbatches: examples of each task in one forward and backward, where the step is split.
     stopped: whether the run was told to stop before its end (not stored).
     """
@@ -193,7 +194,7 @@ def find_checkpoint(given: Path) -> Path:
         if (given / MANIFEST).is_file() and (wrong := damage(given)):
             raise UserError(f"{given} is damaged: {wrong}; use another checkpoint")
         return given
-    store = open_store(_store_of(given))
+    store = open_store(store_of(given))
     step, passed = newest_whole(store)
     if step is None:
         raise UserError(
@@ -206,7 +207,7 @@ def find_checkpoint(given: Path) -> Path:
         return folder if folder.parent == Path(store.address) else _kept(folder, given, step)
 
 
-def _store_of(run: Path) -> str:
+def store_of(run: Path) -> str:
     """Where a run's checkpoints lie: its own folder, unless its record names another place."""
     try:
         return json.loads((run / "run.json").read_text())["checkpoints"]

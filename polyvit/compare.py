@@ -6,7 +6,7 @@ In: `RunSummary`s (see `polyvit.summary`). Out: a `Comparison`, and from it rows
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,22 @@ from polyvit.errors import UserError
 from polyvit.recipes import flatten
 from polyvit.summary import RunSummary, read_run, read_runs
 
-__all__ = ["Baseline", "Comparison", "RunSummary", "compare", "leaderboard", "read_run", "read_runs"]
+__all__ = [
+    "Baseline",
+    "Comparison",
+    "RunSummary",
+    "baselines_of",
+    "compare",
+    "leaderboard",
+    "read_run",
+    "read_runs",
+]
 
-SCHEDULE, L_ADAPT = "schedule.kind", "model.l_adapt"
+SCHEDULE, L_ADAPT, SEED = "schedule.kind", "model.l_adapt", "seed"
 _NOT_COMPARED = ("name", "source", "storage", "tracking", "sweep", "feed")
 """Sections of a config that say where a run lives and not what it is."""
 _NOT_COMPARED_TASK_KEYS = ("train_examples", "licence", "source", "classes", "root")
-_FIRST_KEYS = (SCHEDULE, L_ADAPT, "seed")
+_FIRST_KEYS = (SCHEDULE, L_ADAPT, SEED)
 
 
 @dataclass(frozen=True)
@@ -81,11 +90,7 @@ def compare(runs: Sequence[RunSummary], baselines: Sequence[RunSummary] = ()) ->
     """
     if not runs:
         raise UserError("no run to compare; give the folders of one or more runs")
-    if wrong := [run.name for run in baselines if len(run.config.tasks) != 1]:
-        raise UserError(
-            f"--baseline {', '.join(wrong)}: a baseline is a run of one task; make one with "
-            "`polyvit cotrain CONFIG --only TASK`"
-        )
+    baselines_of(baselines)  # a mistake among them shows first
     several = [run for run in runs if len(run.config.tasks) > 1] or list(runs)
     measured = {task for run in several for task, value in run.values.items() if value is not None}
     if not measured:
@@ -95,7 +100,7 @@ def compare(runs: Sequence[RunSummary], baselines: Sequence[RunSummary] = ()) ->
     shared = [task for task in several[0].config.tasks if all(task in run.config.tasks for run in several)]
     if not set(shared) & measured:
         raise UserError("these runs have no measured task in common; compare runs of the same tasks")
-    found = _baselines([*(run for run in runs if run not in several), *baselines])
+    found = baselines_of([*(run for run in runs if run not in several), *baselines])
     found = found or {t: Baseline(v) for run in several for t, v in run.config.sweep.baselines.items()}
     wish = {run.config.sweep.objective for run in several}
     keys = differing_keys(several)
@@ -120,8 +125,16 @@ def _rank(made: Comparison, run: RunSummary) -> tuple[bool, float, str]:
     return (score is None, -(score or 0.0), run.name)
 
 
-def _baselines(alone: Sequence[RunSummary]) -> dict[str, Baseline]:
-    """Of several runs of one task, the best: the strictest to be measured against."""
+def baselines_of(alone: Sequence[RunSummary]) -> dict[str, Baseline]:
+    """By task, what runs of one task reached; of several the best, the strictest to be measured against.
+
+    Raises UserError for a run of several tasks.
+    """
+    if wrong := [run.name for run in alone if len(run.config.tasks) != 1]:
+        raise UserError(
+            f"--baseline {', '.join(wrong)}: a baseline is a run of one task; make one with "
+            "`polyvit cotrain CONFIG --only TASK`"
+        )
     found: dict[str, Baseline] = {}
     for run in alone:
         ((task, value),) = run.values.items()
@@ -198,7 +211,9 @@ def parameters_saved(run: RunSummary, baselines: Mapping[str, Baseline]) -> tupl
 
 @dataclass(frozen=True)
 class Cells:
-    """One row of a heat map: the runs where a key has this value. n: runs behind each task's mean."""
+    """One row of a heat map: the runs where a key has this value. n: runs behind each task's mean. sds, sd: the
+    standard deviation over seeds of a task's value, and of the mean; none where no settings were run twice.
+    """
 
     value: Any
     means: dict[str, float]
@@ -206,6 +221,8 @@ class Cells:
     mean: float | None
     runs: int
     stopped: int
+    sds: dict[str, float] = field(default_factory=dict)
+    sd: float | None = None
 
 
 def cells(made: Comparison, key: str) -> list[Cells]:
@@ -222,10 +239,29 @@ def cells(made: Comparison, key: str) -> list[Cells]:
         counts = {task: len(column) for task, column in columns.items()}
         mean = mean_of({**dict.fromkeys(made.shared), **means}, made.shared)
         stopped = 0 if taken[0].finished else len(taken)
-        rows.append(Cells(value, means, counts, mean, len(taken), stopped))
+        sds = {task: sd for task in means if (sd := _seed_sd(made, taken, task)) is not None}
+        rows.append(Cells(value, means, counts, mean, len(taken), stopped, sds, _seed_sd(made, taken)))
     if all(isinstance(row.value, int | float) and not isinstance(row.value, bool) for row in rows):
         return sorted(rows, key=lambda row: row.value)
     return sorted(rows, key=lambda row: (row.mean is None, -(row.mean or 0.0), str(row.value)))
+
+
+def _seed_sd(made: Comparison, runs: Sequence[RunSummary], task: str | None = None) -> float | None:
+    """Standard deviation over seeds of a task's value (None: of the mean), pooled over runs that differ in more.
+
+    None where no two runs differ in their seed alone.
+    """
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for run in runs:
+        value = made.mean(run) if task is None else run.values.get(task)
+        if value is not None:
+            settings = tuple(str(values[run.name]) for key, values in made.keys.items() if key != SEED)
+            groups.setdefault(settings, []).append(value)
+    freedom = sum(len(group) - 1 for group in groups.values())
+    if not freedom or SEED not in made.keys:
+        return None
+    squares = sum((value - sum(group) / len(group)) ** 2 for group in groups.values() for value in group)
+    return math.sqrt(squares / freedom)
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

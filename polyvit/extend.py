@@ -1,5 +1,9 @@
 """Give a trained model new tasks: a head each, and a tokenizer with adaptor blocks where the modality is new.
 
+A new modality's adaptor blocks and class token start as copies of an old modality's (its first of image, video,
+audio), as a ViT's would: the shared blocks behind them know what those give. Its patch kernel and positions start
+at random, as its heads do.
+
 The new tasks train as any co-training run does, in a model of their own that starts from the old one's parts by
 name (`init.path` is its checkpoint) with some of them frozen (`optim.frozen`). Afterwards the two are put
 together: the old model's parts, with what the run has trained in place of its own. Frozen parts come out bit for
@@ -126,7 +130,8 @@ def start_problems(path: Path, config: ModelConfig) -> list[str]:
 
 @torch.no_grad()
 def start_from(model: PolyViT, path: Path) -> LoadReport:
-    """Copy every parameter that the checkpoint has under the same name and shape.
+    """Copy every parameter that the checkpoint has under the same name and shape; adaptor blocks and class tokens
+    of modalities that it does not have, from those of its first.
 
     Raises UserError where its encoder is another one, or where a part of one name has another shape.
     """
@@ -142,17 +147,28 @@ def start_from(model: PolyViT, path: Path) -> LoadReport:
     ]
     if differ:
         raise UserError(f"{path} does not fit the model:", differ[:10])
+    known: tuple[Modality, ...] = ("image", "video", "audio")
+    donor = next(m for m in known if f"tokenizers.{m}.cls_token" in tensors)
+    copied = {name: other for name in names if name not in tensors and (other := _donated(name, donor)) in tensors}
     for name, parameter in names.items():
-        if name in tensors:
-            parameter.copy_(tensors[name])
+        if (source := copied.get(name, name)) in tensors:
+            parameter.copy_(tensors[source])
+    fresh = sorted({name.split(".")[1] for name in copied})
     return LoadReport(
         source=f"{path}: a PolyViT checkpoint",
         loaded=tuple(name for name in names if name in tensors),
         resized={},
-        random=tuple(name for name in names if name not in tensors),
+        random=tuple(name for name in names if name not in tensors and name not in copied),
         unused=tuple(sorted(tensors.keys() - names.keys())),
-        notes=(),
+        notes=tuple(f"adaptor blocks and class token of {m} start as copies of those of {donor}" for m in fresh),
     )
+
+
+def _donated(name: str, donor: Modality) -> str:
+    """What an adaptor block's parameter or a class token is called in the modality `donor`; else its own name."""
+    role, _, rest = name.partition(".")
+    own = rest.partition(".")[2]
+    return f"{role}.{donor}.{own}" if role == "adaptors" or (role, own) == ("tokenizers", "cls_token") else name
 
 
 def assemble(
@@ -183,15 +199,30 @@ def assemble(
 def write_extended(
     folder: Path, model: PolyViT, config: RunConfig, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
-    """A checkpoint's folder of the model put together; `old`, `new`: the `state.json` of its halves."""
+    """A checkpoint's folder of the model put together; `old`, `new`: the `state.json` of its halves. Of results it
+    has those of the new tasks; see `add_results`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, folder)
     classes = {**(old.get("classes") or {}), **(new.get("classes") or {})}
     hashes = {**(old.get("index_hash") or {}), **(new.get("index_hash") or {})}
+    step = old["global_step"] + new["global_step"]
+    evaluated = new.get("evaluations") or []
     document = {
-        "format": FORMAT, "global_step": old["global_step"] + new["global_step"], "evaluations": [],
+        "format": FORMAT, "global_step": step,
+        "evaluations": [{"step": step, "tasks": evaluated[-1]["tasks"]}] if evaluated else [],
         "index_hash": hashes, "classes": classes, "seed": config.seed, "config": config.model_dump(mode="json"),
         "extended": {"steps": new["global_step"], "tasks": list(new["config"]["tasks"]),
                      "frozen": new["config"]["optim"]["frozen"]},
     }  # fmt: skip
+    (folder / "state.json").write_text(json.dumps(document, indent=1))
+
+
+def add_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Results of tasks that a checkpoint's last evaluation lacks, into it: for its model card."""
+    document = read_document(folder)
+    step, found = document["global_step"], document["evaluations"]
+    known = found[-1]["tasks"] if found else {}
+    tasks = {name: result for name, result in results.items() if name not in known}
+    document["evaluations"] = [{"step": step, "tasks": {**tasks, **known}}]
     (folder / "state.json").write_text(json.dumps(document, indent=1))

@@ -3,8 +3,6 @@
 In: `RunSummary`s. Out: a folder; the page holds the pictures inside, loads nothing, and opens from anywhere.
 """
 
-import base64
-import html
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any
 from polyvit.compare import (
     L_ADAPT,
     SCHEDULE,
+    SEED,
     Comparison,
     RunSummary,
     compare,
@@ -22,6 +21,7 @@ from polyvit.compare import (
     write_csv,
 )
 from polyvit.errors import UserError
+from polyvit.page_parts import cell, document, fact_boxes, image, safe, table
 from polyvit.picture_curves import draw_losses, draw_metrics
 from polyvit.picture_tradeoffs import draw_alone, draw_pareto
 from polyvit.pictures import METRIC_WORDS, amount, broken, draw_differences, draw_forgetting, draw_key, percent
@@ -30,26 +30,6 @@ MOST_KEYS = 4
 """Keys that get a heat map of their own."""
 MOST_VALUES = 8
 """Values of a key in a heat map; a key with more (a learning rate drawn at random) gets none."""
-_CSS_PIXELS = 0.65
-"""Of the page to a pixel of a picture: the same for all, so that their letters are of one size."""
-_CSS = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; color: #222;
-  background: #fff; margin: 0 auto; padding: 1.5rem 2rem 4rem; max-width: 1240px; }
-h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .3rem; }
-p { margin: .3rem 0 .8rem; max-width: 52rem; } .faint { color: #666; }
-.facts { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1.2rem 0; }
-.fact { border: 1px solid #ddd; border-left: 4px solid #0072B2; border-radius: 4px; padding: .45rem .75rem; }
-.fact b { display: block; font-size: 1.1rem; } .fact span { color: #666; font-size: .85rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .82rem; }
-th, td { padding: .28rem .45rem; border-bottom: 1px solid #e5e5e5; text-align: right; white-space: nowrap; }
-th { background: #f6f6f6; vertical-align: bottom; } td.word, th.word { text-align: left; }
-td.best { font-weight: 700; background: #dcebf6; } tr.first td { border-bottom: 2px solid #0072B2; }
-img { max-width: 100%; height: auto; display: block; margin: .4rem 0 0; }
-pre { background: #f6f6f6; padding: .7rem 1rem; overflow-x: auto; font-size: .85rem; }
-.note { border-left: 4px solid #E69F00; background: #fff8ea; padding: .4rem .9rem; margin: .5rem 0; }
-"""
 
 
 @dataclass(frozen=True)
@@ -114,7 +94,7 @@ def _drawn_keys(made: Comparison) -> list[str]:
     """Schedule and L_adapt first; of the others only keys that every run was given a value for on purpose."""
     few = [key for key, values in made.keys.items() if len(set(map(str, values.values()))) <= MOST_VALUES]
     first = [key for key in (SCHEDULE, L_ADAPT) if key in few]
-    swept = {key for run in made.runs for key in run.config.sweep.space}
+    swept = {key for run in made.runs for key in run.config.sweep.space} - {SEED}
     return [*first, *(key for key in few if key in swept and key not in first)][:MOST_KEYS]
 
 
@@ -156,33 +136,18 @@ _MISSING = {
 
 def page(made: Comparison, title: str, sections: Sequence[Section], command: str) -> str:
     """The whole page as HTML, pictures inside."""
-    parts = [f"<h1>{_safe(title)}</h1>", f'<p class="faint">{_safe(_subtitle(made))}</p>', _facts(made)]
-    parts += [f'<div class="note">{_safe(note)}</div>' for note in made.notes]
+    parts = [f"<h1>{safe(title)}</h1>", f'<p class="faint">{safe(_subtitle(made))}</p>', _facts(made)]
+    parts += [f'<div class="note">{safe(note)}</div>' for note in made.notes]
     parts += ["<h2>Leaderboard</h2>", _order_words(made), _leaderboard_table(made)]
     for section in sections:
-        parts.append(f"<h2>{_safe(section.title)}</h2>")
+        parts.append(f"<h2>{safe(section.title)}</h2>")
         if section.path is None:
-            parts.append(f'<div class="note">{_safe(section.says)}</div>')
+            parts.append(f'<div class="note">{safe(section.says)}</div>')
             continue
-        data = base64.b64encode(section.path.read_bytes()).decode()
-        parts.append(f"<p>{_safe(section.about)}</p>")
-        width = round(_width(section.path) * _CSS_PIXELS)
-        parts.append(
-            f'<img alt="{_safe(section.says)}" style="width: {width}px" src="data:image/png;base64,{data}">'
-        )
+        parts += [f"<p>{safe(section.about)}</p>", image(section.path, section.says)]
     parts += ["<h2>What differs between the runs</h2>", _differences_table(made)]
-    parts += ["<h2>Do it again</h2>", f"<pre>{_safe(chr(10).join(commands(made, command)))}</pre>"]
-    head = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_safe(title)}</title><style>{_CSS}</style></head><body>"
-    )
-    return head + "\n" + "\n".join(parts) + "\n</body></html>\n"
-
-
-def _width(path: Path) -> int:
-    """Of a PNG file in pixels, from its header."""
-    return int.from_bytes(path.read_bytes()[16:20], "big")
+    parts += ["<h2>Do it again</h2>", f"<pre>{safe(chr(10).join(commands(made, command)))}</pre>"]
+    return document(title, parts)
 
 
 def commands(made: Comparison, command: str) -> list[str]:
@@ -204,10 +169,6 @@ def commands(made: Comparison, command: str) -> list[str]:
 
 def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
-
-
-def _safe(text: Any) -> str:
-    return html.escape(str(text))
 
 
 def _subtitle(made: Comparison) -> str:
@@ -238,8 +199,7 @@ def _facts(made: Comparison) -> str:
     if worst:
         words = "furthest below" if worst[1] < 0 else "least above"
         facts.append((f"{percent(worst[1], sign=True)} points", f"{words} its single-task model: {worst[0]}"))
-    boxes = [f'<div class="fact"><b>{_safe(value)}</b><span>{_safe(what)}</span></div>' for value, what in facts]
-    return f'<div class="facts">{"".join(boxes)}</div>'
+    return fact_boxes(facts)
 
 
 def _leaderboard_table(made: Comparison) -> str:
@@ -253,16 +213,16 @@ def _leaderboard_table(made: Comparison) -> str:
     lines = []
     for rank, run in enumerate(made.runs, start=1):
         mean, worst = made.mean(run), made.worst(run)
-        line = [_cell(rank), _cell(made.labels[run.name], word=True, hover=run.name)]
-        line += [_cell(run.status, word=True)] if unfinished else []
-        line += [_cell(amount(run.total_parameters)), _cell(percent(mean), best=mean is not None and mean == top)]
+        line = [cell(rank), cell(made.labels[run.name], word=True, hover=run.name)]
+        line += [cell(run.status, word=True)] if unfinished else []
+        line += [cell(amount(run.total_parameters)), cell(percent(mean), best=mean is not None and mean == top)]
         if made.baselines:
-            line.append(_cell(f"{percent(worst[1], sign=True)} {worst[0]}" if worst else "–"))
+            line.append(cell(f"{percent(worst[1], sign=True)} {worst[0]}" if worst else "–"))
         for task in made.tasks:
             value = run.values.get(task)
-            line.append(_cell(percent(value), best=value is not None and value == best[task]))
+            line.append(cell(percent(value), best=value is not None and value == best[task]))
         lines.append(line)
-    return _table(heads, lines, words=(1, 2) if unfinished else (1,))
+    return table(heads, lines, words=(1, 2) if unfinished else (1,))
 
 
 def _best(values: Sequence[float | None]) -> float | None:
@@ -273,27 +233,7 @@ def _differences_table(made: Comparison) -> str:
     if not made.keys:
         return "<p>Nothing: the runs have the same settings.</p>"
     lines = [
-        [_cell(run.name, word=True), *(_cell(values[run.name]) for values in made.keys.values())]
+        [cell(run.name, word=True), *(cell(values[run.name]) for values in made.keys.values())]
         for run in made.runs
     ]
-    return _table(["run", *made.keys], lines, words=(0,), first=False)
-
-
-_WORD = ' class="word"'
-
-
-def _cell(value: Any, best: bool = False, word: bool = False, hover: str = "") -> str:
-    kind = ' class="best"' if best else _WORD if word else ""
-    title = f' title="{_safe(hover)}"' if hover else ""
-    return f"<td{kind}{title}>{_safe(value)}</td>"
-
-
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], words: Sequence[int], first: bool = True) -> str:
-    """`heads` may hold <br>; those in `words` stand left. first: a line is drawn below the first row."""
-    top = "".join(
-        f"<th{_WORD if i in words else ''}>{'<br>'.join(map(_safe, head.split('<br>')))}</th>"
-        for i, head in enumerate(heads)
-    )
-    marks = [' class="first"' if first and i == 0 else "" for i in range(len(lines))]
-    rows = "".join(f"<tr{mark}>{''.join(line)}</tr>" for mark, line in zip(marks, lines, strict=True))
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return table(["run", *made.keys], lines, words=(0,), first=False)

@@ -13,8 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from polyvit.compare import Comparison
-from polyvit.pictures import FAINT, METRIC_WORDS, OTHER, PALETTE, amount, percent, picture, run_styles
-from polyvit.schedule import Schedule
+from polyvit.pictures import (
+    FAINT,
+    METRIC_WORDS,
+    OTHER,
+    PALETTE,
+    amount,
+    percent,
+    picture,
+    run_styles,
+    settings_words,
+)
+from polyvit.schedule import Schedule, build_schedule
 from polyvit.summary import RunSummary
 
 _BINS = 240
@@ -86,7 +96,7 @@ def _small_multiples(
     """A panel a task: a line a run, and below it when each schedule trained the task."""
     columns = min(3, len(made.tasks))
     lines = -(-len(made.tasks) // columns)
-    legend = -(-len(made.runs) // 4)
+    legend = -(-len({settings_words(made, run.name) for run in made.runs}) // 4)
     about = (
         "x: minibatches of all tasks so far. Strip below each panel: when this task was trained, a row for each "
         "schedule;\nsolid: only this task; pale: in turn with others; white: not at all."
@@ -125,32 +135,42 @@ def _small_multiples(
 
 
 def _legend(figure: Figure, made: Comparison, styles: Mapping[str, tuple[str, Any]]) -> None:
+    """A line for each settings, best first; of several seeds the mean."""
     from matplotlib.lines import Line2D
 
-    shown = [run for run in made.runs if styles[run.name][0] != OTHER]
-    handles = []
-    for run in shown:
-        colour, dash = styles[run.name]
-        label = _with_score(made, run)
-        handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=label))
-    if len(shown) < len(made.runs):
-        handles.append(Line2D([], [], color=OTHER, linewidth=2, label=f"{len(made.runs) - len(shown)} more"))
+    groups: dict[str, list[RunSummary]] = {}
+    for run in made.runs:
+        groups.setdefault(settings_words(made, run.name), []).append(run)
+    handles, grey = [], 0
+    for words, runs in groups.items():
+        colour, dash = styles[runs[0].name]
+        grey += len(runs) if colour == OTHER else 0
+        if colour != OTHER:
+            label = f"{words} ({_score(made, runs)})"
+            handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=label))
+    if grey:
+        handles.append(Line2D([], [], color=OTHER, linewidth=2, label=f"{grey} more"))
+    seeds = ", seeds together" if len(groups) < len(made.runs) else ""
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8.5, handlelength=3,
-        title="Runs, best first (mean at the end, %)", title_fontsize=8.5,
+        title=f"Runs, best first{seeds} (mean at the end, %)", title_fontsize=8.5,
     )  # fmt: skip
 
 
-def _with_score(made: Comparison, run: RunSummary) -> str:
-    return f"{made.labels[run.name]} ({percent(made.mean(run))})"
+def _score(made: Comparison, runs: Sequence[RunSummary]) -> str:
+    scores = [score for run in runs if (score := made.mean(run)) is not None]
+    return percent(sum(scores) / len(scores) if scores else None)
 
 
 def _strips(made: Comparison) -> list[tuple[Schedule, str]]:
-    """The different schedules, best run first, with the colour of their runs if they share one."""
+    """The different schedules, best run first, with the colour of their runs if they share one; of several seeds
+    the best run's.
+    """
     styles = run_styles(made)
     found: dict[str, tuple[Schedule, list[str]]] = {}
     for run in made.runs:
-        found.setdefault(run.schedule.digest(), (run.schedule, []))[1].append(styles[run.name][0])
+        alike = build_schedule(run.config.schedule, run.config.tasks, made.best.config.seed).digest()
+        found.setdefault(alike, (run.schedule, []))[1].append(styles[run.name][0])
     kept = list(found.values())[: len(PALETTE)]
     return [(schedule, colours[0] if len(set(colours)) == 1 else "#444444") for schedule, colours in kept]
 

@@ -3,12 +3,22 @@
 In: a `Comparison`. Out: PNG files; each function returns what its picture says, in a sentence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from polyvit.compare import Comparison, differences, parameters_saved, pareto
-from polyvit.pictures import INK, METRIC_WORDS, PALETTE, amount, percent, picture, run_styles
+from polyvit.pictures import (
+    INK,
+    METRIC_WORDS,
+    OTHER,
+    PALETTE,
+    amount,
+    percent,
+    picture,
+    run_styles,
+    settings_words,
+)
 
 MOST_LABELS = 14
 _OFFSETS = [(9, 0), (9, 5), (9, -5), (-9, 0), (9, 9), (9, -9), (-9, 5), (-9, -5)]
@@ -31,6 +41,8 @@ def draw_pareto(made: Comparison, path: Path) -> str | None:
     if len(front) > 2:
         says = f"Size against quality: {len(front)} of {len(runs)} runs are beaten by none"
     about = "Right is larger, up is better. Line: the front of runs that no other run beats in both."
+    seeds = len({settings_words(made, run.name) for run in runs}) < len(runs)
+    about += " A dot a seed." if seeds else ""
     marks = [(x, 100 * y, made.labels[run.name]) for (x, y), run in zip(points, runs, strict=True)]
     with picture(path, 9, 5.4, says, about) as figure:
         axes, styles = figure.subplots(), run_styles(made)
@@ -39,7 +51,8 @@ def draw_pareto(made: Comparison, path: Path) -> str | None:
         axes.step(xs, ys, where="post", color=INK, linewidth=1.2, zorder=1)
         for i, (x, y, _) in enumerate(marks):
             edge = INK if i in front else "white"
-            axes.plot(x, y, "o", markersize=9, color=styles[runs[i].name][0], markeredgecolor=edge, zorder=3)
+            axes.plot(x, y, "o", markersize=9, color=styles[runs[i].name][0], markeredgecolor=edge,
+                      zorder=4 if i in front else 3)  # fmt: skip
         if alone:
             axes.plot(
                 alone[0], alone[1], "D", markersize=9, color="white", markeredgecolor=INK, markeredgewidth=1.6
@@ -50,10 +63,29 @@ def draw_pareto(made: Comparison, path: Path) -> str | None:
         axes.set_ylabel("mean over tasks of the metric, %")
         axes.grid(axis="y")
         axes.set_axisbelow(True)
+        if seeds:
+            _colours_legend(figure, made, {name: colour for name, (colour, _) in styles.items()})
         figure.draw_without_rendering()
         line = [(xs[i + k], ys[i]) for i in range(len(front) - 1) for k in (0, 1)]
+        if seeds:  # too many to name: colours say the rest
+            marks = [(x, y, text if i in front or i == len(runs) else "") for i, (x, y, text) in enumerate(marks)]
         _place_labels(axes, marks, set(front) | ({len(marks) - 1} if alone else set()), line)
     return says
+
+
+def _colours_legend(figure: Any, made: Comparison, colours: Mapping[str, str]) -> None:
+    """What the runs of a colour have in common."""
+    from matplotlib.lines import Line2D
+
+    labels: dict[str, list[list[str]]] = {}
+    for run in made.runs:
+        labels.setdefault(colours[run.name], []).append(made.labels[run.name].split(", "))
+    handles = []
+    for colour, parts in labels.items():
+        common = ", ".join(part for part in parts[0] if all(part in other for other in parts))
+        words = "others" if colour == OTHER else common
+        handles.append(Line2D([], [], color=colour, linestyle="", marker="o", markersize=8, label=words))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=8.5)
 
 
 def _alone(made: Comparison) -> tuple[float, float, str] | None:
@@ -72,7 +104,7 @@ def _frame_points(axes: Any, marks: Sequence[tuple[float, float, str]]) -> None:
     if max(xs) > 2 * min(xs):
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlim(min(xs) / 1.5, max(xs) * 1.7)
+        axes.set_xlim(min(xs) / 1.9, max(xs) * 1.9)
     else:
         pad = 0.35 * (max(xs) - min(xs)) or 0.3 * max(xs)
         axes.set_xlim(min(xs) - pad, max(xs) + pad)
@@ -107,7 +139,8 @@ def _place_labels(
     ends = axes.transData.transform(line).reshape(-1, 2, 2) if line else []
     taken += [Bbox.from_extents(start[0], start[1] - 2 * unit, end[0], end[1] + 2 * unit) for start, end in ends]
     inside = axes.get_window_extent(renderer)
-    for i in sorted(range(len(marks)), key=lambda i: (i not in first, i))[:MOST_LABELS]:
+    named = [i for i in sorted(range(len(marks)), key=lambda i: (i not in first, i)) if marks[i][2]]
+    for i in named[:MOST_LABELS]:
         for dx, dy in _OFFSETS:
             label = axes.annotate(
                 marks[i][2], marks[i][:2], (dx, dy), textcoords="offset points", fontsize=8.5, va="center",

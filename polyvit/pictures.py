@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from polyvit.compare import (
     SCHEDULE,
+    SEED,
     Comparison,
     cells,
     differences,
@@ -45,11 +46,14 @@ _STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def picture(path: Path, width: float, height: float, title: str, about: str = "") -> Iterator[Figure]:
+def picture(
+    path: Path, width: float, height: float, title: str, about: str = "", stretch: bool = True
+) -> Iterator[Figure]:
     """A figure, inches, that is written to `path` in the end: a bold title that says what to see, faint lines.
 
-    It is made wide enough for these.
+    It is made wide enough for these; what is drawn grows with it where it may `stretch`.
     """
+    wanted = width
     width = max(width, 0.3 + 0.107 * len(title), *(0.3 + 0.069 * len(line) for line in ["", *about.splitlines()]))
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -58,7 +62,7 @@ def picture(path: Path, width: float, height: float, title: str, about: str = ""
         top = 1 - (0.12 + 0.22 + 0.19 * (lines - 1)) / height
         figure.text(0.012, 1 - 0.1 / height, title, fontsize=12.5, fontweight="bold", va="top")
         figure.text(0.012, 1 - 0.36 / height, about, fontsize=9, color=FAINT, va="top", linespacing=1.35)
-        figure.get_layout_engine().set(rect=(0, 0, 1, top))  # type: ignore[union-attr,call-arg]
+        figure.get_layout_engine().set(rect=(0, 0, 1 if stretch else wanted / width, top))  # type: ignore[union-attr,call-arg]
         yield figure
         figure.draw_without_rendering()  # a second pass of the layout: ticks change with the size of the axes
         figure.savefig(path)
@@ -81,31 +85,40 @@ def amount(count: float) -> str:
 
 
 def run_styles(made: Comparison) -> dict[str, tuple[str, Any]]:
-    """A colour and a dash for each run by name, the same in all pictures.
+    """A colour and a dash for each run by name: the same in all pictures, and for runs that differ in seed alone.
 
     The first key with few enough values gives the colour, what is left tells dashes; where that is not enough, the
-    best runs get a colour each and the others are grey.
+    best settings get a colour each and the others are grey.
     """
     names = [run.name for run in made.runs]
-    for key, values in made.keys.items():
+    settings = {name: settings_words(made, name) for name in names}
+    for key in [key for key in made.keys if key != SEED] or list(made.keys):
+        values = made.keys[key]
         kinds = list(dict.fromkeys(map(str, values.values())))
-        rest = sorted({_rest(made, key, name) for name in names})
-        pairs = {(str(values[name]), _rest(made, key, name)) for name in names}
-        if len(kinds) <= len(PALETTE) and len(rest) <= len(DASHES) and len(pairs) == len(names):
+        rests = {name: settings_words(made, name, key) for name in names}
+        order = sorted(set(rests.values()))
+        told = {(str(values[name]), rests[name]) for name in names}
+        apart = len(told) == len({(str(values[name]), rests[name], settings[name]) for name in names})
+        if len(kinds) <= len(PALETTE) and len(order) <= len(DASHES) and apart:
             known = SCHEDULE_COLOURS if key == SCHEDULE else dict(zip(kinds, PALETTE, strict=False))
-            return {n: (known[str(values[n])], DASHES[rest.index(_rest(made, key, n))]) for n in names}
-    colours = [*PALETTE[: len(names)], *[OTHER] * (len(names) - len(PALETTE))]
-    return {name: (colour, "-") for name, colour in zip(names, colours, strict=True)}
+            return {n: (known[str(values[n])], DASHES[order.index(rests[n])]) for n in names}
+    kinds = list(dict.fromkeys(settings.values()))
+    colours = dict(zip(kinds, [*PALETTE, *[OTHER] * len(kinds)], strict=False))
+    return {name: (colours[settings[name]], "-") for name in names}
 
 
-def _rest(made: Comparison, key: str, name: str) -> str:
-    """A run's label without what `key` says; in label order, so that dashes come in the order of values."""
-    own = key_words(key, made.keys[key][name])
-    return ", ".join(part for part in made.labels[name].split(", ") if part != own)
+def settings_words(made: Comparison, name: str, key: str | None = None) -> str:
+    """A run's label without its seed and without what `key` says; with the seed where it says nothing else."""
+    parts = made.labels[name].split(", ")
+    left_out = {key_words(k, made.keys[k][name]) for k in (SEED, key) if k in made.keys}
+    kept = ", ".join(part for part in parts if part not in left_out)
+    return kept if kept or key else made.labels[name]
 
 
 def draw_key(made: Comparison, key: str, path: Path) -> str:
-    """A key's values x tasks: the metric's mean over the runs of a cell, coloured within each task."""
+    """A key's values x tasks: the metric's mean over the runs of a cell, coloured within each task, and its
+    standard deviation over seeds where there are several.
+    """
     rows = cells(made, key)
     names = [_row_name(key, row.value, row.runs, row.stopped) for row in rows]
     table = [[row.means.get(task) for task in made.tasks] + [row.mean] for row in rows]
@@ -118,12 +131,16 @@ def draw_key(made: Comparison, key: str, path: Path) -> str:
         f"best or level on {ahead} of {len(made.tasks)} tasks"
     )
     about = "Metric in percent. Dark: best of a column, light: worst; framed: best. n: runs behind a row's means."
-    with picture(path, *_heat_size(names, len(made.tasks)), says, about) as figure:
-        axes = figure.subplots()
-        notes = [
-            [f"n={c}" if c and c != row.runs else "" for c in line] for line, row in zip(counts, rows, strict=True)
-        ]
-        _heat(axes, made, names, table, _column_colours(table), framed=True, notes=notes)
+    spreads = [[row.sds.get(task) for task in made.tasks] + [row.sd] for row in rows]
+    several = any(sd is not None for line in spreads for sd in line)
+    about += "\n±: standard deviation over seeds." if several else ""
+    notes = [
+        [f"n={c}" if c and c != row.runs else "" for c in line] for line, row in zip(counts, rows, strict=True)
+    ]
+    width, height = _heat_size(names, len(made.tasks))
+    with picture(path, width, height + (0.19 if several else 0), says, about, stretch=False) as figure:
+        colours = _column_colours(table)
+        _heat(figure.subplots(), made, names, table, colours, framed=True, notes=notes, spreads=spreads)
     return says
 
 
@@ -136,7 +153,8 @@ def draw_forgetting(made: Comparison, path: Path) -> str | None:
     means = {name: row[-1] or 0.0 for name, row in table.items()}
     most, least = max(means, key=lambda name: means[name]), min(means, key=lambda name: means[name])
     who = made.labels[most] if means[most] > means[least] or len(means) == 1 else "every run"
-    says = f"Forgotten by the end: {percent(means[most])} points on average by {who}"
+    says = f"Forgotten by the end: {percent(means[most])} points on average"
+    says += f" by {who}" if len(made.runs) > 1 else ""
     if means[most] > means[least]:
         says += f", {percent(means[least])} by {made.labels[least]}"
     about = "Best evaluation on the way minus the last one, in points; 0: nothing forgotten."
@@ -170,7 +188,7 @@ def _draw_runs(
     shown = list(table)[:MOST_ROWS]
     about += " Runs best first." if len(shown) == len(table) else f" The {len(shown)} best of {len(table)} runs."
     labels, rows = [made.labels[name] for name in shown], [table[name] for name in shown]
-    with picture(path, *_heat_size(labels, len(made.tasks)), says, about) as figure:
+    with picture(path, *_heat_size(labels, len(made.tasks)), says, about, stretch=False) as figure:
         _heat(figure.subplots(), made, labels, rows, [[tint(value) for value in row] for row in rows], sign=sign)
 
 
@@ -224,8 +242,9 @@ def _heat(
     framed: bool = False,
     sign: bool = False,
     notes: Sequence[Sequence[str]] | None = None,
+    spreads: Sequence[Sequence[float | None]] | None = None,
 ) -> None:
-    """Cells with their numbers, tasks above, a mean column set apart. `table`: [rows][tasks + 1]."""
+    """Cells with their numbers, tasks above, a mean column set apart. `table`, `spreads`: [rows][tasks + 1]."""
     places = [*range(len(made.tasks)), len(made.tasks) + 0.25]
     for y, row in enumerate(table):
         for i, value in enumerate(row):
@@ -235,9 +254,12 @@ def _heat(
             text, colour = percent(value, sign), INK
             if not framed and text == "0.0":
                 text, colour = "0", FAINT
+            if spreads and spreads[y][i] is not None:
+                text += f" ± {percent(spreads[y][i])}"
             axes.text(
-                places[i], y, text, ha="center", va="center_baseline", fontsize=9, fontweight=weight, color=colour
-            )
+                places[i], y, text, ha="center", va="center_baseline", fontweight=weight, color=colour,
+                fontsize=8 if spreads and any(sd is not None for sd in spreads[y]) else 9,
+            )  # fmt: skip
             if notes and notes[y][i]:
                 axes.text(
                     places[i] + 0.45, y + 0.42, notes[y][i], ha="right", va="bottom", fontsize=6, color=FAINT

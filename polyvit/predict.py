@@ -9,7 +9,7 @@ evaluation's own functions (`data.example.evaluation_tokens`, `evaluate.average_
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,9 @@ class Prepared:
     modality: Modality
     groups: tuple[Group, ...]
 
+
+Decode = Callable[[bytes, Sequence[str], Modality | None], Prepared]
+"""From a file's bytes, the tasks asked for (none: all) and a modality (null: found out), as `prepare`."""
 
 # ------------------------------------------------------------------------------------- files to tokens
 
@@ -138,22 +141,31 @@ class Predictor:
         tasks: Sequence[str] = (),
         top_k: int = TOP_K,
         modality: Modality | None = None,
+        decode: Decode | None = None,
     ) -> Iterator[dict[str, Any]]:
         """One answer a file, in order: {"modality", "tasks": {task: [{"label", "index", "probability"}, ...]}}, or
         {"error": reason}. Raises UserError for tasks that the model does not have, before anything is read.
+
+        decode: `Sandbox.prepare`, for files of unknown origin; null: `prepare`, in this process.
         """
         named = check_tasks(self.config, tasks)
-        return self._predict(iter(media), named, top_k, modality)
+        here = decode or (lambda data, names, kind: prepare(data, self.config, names, kind))
+        return self._predict(iter(media), named, top_k, modality, here)
 
     def _predict(
-        self, media: Iterator[bytes | Path], tasks: Sequence[str], top_k: int, modality: Modality | None
+        self,
+        media: Iterator[bytes | Path],
+        tasks: Sequence[str],
+        top_k: int,
+        modality: Modality | None,
+        decode: Decode,
     ) -> Iterator[dict[str, Any]]:
         while chunk := list(itertools.islice(media, FILES_AT_ONCE)):
             prepared: list[Prepared | str] = []
             for item in chunk:
                 try:
                     data = read_media(item) if isinstance(item, Path) else item
-                    prepared.append(prepare(data, self.config, tasks, modality))
+                    prepared.append(decode(data, tasks, modality))
                 except BadMedia as error:
                     prepared.append(error.reason)
             yield from self.answers(prepared, top_k)

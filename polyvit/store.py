@@ -80,6 +80,9 @@ class Store(Protocol):
     def manifest(self, step: int) -> dict[str, Any]:
         """A checkpoint's manifest."""
 
+    def text(self, step: int, name: str) -> str:
+        """One file of a checkpoint, such as its `state.json`, without the others."""
+
     def scratch(self) -> contextlib.AbstractContextManager[Path]:
         """An empty folder to write a checkpoint in; gone afterwards."""
 
@@ -106,6 +109,10 @@ class LocalStore:
     def manifest(self, step: int) -> dict[str, Any]:
         """A checkpoint's manifest."""
         return read_manifest(self.folder / folder_name(step))
+
+    def text(self, step: int, name: str) -> str:
+        """One file of a checkpoint."""
+        return (self.folder / folder_name(step) / name).read_text()
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -165,8 +172,12 @@ class RemoteStore:
 
     def manifest(self, step: int) -> dict[str, Any]:
         """A checkpoint's manifest."""
-        with self.files.open_input_stream(f"{self._at(step)}/{MANIFEST}") as stream:
-            return json.loads(stream.read())
+        return json.loads(self.text(step, MANIFEST))
+
+    def text(self, step: int, name: str) -> str:
+        """One file of a checkpoint."""
+        with self.files.open_input_stream(f"{self._at(step)}/{name}") as stream:
+            return stream.read().decode()
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:

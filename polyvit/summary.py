@@ -5,6 +5,7 @@ run that came to its end or not. Nothing is trained or evaluated here.
 """
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from polyvit.checkpoint import store_of
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
 from polyvit.history import Point, read_history
 from polyvit.model.polyvit import parameters_of
 from polyvit.recipes import validate_config
 from polyvit.schedule import Schedule, build_schedule
+from polyvit.store import open_store
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -154,10 +159,10 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _evaluations(folder: Path, config: RunConfig, points: Sequence[Point]) -> list[tuple[int, dict[str, float]]]:
-    """Of the newest checkpoint here and of the curves; they tell the same, and either may reach further."""
+    """Of the newest checkpoint and of the curves; they tell the same, and either may reach further."""
     found: dict[int, dict[str, float]] = {}
-    for path in sorted(folder.glob("step_*/state.json"))[-1:]:
-        for evaluation in json.loads(path.read_text())["evaluations"]:
+    if state := _newest_state(folder):
+        for evaluation in json.loads(state)["evaluations"]:
             results = evaluation["tasks"].items()
             found[evaluation["step"]] = {task: result["value"] for task, result in results}
     for step, values in points:
@@ -168,6 +173,24 @@ def _evaluations(folder: Path, config: RunConfig, points: Sequence[Point]) -> li
         (step, {task: value for task, value in found[step].items() if _number(value) is not None})
         for step in sorted(found)
     ]
+
+
+def _newest_state(folder: Path) -> str | None:
+    """`state.json` of the newest checkpoint: here, or where the run keeps them. A store that is out of reach costs
+    a warning, for the curves are here.
+    """
+    for path in sorted(folder.glob("step_*/state.json"), reverse=True):
+        return path.read_text()
+    address = store_of(folder)
+    if address == str(folder):
+        return None
+    try:
+        store = open_store(address)
+        steps = store.steps()
+        return store.text(steps[-1], "state.json") if steps else None
+    except (OSError, UserError) as error:
+        logger.warning("%s: its checkpoints in %s cannot be read (%s); its curves count", folder, address, error)
+        return None
 
 
 def _losses(config: RunConfig, points: Sequence[Point]) -> dict[str, list[tuple[int, float]]]:

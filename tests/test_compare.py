@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from runs_kit import VALUES, run_config, write_run, write_singles
+from s3_kit import s3_server
 
 from polyvit.compare import (
     Baseline,
@@ -20,6 +21,7 @@ from polyvit.compare import (
 )
 from polyvit.errors import UserError
 from polyvit.model.polyvit import parameters_of
+from polyvit.store import open_store, under, write_manifest
 from polyvit.summary import read_run, read_runs
 
 CURVE = {
@@ -30,6 +32,24 @@ CURVE = {
 
 
 # -------------------------------------------------------------------------------------------------- reading
+
+
+def test_evaluations_also_come_from_checkpoints_kept_elsewhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_run(tmp_path / "a", evaluations={}, finished=False)
+    evaluations = [{"step": 6, "tasks": {task: {"value": value} for task, value in CURVE[6].items()}}]
+    with s3_server() as url:
+        store = open_store(under(url, "a"))
+        with store.scratch() as scratch:
+            (scratch / "state.json").write_text(json.dumps({"evaluations": evaluations}))
+            write_manifest(scratch, {})
+            store.commit(scratch, 6)
+        (folder / "run.json").write_text(json.dumps({"checkpoints": store.address}))
+        assert read_run(folder).values == CURVE[6]
+    (folder / "run.json").write_text(json.dumps({"checkpoints": "nowhere://bucket/a"}))
+    assert read_run(folder).evaluations == ()
+    assert "its curves count" in caplog.text
 
 
 def test_a_finished_run(tmp_path: Path) -> None:
@@ -297,3 +317,18 @@ def test_cells_are_means_over_finished_runs(tmp_path: Path) -> None:
     assert [row.value for row in numbers] == [0, 1, 2]  # numbers in order, not by merit
     assert numbers[0].means["picture"] == pytest.approx(0.525)
     assert made.notes[0].startswith("2 of 6 runs did not come to their end")
+
+
+def test_the_spread_of_cells_is_over_seeds_alone(tmp_path: Path) -> None:
+    for l_adapt, seed, value in ((0, 1, 0.2), (0, 2, 0.4), (1, 1, 0.7), (1, 2, 0.9), (1, 3, 0.8)):
+        name, values = f"{l_adapt}-{seed}", {**VALUES, "clip": value}
+        write_run(tmp_path / "runs" / name, f"model.l_adapt={l_adapt}", f"seed={seed}", values=values)
+    write_run(tmp_path / "runs" / "lone", "schedule.kind=uniform", "seed=1")
+    made = compare(read_runs([tmp_path / "runs"]))
+    uniform, weighted = sorted(cells(made, "schedule.kind"), key=lambda row: row.value)
+    # Squares about the mean of 0.2 0.4, and of 0.7 0.9 0.8: 0.02 + 0.02, with 1 + 2 degrees of freedom.
+    assert weighted.sds == pytest.approx({"picture": 0, "clip": (0.04 / 3) ** 0.5, "sound": 0, "word": 0})
+    assert weighted.sd == pytest.approx((0.04 / 3) ** 0.5 / 4)
+    assert (uniform.sds, uniform.sd) == ({}, None)
+    others = compare(read_runs([sweep_of_four(tmp_path / "four")]))
+    assert all((row.sds, row.sd) == ({}, None) for row in cells(others, "schedule.kind"))

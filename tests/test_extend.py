@@ -12,7 +12,7 @@ from use_kit import CLASSES, trained, write_checkpoint
 from polyvit.checkpoint import Learner, TrainState, load_trained
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
-from polyvit.extend import assemble, extension_config, freeze_parts, start_from, write_extended
+from polyvit.extend import add_results, assemble, extension_config, freeze_parts, start_from, write_extended
 from polyvit.loop import train
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained import initialise
@@ -117,6 +117,44 @@ def test_extending_keeps_the_old_tasks_to_the_bit(base: tuple[Path, RunConfig], 
     assert torch.equal(again.heads["word"].weight, model.heads["word"].weight)
     assert told["classes"] == CLASSES
     assert told["extended"]["frozen"] == ["shared"]
+
+
+def test_a_new_modality_starts_from_the_adaptor_blocks_of_an_old_one(base: tuple[Path, RunConfig]) -> None:
+    folder, _ = base
+    model, _, _ = fresh(small_config())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = start_from(model, folder)
+    state = model.state_dict()
+    blocks = [name for name in state if name.startswith("adaptors.audio.")]
+    assert len(blocks) > 8
+    for name in [*blocks, "tokenizers.audio.cls_token"]:
+        assert torch.equal(state[name], state[name.replace(".audio.", ".image.")])
+        assert name not in report.random
+    for name in ("tokenizers.audio.patch_embed.weight", "tokenizers.audio.pos_embed", "heads.word.weight"):
+        assert torch.equal(state[name], before[name])
+        assert name in report.random
+    video = {name: state[name.replace(".audio.", ".video.")] for name in blocks}
+    assert any(not torch.equal(state[name], other) for name, other in video.items())
+    assert report.notes == ("adaptor blocks and class token of audio start as copies of those of image",)
+
+
+def test_an_extended_model_has_the_results_of_all_its_tasks(base: tuple[Path, RunConfig], tmp_path: Path) -> None:
+    folder, _ = base
+    model, _, _ = fresh(small_config())
+    result = {"metric": "top1", "value": 0.25, "examples": 8, "skipped": 0, "protocol": "1 view"}
+    config = small_config().model_dump(mode="json")
+    half = {"global_step": 5, "config": config, "evaluations": [{"step": 5, "tasks": {"sound": result}}]}
+    document = json.loads((folder / "state.json").read_text())
+    write_extended(tmp_path / "extended", model, small_config(), document, half)
+    add_results(tmp_path / "extended", {"picture": {**result, "value": 0.75}, "sound": {**result, "value": 0.5}})
+    write_release(tmp_path / "extended", tmp_path / "release")
+    card = (tmp_path / "release" / "model_card.md").read_text()
+    results = card.partition("## Data")[0]
+    rows = {line.split(" | ")[0].strip("| "): line for line in results.splitlines() if line.startswith("| ")}
+    assert "| 0.7500 | 8 | 1 view |" in rows["picture"]
+    assert "| 0.2500 | 8 | 1 view |" in rows["sound"]
+    assert "| - | - | - |" in rows["word"]
+    assert "after step 6." in card
 
 
 def test_a_checkpoint_that_does_not_fit(base: tuple[Path, RunConfig]) -> None:

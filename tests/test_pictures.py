@@ -31,6 +31,7 @@ from polyvit.pictures import (
     draw_key,
     percent,
     run_styles,
+    settings_words,
 )
 from polyvit.schedule import build_schedule
 
@@ -106,6 +107,29 @@ def test_colours_are_the_schedules_and_dashes_the_rest(four: Comparison) -> None
     }
     assert styles["uniform-0"][1] == styles["task_by_task-0"][1] == "-"
     assert styles["uniform-2"][1] == styles["task_by_task-2"][1] != "-"
+
+
+def test_runs_that_differ_in_the_seed_alone_look_alike(tmp_path: Path) -> None:
+    for kind in ("weighted", "uniform"):
+        for seed in (0, 1, 2):
+            values = {**VALUES, "clip": (0.3 if kind == "uniform" else 0.2) + seed / 50}
+            changed = (f"schedule.kind={kind}", f"seed={seed}", f"model.l_adapt={int(kind == 'uniform')}")
+            size = 1000 if kind == "uniform" else 900
+            run = tmp_path / "runs" / f"{kind}-{seed}"
+            write_run(run, *changed, values=values, evaluations=CURVE, total=size)
+    made = compare(read_runs([tmp_path / "runs"]))
+    assert run_styles(made) == {
+        f"{kind}-{seed}": (SCHEDULE_COLOURS[kind], "-") for kind in ("weighted", "uniform") for seed in (0, 1, 2)
+    }
+    assert settings_words(made, "uniform-1") == "uniform"
+    seeds = compare(read_runs([tmp_path / "runs" / f"uniform-{seed}" for seed in (0, 1, 2)]))
+    assert len({colour for colour, _ in run_styles(seeds).values()}) == 3
+    assert settings_words(seeds, "uniform-1") == "seed 1"
+    assert draw_metrics(made, tmp_path / "m.png")
+    says = draw_pareto(made, tmp_path / "p.png")
+    assert says == "Size against quality: no run beats weighted, seed 2 or uniform, seed 2"
+    written = write_report(list(made.runs), tmp_path / "out", "seeds")
+    assert "by_seed.png" not in written
 
 
 def test_of_many_runs_the_best_have_a_colour(tmp_path: Path) -> None:

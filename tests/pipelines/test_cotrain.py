@@ -95,6 +95,11 @@ def test_the_document_and_the_table(straight: dict[str, Any], recipe: Path, pair
         ]
         assert len(table) == 1
     rows = document["tasks"]
+    mean = sum(row["value"] for row in rows.values()) / len(rows)
+    assert document["best"] == {
+        "step": STEPS, "metric": "mean", "value": pytest.approx(mean), "checkpoint": document["checkpoint"]
+    }  # fmt: skip
+    assert f"best        step {STEPS} (mean {mean:.3f})\n" in straight["printed"]
     assert (rows["sounds"]["train_examples"], rows["sounds"]["eval_examples"]) == (24, 12)
     assert rows["shapes"]["chance"] == rows["sounds"]["chance"] == pytest.approx(1 / 3)
     (skipped,) = rows["shapes"]["skipped_files"]

@@ -50,6 +50,9 @@ def test_a_model_of_pictures_learns_sounds(
     tensors = model.state_dict()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in old.state_dict().items())
     assert document["global_step"] == 1 + 4
+    (evaluation,) = document["evaluations"]
+    measured = {name: result["value"] for name, result in evaluation["tasks"].items()}
+    assert measured == {"shapes": report["old"]["shapes"]["after"], "sounds": report["new"]["sounds"]["value"]}
     sound = next((pair_root / "sounds").rglob("*.wav"))
     (answer,) = Predictor.load(extended).predict([sound])
     assert list(answer["tasks"]) == ["sounds"]

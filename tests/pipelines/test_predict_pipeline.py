@@ -1,8 +1,11 @@
 """`polyvit predict`: lines of JSON for a few files, Parquet parts for many."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +16,8 @@ from pipelines.label import LabelJob, label, list_files
 from pipelines.predict import main
 from polyvit.data.sniff import UNKNOWN
 from polyvit.errors import UserError
-from polyvit.predict import Predictor
+from polyvit.predict import Predictor, Prepared
+from polyvit.sandbox import Sandbox
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,26 @@ def test_one_line_a_file_and_status_2_where_one_failed(
     assert json.loads(kept.read_text())["answers"] == lines
     assert main([str(checkpoint), given[0]]) == 0
     assert json.loads(capsys.readouterr().out)["tasks"]["picture"][0].keys() == {"label", "index", "probability"}
+
+
+def test_a_file_that_kills_its_decoder_costs_its_own_line(
+    checkpoint: Path, files: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadly = files["photo"].read_bytes()
+
+    class Fragile(Sandbox):
+        def prepare(self, data: bytes, *asked: Any) -> Prepared:
+            self.wait_ready()
+            if data == deadly:
+                os.kill(self.pid, signal.SIGSEGV)
+            return super().prepare(data, *asked)
+
+    monkeypatch.setattr("polyvit.sandbox.Sandbox", Fragile)
+    given = [str(files[name]) for name in ("image", "photo", "song")]
+    assert main([str(checkpoint), *given]) == 2
+    first, second, third = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert second == {"path": given[1], "error": "the decoder died on it (SIGSEGV)"}
+    assert (first["modality"], third["modality"]) == ("image", "audio")
 
 
 def test_what_is_refused(

@@ -9,15 +9,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import soak
 from mlflow.tracking import MlflowClient
-from small import small_config
+from runs_kit import write_run, write_singles
+from small import document as small_document
+from small import small_config, write_yaml
 
 from pipelines import cli
-from pipelines.sweep import check_space, param_space
+from pipelines.events import RayEvents
+from pipelines.sweep import _search, check_space, concurrent_trials, fit, param_space
 from pipelines.trials import trial_config
 from polyvit.config import Range
 from polyvit.errors import UserError
@@ -78,9 +82,105 @@ def test_the_space_in_tunes_terms() -> None:
     assert {drawn["model.l_adapt"].sample() for _ in range(100)} == {0, 1, 2}
 
 
+def test_optuna_draws_from_the_space_and_the_same_again() -> None:
+    space = {"optim.lr": Range(low=0.01, high=1.0, log=True), "schedule.kind": ["weighted", "uniform"]}
+    config = spaced(space=space, search="optuna")
+
+    def drawn() -> list[dict[str, Any]]:
+        search = _search(config)
+        search.set_search_properties("objective", "max", param_space(config))
+        return [search.suggest(str(i)) for i in range(12)]
+
+    found = drawn()
+    assert found == drawn()
+    assert all(0.01 <= each["optim.lr"] <= 1.0 for each in found)
+    assert {each["schedule.kind"] for each in found} == {"weighted", "uniform"}
+
+
+def test_without_optuna_it_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = spaced(space={"model.l_adapt": [0, 1]}, search="optuna")
+    check_space(config)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"sweep.search=optuna needs Optuna.*polyvit\[search\]"):
+        check_space(config)
+
+
+def test_baselines_come_from_runs_of_one_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"picture": 0.6, "clip": 0.25, "sound": 0.5, "word": 0.25}
+    singles = write_singles(tmp_path / "single", values)
+    started: dict[str, Any] = {}
+    monkeypatch.setattr("pipelines.sweep.sweep", lambda *given: started.update(given=given) or {})
+    monkeypatch.setattr("pipelines.sweep._print", lambda document: None)
+    monkeypatch.setattr("pipelines.index.task_roots", lambda config: {})
+    config = write_yaml(tmp_path / "small.yaml", small_document())
+    command = [
+        "sweep", str(config), f"storage={tmp_path}/runs", "--over", "model.l_adapt=0,1", "--name", "one",
+        "sweep.objective=worst_regression",
+    ]  # fmt: skip
+    assert cli.main([*command, "--baseline", str(tmp_path / "single")]) == 0
+    made, folder, resume, alone = started["given"]
+    assert made.sweep.baselines == values
+    assert (folder, resume) == (tmp_path / "runs" / "one", False)
+    assert sorted(alone) == sorted(singles)
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        assert cli.main([*command, "--baseline", str(singles[0])]) == 2
+        write_run(tmp_path / "whole")
+        assert cli.main([*command, "--baseline", str(tmp_path / "whole")]) == 2
+    assert "missing: clip, sound, word" in err.getvalue()
+    assert "--baseline whole: a baseline is a run of one task" in err.getvalue()
+
+
 def test_demo_sweep_is_two_schedules_by_two_l_adapt() -> None:
     space = load_config("demo-sweep").sweep.space
     assert space == {"schedule.kind": ["weighted", "task_by_task"], "model.l_adapt": [0, 1]}
+
+
+def test_as_many_trials_at_once_as_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config("train.workers=2", "data.decode_cpus=1")  # 3 CPUs a trial
+
+    def room(resources: dict[str, float], most: int | None = None) -> int:
+        monkeypatch.setattr("ray.cluster_resources", lambda: resources)
+        sweep = config.sweep.model_copy(update={"max_concurrent": most})
+        return concurrent_trials(config.model_copy(update={"sweep": sweep}))
+
+    assert [room({"CPU": cpus}) for cpus in (3.5, 6.0, 6.5, 30.0)] == [1, 1, 2, 9]
+    assert room({"CPU": 30.0}, 4) == 4
+    assert room({"CPU": 64.0, "GPU": 4.0}) == 2
+    with pytest.raises(UserError, match=r"needs 3 CPUs for its workers .*the cluster has 3: add one"):
+        room({"CPU": 3.0})
+
+
+def test_the_objective_of_an_evaluation() -> None:
+    scores = {"picture": 0.5, "clip": 0.25, "sound": 0.75, "word": 0.5, "mean": 0.5}
+    baselines = {"picture": 0.25, "clip": 0.5, "sound": 0.75, "word": 0.5}
+    for config, objective in [
+        (spaced(), 0.5),
+        (spaced(objective="worst_regression", baselines=baselines), -0.25),
+        (spaced(objective="worst_regression", baselines=baselines | {"clip": 0.0}), 0.0),
+    ]:
+        assert RayEvents._objective(cast(Any, SimpleNamespace(config=config)), scores) == objective
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_poor_trial_ends_at_its_first_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluated_thrice(changes: dict[str, Any], folder: str, parent: str) -> None:
+        from ray import tune
+
+        for percent in (33, 67, 100):
+            tune.report({"objective": changes["optim.lr"], "percent": percent})
+        time.sleep(2)
+        (Path(folder) / f"end of {changes['optim.lr']}").touch()
+
+    monkeypatch.setattr("pipelines.sweep.run_trial", evaluated_thrice)
+    config = spaced(space={"optim.lr": [0.2, 0.1, 0.3]}, early_stopping=True, max_concurrent=1)
+    results = fit(config, tmp_path, "parent", resume=False)
+    reached = {result.config["optim.lr"]: result.metrics["percent"] for result in results}
+    assert reached == {0.2: 100, 0.1: 33, 0.3: 100}
+    assert capsys.readouterr().out.count("stopped early, at 33 %") == 1
+    assert sorted(path.name for path in tmp_path.glob("end of *")) == ["end of 0.2", "end of 0.3"]
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +243,31 @@ def _check_mlflow(document: dict[str, Any]) -> None:
     version = client.get_model_version_by_alias("polyvit", "champion")
     assert version.run_id in {run.info.run_id for run in children}
     assert str(version.version) == str(document["registered"]["version"])
+
+
+def test_a_sweep_that_is_interrupted_says_how_to_go_on_and_registers_nothing(
+    folder: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*given: Any) -> None:
+        assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1"
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("pipelines.cluster.cluster", lambda *sizes: contextlib.nullcontext())
+    monkeypatch.setattr("pipelines.cluster.check_resources", lambda config: None)
+    monkeypatch.setattr("pipelines.index.build_indexes", lambda config, folder: None)
+    monkeypatch.setattr("pipelines.sweep.fit", interrupted)
+    before, storage = signal.getsignal(signal.SIGTERM), folder / "interrupted"
+    command = ["sweep", str(config), f"storage={storage}", "--name", "cut", "--over", "model.l_adapt=0,1"]
+    try:
+        assert cli.main(command) == 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert f"sweep --resume {storage / 'cut'}" in capsys.readouterr().err
+    client = MlflowClient(tracking_uri=f"sqlite:///{storage}/mlflow.db")
+    document = json.loads((storage / "cut" / "sweep.json").read_text())
+    assert client.get_run(document["mlflow_run"]).info.status == "KILLED"
+    assert client.search_registered_models() == []
 
 
 def test_a_sweep_that_cannot_be_is_refused_before_anything_starts(folder: Path, config: Path) -> None:
