@@ -14,6 +14,7 @@ Layout = Literal[
     "imagefolder", "csv", "webdataset", "parquet",
 ]  # fmt: skip
 Probability = Annotated[float, Field(ge=0, le=1)]
+VideoReader = Literal["pyav", "decord"]
 ViewAverage = Literal["logits", "probabilities"]
 """What is averaged over the views of one example. ViViT's test step in scenic averages logits by default."""
 
@@ -31,6 +32,8 @@ class ImageAugment(Section):
     flip: Probability = 0.5
     antialias: bool = False
     """Antialiased resizing. The official training crop is bilinear without it."""
+    scaled_decode: bool = True
+    """Decode a JPEG at 1/2, 1/4 or 1/8 size in training where its crop is that much larger than the input."""
     eval_resize: Literal["square", "crop"] = "square"
     """`square`: resize to the input size. `crop`: smaller side to `eval_resize_size`, then centre crop."""
     eval_resize_size: PositiveInt | None = None
@@ -50,6 +53,9 @@ class VideoAugment(Section):
     """Probability of brightness 32/255, saturation and contrast (0.6, 1.4), hue 0.2: one draw a clip."""
     colour_drop: Probability = 0.1
     """Probability of turning the clip grey."""
+    reader: VideoReader = "pyav"
+    """The same frames from both; `pyav` decodes no more than the clip needs. `decord` reads whole MP4, MOV, MKV
+    and WebM files of an even frame rate, `pyav` the rest, for decord crashes on damaged ones."""
 
 
 class AudioAugment(Section):
@@ -72,7 +78,7 @@ class TaskBase(Section):
 
     layout: Layout
     root: str | None = None
-    """The dataset's folder; null: `data.root` / the task's name."""
+    """The dataset's folder or URL; null: `data.root` / the task's name."""
     num_classes: PositiveInt
     classes: str | None = None
     """A text file of class names, one a line, in index order. Null: what the layout itself knows."""

@@ -7,10 +7,12 @@ Reading order: generator, windows in time, crops, colour, SpecAugment. Mixup is 
 
 import hashlib
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import cv2
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import DTypeLike
 
 from polyvit.task_config import AudioAugment
 
@@ -36,7 +38,17 @@ def example_rng(seed: int, task: str, epoch: int, key: str) -> np.random.Generat
     """
     fields = f"{seed}\0{task}\0{epoch}\0{key}".encode(errors="surrogateescape")
     digest = hashlib.blake2b(fields, digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return np.random.Generator(np.random.Philox(cast("Any", _Key(digest))))
+
+
+class _Key(ISeedSequence):
+    """Philox's key, given as its seed: `Philox(key=...)` first asks the system for entropy, and throws it away."""
+
+    def __init__(self, digest: bytes) -> None:
+        self.digest = digest
+
+    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint64) -> np.ndarray:
+        return np.frombuffer(self.digest, "<u8")[:n_words].astype(dtype)
 
 
 # ---------------------------------------------------------------------------------------- windows in time

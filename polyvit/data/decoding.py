@@ -1,12 +1,30 @@
-"""What every decoder shares: foreign exceptions become `BadMedia`."""
+"""What every decoder shares: foreign exceptions become `BadMedia`, and which formats FFmpeg may read."""
 
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from polyvit.errors import BadMedia
 
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
 REASON_LENGTH = 160
+CONTAINERS = (
+    "mov", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "ivf", "flv", "asf",
+    "dv", "gif", "ogg", "wav", "w64", "mp3", "aac", "ac3", "eac3", "flac", "aiff", "au", "caf", "amr",
+)  # fmt: skip
+"""FFmpeg's names of the containers that are read: files that hold their media. A playlist or a list of files, that
+would have it open other files and addresses, is none of them, nor is a subtitle or a game's format."""
+
+
+def open_container(data: bytes) -> "InputContainer":
+    """Raises FFmpeg's error where the bytes are none of `CONTAINERS`."""
+    import av
+
+    return av.open(io.BytesIO(data), "r", options={"format_whitelist": ",".join(CONTAINERS)})
 
 
 @contextmanager

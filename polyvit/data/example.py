@@ -98,16 +98,17 @@ def token_dtype(modality: Modality) -> np.dtype:
 def _image_tokens(media: Media, task: ImageTask, spec: ImageInput, rng: np.random.Generator | None) -> np.ndarray:
     from polyvit.data import image
 
-    if isinstance(media, np.ndarray):
-        if media.dtype != np.uint8 or media.ndim != 3 or media.shape[2] != 3 or not media.size:
-            raise BadMedia(f"image: an array {media.dtype}{list(media.shape)} is not uint8 [H, W, 3]")
-        image_HWC = media
+    if isinstance(media, bytes):
+        if rng is not None:
+            image_HWC = image.train_jpeg(media, spec.size, task.augment, rng)
+        else:
+            image_HWC = image.eval_image(image.decode_image(media), spec.size, task.augment)
+    elif media.dtype != np.uint8 or media.ndim != 3 or media.shape[2] != 3 or not media.size:
+        raise BadMedia(f"image: an array {media.dtype}{list(media.shape)} is not uint8 [H, W, 3]")
+    elif rng is not None:
+        image_HWC = image.train_image(media, spec.size, task.augment, rng)
     else:
-        image_HWC = image.decode_image(media)
-    if rng is None:
-        image_HWC = image.eval_image(image_HWC, spec.size, task.augment)
-    else:
-        image_HWC = image.train_image(image_HWC, spec.size, task.augment, rng)
+        image_HWC = image.eval_image(media, spec.size, task.augment)
     return patchify_image(image_HWC, spec.patch_size, spec.stride)
 
 
@@ -124,8 +125,9 @@ def _video_tokens(
 
     if rng is None:
         return _video_views(data, task, spec, segment_s, view, (crop,))[0]
-    video_THWC = video.read_clip(data, spec.frames, task.augment.frame_stride, rng, *segment_s, view)
-    video_THWC = video.train_video(video_THWC, spec.size, task.augment, rng)
+    augment = task.augment
+    frames = video.read_frames(data, spec.frames, augment.frame_stride, rng, *segment_s, view, augment.reader)
+    video_THWC = video.train_video(frames, spec.size, augment, rng)
     return patchify_video(video_THWC, spec.tubelet_size, spec.stride)
 
 
@@ -140,8 +142,9 @@ def _video_views(
     """tokens [crops, N, P] of one clip, without augmentation."""
     from polyvit.data import video
 
-    video_THWC = video.read_clip(data, spec.frames, task.augment.frame_stride, None, *segment_s, view)
-    cut = [video.eval_video(video_THWC, spec.size, task.augment, crop) for crop in crops]
+    augment = task.augment
+    frames = video.read_frames(data, spec.frames, augment.frame_stride, None, *segment_s, view, augment.reader)
+    cut = [video.eval_video(frames, spec.size, augment, crop) for crop in crops]
     return np.stack([patchify_video(crop_THWC, spec.tubelet_size, spec.stride) for crop_THWC in cut])
 
 

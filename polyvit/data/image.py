@@ -1,7 +1,11 @@
 """Image bytes to pixels, and pixels to the model's size.
 
 In: the bytes of a JPEG, PNG or whatever else Pillow knows, judged by content, never by name.
-Out: image_HWC, uint8 RGB; after `train_image` or `eval_image` H, W = `size`.
+Out: image_HWC, uint8 RGB; after `train_jpeg`, `train_image` or `eval_image` H, W = `size`.
+
+Of a JPEG, training draws the crop from the header's size and decodes at 1/2, 1/4 or 1/8 where the crop stays at
+least as large as the output; the crop then keeps its fractions of scaled pixels. (No wheel decodes a crop alone;
+four fifths of a decoder's time go into the entropy code, which no crop avoids.) Evaluation always decodes whole.
 """
 
 import io
@@ -12,7 +16,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from polyvit.data.augment import centre_cut, inception_box
+from polyvit.data.augment import Box, centre_cut, inception_box
 from polyvit.data.decoding import bad_media
 from polyvit.errors import BadMedia
 from polyvit.task_config import ImageAugment
@@ -20,6 +24,8 @@ from polyvit.task_config import ImageAugment
 MAX_PIXELS = 2**26
 """67 million: above it a picture is refused unread, for a few kB can unpack to gigabytes. Pillow's own
 warning begins at 89 million."""
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+"""What Pillow may read: of its other formats some run programs (PostScript), and few are ever read by anyone."""
 EVAL_RESIZE_RATIO = 448 / 384
 """Smaller side over input size when `eval_resize_size` is null: scenic's hres 448 for lres 384."""
 
@@ -46,13 +52,27 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return _decode_with_pillow(data, max_pixels)
 
 
-def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray:
+def _jpeg_sides(data: bytes, max_pixels: int) -> tuple[int, int] | None:
+    """(height, width) as a JPEG's header says; None where there is no such header."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    _check_pixels(height, width, max_pixels)
+    return height, width
+
+
+def _decode_jpeg(data: bytes, max_pixels: int, shrink: int = 1) -> np.ndarray:
+    """At 1 / `shrink` of its size, sides rounded up; whole where Pillow must read it."""
     try:
         height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
         _check_pixels(height, width, max_pixels)
         if colourspace in ("CMYK", "YCCK"):
             return _decode_with_pillow(data, max_pixels)
-        return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+        least = (-(-height // shrink), -(-width // shrink)) if shrink > 1 else (0, 0)
+        return simplejpeg.decode_jpeg(
+            data, colorspace="RGB", strict=True, min_height=least[0], min_width=least[1], min_factor=shrink
+        )
     except ValueError as error:
         if any(damage in str(error).lower() for damage in ("premature end", "bad huffman code")):
             raise
@@ -61,7 +81,7 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray:
 
 
 def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as picture:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
         _check_pixels(picture.height, picture.width, max_pixels)
         if picture.mode == "I" or picture.mode.startswith("I;16"):
             return _grey16_to_rgb(np.asarray(picture))
@@ -80,6 +100,34 @@ def _check_pixels(height: int, width: int, max_pixels: int) -> None:
         raise BadMedia(f"image: {width} x {height} pixels; at most {max_pixels} are read")
 
 
+def train_jpeg(
+    data: bytes,
+    size: tuple[int, int],
+    augment: ImageAugment,
+    rng: np.random.Generator,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """`train_image(decode_image(data))` for the same draws, with no larger a decoding than the crop needs.
+
+    The same pixels, unless the crop is at least twice the output in both sides (with `augment.antialias` four
+    times) and `augment.scaled_decode` is on: then the decoder's own filter takes the place of skipped pixels.
+    Pictures that are no JPEG are decoded whole. Raises BadMedia as `decode_image`, whatever the draws: all of
+    the entropy code is read.
+    """
+    sides = _jpeg_sides(data, max_pixels) if augment.scaled_decode else None
+    if sides is None:
+        return train_image(decode_image(data, max_pixels), size, augment, rng)
+    box = _train_box(*sides, augment, rng)
+    shrink = _shrink(box, size, augment.antialias)
+    with bad_media("image"):
+        image_HWC = _decode_jpeg(data, max_pixels, shrink)
+    if image_HWC.shape[:2] == sides:
+        image_HWC = resize(box.cut(image_HWC), size, augment.antialias)
+    else:
+        image_HWC = _resize_part(image_HWC, box, shrink, size, augment.antialias)
+    return _flipped(image_HWC, augment, rng)
+
+
 def train_image(
     image_HWC: np.ndarray, size: tuple[int, int], augment: ImageAugment, rng: np.random.Generator
 ) -> np.ndarray:
@@ -88,11 +136,42 @@ def train_image(
     Bilinear with half-pixel centres as TF2's resize, rounded where big_vision truncates; with
     `augment.antialias` a filter as wide as the shrinking asks for. Any input size from 1 x 1 works.
     """
-    if augment.crop_area is not None:
-        height, width = image_HWC.shape[:2]
-        image_HWC = inception_box(height, width, augment.crop_area, augment.crop_ratio, rng).cut(image_HWC)
-    image_HWC = resize(image_HWC, size, augment.antialias)
-    return image_HWC[:, ::-1] if rng.random() < augment.flip else image_HWC
+    height, width = image_HWC.shape[:2]
+    box = _train_box(height, width, augment, rng)
+    return _flipped(resize(box.cut(image_HWC), size, augment.antialias), augment, rng)
+
+
+def _train_box(height: int, width: int, augment: ImageAugment, rng: np.random.Generator) -> Box:
+    if augment.crop_area is None:
+        return Box(0, 0, height, width)
+    return inception_box(height, width, augment.crop_area, augment.crop_ratio, rng)
+
+
+def _shrink(box: Box, size: tuple[int, int], antialias: bool) -> int:
+    """How many times smaller the picture may be decoded: 1, 2, 4 or 8."""
+    # The antialiasing filter needs finer pixels than its output's, or it blurs what the decoder has filtered.
+    room = min(box.height / size[0], box.width / size[1]) / (2 if antialias else 1)
+    return next(factor for factor in (8, 4, 2, 1) if room >= factor or factor == 1)
+
+
+def _resize_part(
+    scaled_HWC: np.ndarray, box: Box, shrink: int, size: tuple[int, int], antialias: bool
+) -> np.ndarray:
+    """`box`, in pixels of the whole picture, out of one decoded at 1 / `shrink`, resized to `size`."""
+    top, left, height, width = (side / shrink for side in box)
+    if antialias:
+        part = (left, top, min(left + width, scaled_HWC.shape[1]), min(top + height, scaled_HWC.shape[0]))
+        return np.asarray(Image.fromarray(scaled_HWC).resize(size[::-1], Image.Resampling.BILINEAR, box=part))
+    step_y, step_x = height / size[0], width / size[1]
+    # Output pixel i has its centre at (i + 0.5) * step in the box; OpenCV counts from pixel centres.
+    matrix = np.array([[step_x, 0, left + step_x / 2 - 0.5], [0, step_y, top + step_y / 2 - 0.5]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(scaled_HWC, matrix, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _flipped(image_HWC: np.ndarray, augment: ImageAugment, rng: np.random.Generator) -> np.ndarray:
+    # A real copy: cutting patches out of a mirrored view costs eight times as much.
+    return cv2.flip(image_HWC, 1) if rng.random() < augment.flip else image_HWC
 
 
 def eval_image(image_HWC: np.ndarray, size: tuple[int, int], augment: ImageAugment) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 import csv
 import io
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
-from polyvit.data.image import decode_image, eval_image, train_image
+from polyvit.data.image import decode_image, eval_image, train_image, train_jpeg
 from polyvit.errors import BadMedia
 from polyvit.task_config import ImageAugment
 from tests.kit import DATA_DIR, needs_data
@@ -151,3 +153,88 @@ def test_the_centre_crop_is_the_centre_of_the_resized_picture(photo_HWC: np.ndar
     assert np.array_equal(eval_image(photo_HWC, (24, 24), augment), expected)
     wide = eval_image(np.zeros((1, 60_000, 3), np.uint8), (224, 224), augment)
     assert wide.shape == (224, 224, 3)
+
+
+def psnr(a_HWC: np.ndarray, b_HWC: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / max(1e-9, np.mean((a_HWC.astype(float) - b_HWC) ** 2))))
+
+
+@pytest.fixture(scope="module")
+def large_HWC() -> np.ndarray:
+    """1201 x 1603 pixels of waves that are 90 pixels long and more: even 64 pixels of the whole can show them."""
+    y, x = np.mgrid[0:1201, 0:1603] / 1000
+    waves = [np.sin(x * (5 + 10 * x) + 9 * y), np.cos(20 * y - 6 * x), np.sin(12 * (x + y) ** 2)]
+    return (127.5 + 110 * np.stack(waves, axis=-1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("flip", [0, 1])
+def test_a_jpeg_that_is_not_far_too_large_gives_the_same_pixels(
+    photo_HWC: np.ndarray, antialias: bool, flip: int
+) -> None:
+    data = encoded(photo_HWC, "JPEG", quality=90)
+    augment = ImageAugment(antialias=antialias, flip=flip)
+    for seed in range(20):
+        found = train_jpeg(data, (40, 40), augment, np.random.default_rng(seed))
+        expected = train_image(decode_image(data), (40, 40), augment, np.random.default_rng(seed))
+        assert np.array_equal(found, expected)
+        assert found.flags.c_contiguous
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_a_far_larger_jpeg_is_decoded_smaller_and_cut_at_the_same_place(
+    large_HWC: np.ndarray, antialias: bool, subsampling: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(large_HWC, "JPEG", quality=95, subsampling=subsampling)
+    whole_HWC = decode_image(data)
+    shrinks = []
+    decode = simplejpeg.decode_jpeg
+
+    def counted(*args: object, **options: object) -> np.ndarray:
+        shrinks.append(options["min_factor"])
+        return decode(*args, **options)
+
+    monkeypatch.setattr("polyvit.data.image.simplejpeg.decode_jpeg", counted)
+    augment = ImageAugment(antialias=antialias, flip=0)
+    for seed in range(12):
+        found, again = (train_jpeg(data, (64, 64), augment, np.random.default_rng(seed)) for _ in range(2))
+        assert np.array_equal(found, again)
+        smooth = train_image(
+            whole_HWC, (64, 64), ImageAugment(antialias=True, flip=0), np.random.default_rng(seed)
+        )
+        assert psnr(found, smooth) > (45 if antialias else 35)
+        assert psnr(found, smooth) > psnr(np.roll(smooth, 1, axis=1), smooth) + 10
+    assert set(shrinks) <= {2, 4, 8}
+    assert len(set(shrinks)) > 1
+    plain = ImageAugment(antialias=antialias, flip=0, scaled_decode=False)
+    exact = train_image(whole_HWC, (64, 64), plain, np.random.default_rng(3))
+    assert np.array_equal(train_jpeg(data, (64, 64), plain, np.random.default_rng(3)), exact)
+
+
+def test_half_size_is_the_mean_of_four_pixels() -> None:
+    """Where the crop is the whole picture and twice the output, scaled decoding and bilinear resizing agree."""
+    blocks_HWC = np.random.default_rng(0).integers(40, 216, (8, 8, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+    data = encoded(blocks_HWC, "JPEG", quality=100, subsampling=0)
+    augment = ImageAugment(crop_area=None, flip=0)
+    found = train_jpeg(data, (64, 64), augment, np.random.default_rng(0))
+    assert np.abs(found.astype(int) - blocks_HWC[::2, ::2]).max() <= 2
+
+
+@needs_data
+@pytest.mark.parametrize("row", damaged_rows("images"), ids=lambda row: row["file"])
+@pytest.mark.parametrize("size", [(4, 4), (64, 64)])
+def test_whether_a_file_is_bad_does_not_depend_on_the_crop(row: dict[str, str], size: tuple[int, int]) -> None:
+    data = (DATA_DIR / "broken" / row["file"]).read_bytes()
+    whole = outcome(lambda: decode_image(data))
+    for seed in range(3):
+        cut = outcome(lambda seed=seed: train_jpeg(data, size, ImageAugment(), np.random.default_rng(seed)))
+        assert cut == (whole if isinstance(whole, str) else (*size, 3))
+
+
+def outcome(decode: Callable[[], np.ndarray]) -> tuple[int, ...] | str:
+    """The shape, or the reason."""
+    try:
+        return decode().shape
+    except BadMedia as error:
+        return error.reason

@@ -3,6 +3,7 @@
 import io
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -90,16 +91,75 @@ def test_every_damaged_or_odd_video_of_the_kit(row: dict[str, str]) -> None:
 
 
 @needs_data
-def test_both_readers_give_equal_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_readers_give_equal_frames() -> None:
     clips = [*sorted(DATA_DIR.glob("kinetics400/train/*/*.mp4"))[::50], DATA_DIR / "broken/video/rotated_flag.mp4"]
-    by_decord = [read_clip(path.read_bytes(), 8, 2) for path in clips]
+    for path in clips:
+        data = path.read_bytes()
+        wanted = read_clip(data, 8, 2)
+        assert np.array_equal(read_clip(data, 8, 2, reader="decord"), wanted)
+        assert np.array_equal(from_the_start(data, 8, 2), wanted)
 
-    def no_decord(*_: object, **__: object) -> None:
-        raise RuntimeError("decord is to be left alone")
 
-    monkeypatch.setattr("polyvit.data.video.decord.VideoReader", no_decord)
-    by_pyav = [read_clip(path.read_bytes(), 8, 2) for path in clips]
-    assert all(np.array_equal(a, b) for a, b in zip(by_decord, by_pyav, strict=True))
+def from_the_start(data: bytes, num_frames: int, frame_stride: int, seed: int | None = None) -> np.ndarray:
+    """`read_clip`, with every frame decoded."""
+    rng = None if seed is None else np.random.default_rng(seed)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("polyvit.data.video._read_wanted", lambda *_: None)
+        return read_clip(data, num_frames, frame_stride, rng)
+
+
+ENCODINGS: list[tuple[str, str, dict[str, str]]] = [
+    ("mp4", "libx264", {"g": "12", "bf": "3", "x264-params": "b-pyramid=normal:scenecut=0"}),
+    ("mp4", "libx264", {"g": "12", "bf": "2", "x264-params": "open-gop=1:scenecut=0"}),
+    ("mp4", "libx264", {"g": "12", "intra-refresh": "1"}),
+    ("mp4", "libx264", {"g": "12", "bf": "0", "refs": "4"}),
+    ("matroska", "libx264", {"g": "250", "bf": "2", "x264-params": "interlaced=1"}),
+    ("mp4", "libx265", {"g": "12", "x265-params": "log-level=none:temporal-layers=3:bframes=4"}),
+    ("mp4", "mpeg4", {"g": "12", "bf": "2"}),
+    ("webm", "libvpx-vp9", {"g": "12", "cpu-used": "8"}),
+    ("webm", "libvpx", {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "10"}),
+]
+
+
+@pytest.mark.parametrize(("container", "codec", "options"), ENCODINGS, ids=str)
+def test_skipping_what_is_not_needed_changes_no_pixel(container: str, codec: str, options: dict[str, str]) -> None:
+    data = moving_bytes(container, codec, options)
+    for seed in range(4):
+        found = read_clip(data, 6, 2, np.random.default_rng(seed))
+        assert np.array_equal(found, from_the_start(data, 6, 2, seed))
+
+
+def test_frames_nobody_refers_to_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = moving_bytes(*ENCODINGS[0])
+    wanted = read_clip(data, 6, 2)
+    spoilt, count = bytearray(data), 0
+    with av.open(io.BytesIO(data)) as container:
+        for packet in container.demux(video=0):
+            number = round(packet.pts * packet.time_base * 10) if packet.size else None
+            # After its length of four bytes, a slice of nal_ref_idc 0 that is not an IDR's.
+            if number is not None and number not in range(19, 30, 2) and bytes(packet)[4] == 1:
+                spoilt[packet.pos + 5 : packet.pos + packet.size] = b"\xff" * (packet.size - 5)
+                count += 1
+    assert count > 8
+    # Met by the decoder, they would spoil the clip: the quick way would fail over to reading from the start.
+    monkeypatch.setattr("polyvit.data.video._read_from_start", None)
+    assert np.array_equal(read_clip(bytes(spoilt), 6, 2), wanted)
+
+
+def moving_bytes(container: str, codec: str, options: dict[str, str]) -> bytes:
+    """50 frames of noise that moves, 10 a second."""
+    noise_HWC = np.random.default_rng(0).integers(0, 256, (80, 200, 3), dtype=np.uint8)
+    smooth_HWC = cv2.GaussianBlur(noise_HWC, (5, 5), 0)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=10, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for i in range(50):
+            frame_HWC = np.ascontiguousarray(smooth_HWC[i // 7 : i // 7 + 64, 2 * i : 2 * i + 64])
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
+        output.mux(stream.encode())
+    return buffer.getvalue()
 
 
 def test_damaged_bytes_are_decoded_or_bad_media_and_always_the_same(forty: bytes) -> None:
@@ -131,6 +191,20 @@ def test_training_clips_are_cut_alike_in_every_frame() -> None:
     assert (first == first[0]).all()
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("size", [(32, 40), (60, 90)])
+def test_flipped_clips_are_mirrored_and_lie_in_memory_in_order(size: tuple[int, int]) -> None:
+    video_THWC = np.random.default_rng(0).integers(0, 256, (3, 60, 90, 3), dtype=np.uint8)
+    clips = []
+    for flip in (0, 1):
+        # At (60, 90) the crop is the picture, and nothing is resized.
+        augment = VideoAugment(flip=flip, colour_jitter=0, colour_drop=0, scale_jitter=None, resize_side=60)
+        clips.append(train_video(list(video_THWC), size, augment, np.random.default_rng(4)))
+    assert np.array_equal(clips[1], clips[0][:, :, ::-1])
+    assert clips[1].flags.c_contiguous
+    if size == (60, 90):
+        assert np.array_equal(clips[0], video_THWC)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (6, 700), (600, 5), (300, 200)])
