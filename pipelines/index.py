@@ -1,13 +1,16 @@
-"""Ray Data: scan every task's folder in parallel into one small Parquet index a task.
+"""Ray Data: scan every task's folder or bucket in parallel into one small Parquet index a task.
 
 polyvit index CONFIG [key=value ...]      python -m pipelines.index CONFIG [key=value ...]
+
+Indexes are kept in `storage`/index-cache, where `plan`, training and the other commands find them: what has not
+changed is not read again (`polyvit.data.index_cache`).
 """
 
 import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,82 +21,111 @@ from pipelines import command
 from pipelines.cluster import cluster
 from pipelines.command import console
 from polyvit.config import RunConfig
-from polyvit.data.index import Scan, index_hash, read_index, write_index
-from polyvit.data.layouts import scan
+from polyvit.data.index import Scan, index_hash, read_index
+from polyvit.data.index_cache import write_task_index
+from polyvit.data.root import Place, StoreUnavailable, as_place, is_url, open_root
 from polyvit.errors import UserError
 from polyvit.recipes import load_config
+from polyvit.store import under
 
 
 @dataclass(frozen=True)
 class Indexes:
-    """The index of every task, and what identifies them together."""
+    """The index of every task, and what identifies them together.
+
+    roots: where the data of each task lie: a folder, or the URL of an object store. reused: tasks whose index an
+    earlier run had made.
+    """
 
     scans: Mapping[str, Scan]
-    roots: Mapping[str, Path]
+    roots: Mapping[str, Place]
+    reused: frozenset[str] = field(default=frozenset(), compare=False)
 
     def digests(self) -> dict[str, str]:
         """Content hash per task."""
         return {name: index_hash(found) for name, found in self.scans.items()}
 
 
-def task_roots(config: RunConfig) -> dict[str, Path]:
-    """Absolute folder of every task. Raises UserError naming every task that has none."""
-    roots, problems = {}, []
+def task_roots(config: RunConfig, check: bool = True) -> dict[str, Place]:
+    """Absolute folder, or URL, of every task. Raises UserError naming every task that has none.
+
+    check: whether to look if something is there, which costs an object store a request or two a task.
+    """
+    roots: dict[str, Place] = {}
+    problems = []
     for name, task in config.tasks.items():
-        given = task.root or (f"{config.data.root}/{name}" if config.data.root else None)
+        given = task.root or (under(config.data.root, name) if config.data.root else None)
         if given is None:
             problems.append(
                 f"tasks.{name}: no data; give data.root=DIR (holding {name}/) or tasks.{name}.root=DIR"
             )
             continue
-        roots[name] = Path(given).expanduser().absolute()
-        if not roots[name].is_dir():
+        roots[name] = as_place(given)
+        if check and (reason := _no_folder(roots[name])):
             key = f"tasks.{name}.root" if task.root else "data.root"
-            problems.append(f"tasks.{name}: {roots[name]} is not a folder; set {key} to where the data are")
+            problems.append(f"tasks.{name}: {reason}; set {key} to where the data are")
     if problems:
         raise UserError("data are missing:", problems)
     return roots
 
 
-def build_indexes(config: RunConfig, folder: Path, train: bool = True) -> Indexes:
+def _no_folder(place: Place) -> str:
+    """Why no data can be at a place; '' where they can."""
+    try:
+        state = open_root(place).state()
+    except (UserError, StoreUnavailable) as error:
+        return str(error)
+    return "" if state == "folder" else f"{place} is not a folder{' of a bucket' if is_url(place) else ''}"
+
+
+def index_cache(config: RunConfig) -> Path:
+    """Where indexes are kept from run to run."""
+    return Path(config.storage).expanduser().absolute() / "index-cache"
+
+
+def build_indexes(config: RunConfig, folder: Path, train: bool = True, fresh: bool = False) -> Indexes:
     """Scan all tasks as Ray tasks, write `folder`/<task>.parquet, and check the splits that a run needs.
 
-    `train`: whether it needs the train split, or the evaluation split alone. Raises UserError with the problems
-    of all tasks at once.
+    `train`: whether it needs the train split, or the evaluation split alone. `fresh`: scan what has not changed
+    too. Raises UserError with the problems of all tasks at once.
     """
     roots = task_roots(config)
     names = list(config.tasks)
     items = [{"task": name} for name in names]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         _scan_row,  # type: ignore[arg-type]
-        fn_args=(config, {name: str(root) for name, root in roots.items()}, str(folder)),
+        fn_args=(config, roots, folder, None if fresh else index_cache(config)),
         num_cpus=config.data.decode_cpus,
         label_selector=dict(config.data.decode_labels) or None,
     )
-    errors = {row["task"]: row["error"] for row in dataset.take_all() if row["error"]}
+    done = dataset.take_all()
+    errors = {row["task"]: row["error"] for row in done if row["error"]}
     scans = {name: read_index(folder / f"{name}.parquet") for name in names if name not in errors}
     problems = [errors[name] for name in names if name in errors] + split_problems(config, scans, train)
     if problems:
         raise UserError("the data do not fit the config:", problems)
-    return Indexes(scans, roots)
+    return Indexes(scans, roots, frozenset(row["task"] for row in done if row["reused"]))
 
 
 def load_indexes(config: RunConfig, folder: Path) -> Indexes:
     """Read back what `build_indexes` wrote for a run."""
-    return Indexes({name: read_index(folder / f"{name}.parquet") for name in config.tasks}, task_roots(config))
+    return Indexes(
+        {name: read_index(folder / f"{name}.parquet") for name in config.tasks}, task_roots(config, False)
+    )
 
 
-def _scan_row(row: dict[str, Any], config: RunConfig, roots: dict[str, str], folder: str) -> dict[str, Any]:
-    name = row["task"]
+def _scan_row(
+    row: dict[str, Any], config: RunConfig, roots: Mapping[str, Place], folder: Path, cache: Path | None
+) -> dict[str, Any]:
+    name, reused, problem = row["task"], False, ""
     try:
-        found = scan(config.tasks[name], Path(roots[name]), name)
-        write_index(found, Path(folder) / f"{name}.parquet")
+        target = folder / f"{name}.parquet"
+        reused = write_task_index(config.tasks[name], roots[name], name, target, cache)
     except UserError as error:
-        named = "" if f"tasks.{name}" in error.message else f"tasks.{name}: "
-        return {"task": name, "error": f"{named}{error}"}
+        problem = f"{'' if f'tasks.{name}' in error.message else f'tasks.{name}: '}{error}"
     except OSError as error:
-        return {"task": name, "error": f"tasks.{name}: {type(error).__name__}: {error}"}
-    return {"task": name, "error": ""}
+        problem = f"tasks.{name}: {type(error).__name__}: {error}"
+    return {"task": name, "error": problem, "reused": reused}
 
 
 def split_problems(config: RunConfig, scans: Mapping[str, Scan], train: bool = True) -> list[str]:
@@ -130,20 +162,22 @@ def index_report(indexes: Indexes) -> dict[str, Any]:
             "left_out": kinds,
             "problems": [asdict(problem) for problem in found.problems],
             "hash": digests[name],
+            "reused": name in indexes.reused,
         }
     return report
 
 
 def classes_present(found: Scan) -> int:
     """How many classes have at least one example."""
-    return len({label for example in found.examples for label in example.labels})
+    return int((found.examples.label_counts(0) > 0).sum())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit index`."""
     made = command.parser("index", "Scan the data of a config; say what is there and what was left out, and why.")
     command.add_config(made)
-    made.add_argument("--out", type=Path, help="folder for the Parquet indexes (default: a temporary one)")
+    made.add_argument("--out", type=Path, help="folder for the Parquet indexes too (default: the cache alone)")
+    made.add_argument("--fresh", action="store_true", help="scan everything, what has not changed too")
     return command.run(made, _body, argv)
 
 
@@ -151,7 +185,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, arguments.overrides, arguments.only)
     task_roots(config)  # before anything is started
     with tempfile.TemporaryDirectory(prefix="polyvit-index-") as temporary, cluster():
-        indexes = build_indexes(config, (arguments.out or Path(temporary)).absolute())
+        indexes = build_indexes(config, (arguments.out or Path(temporary)).absolute(), fresh=arguments.fresh)
     report = index_report(indexes)
     print_index(report)
     return {"tasks": report, "folder": str(arguments.out) if arguments.out else None}
@@ -160,12 +194,12 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 def print_index(report: Mapping[str, Any], most: int = 5) -> None:
     """Counts per task, then up to `most` of the examples left out of each; all of them are in the JSON."""
     table = Table()
-    for column in ("task", "train", "validation", "test", "classes", "with examples", "left out"):
+    for column in ("task", "train", "validation", "test", "classes", "with examples", "left out", "index"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for name, entry in report.items():
         left_out = ", ".join(f"{count} {kind}" for kind, count in sorted(entry["left_out"].items()))
         cells = [entry[key] for key in ("train", "validation", "test", "classes", "classes_present")]
-        table.add_row(name, *map(str, cells), left_out or "0")
+        table.add_row(name, *map(str, cells), left_out or "0", "reused" if entry["reused"] else "scanned")
     console.print(table)
     for name, entry in report.items():
         for problem in entry["problems"][:most]:

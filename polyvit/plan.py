@@ -16,8 +16,9 @@ import numpy as np
 from polyvit.schedule import Schedule
 from polyvit.task_config import TaskConfig
 
-SPARES = 8
-"""Substitutes named with every minibatch, tried in turn for an example that cannot be decoded."""
+SPARES = 32
+"""Substitutes named with every minibatch, tried in turn for an example that cannot be decoded. With half of all
+files broken none is good once in 8 thousand million examples; then the run ends (`loop.train`)."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def rank_slice(batch: int, rank: int, world_size: int, pairs: bool = False) -> t
     return batch * rank // world_size, batch * (rank + 1) // world_size
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=24)
 def epoch_permutation(seed: int, task: str, epoch: int, size: int) -> np.ndarray:
     """[size] the order of one epoch; computed once an epoch, kept for a few."""
     rng = np.random.Generator(np.random.Philox(_key(seed, task, "epoch", epoch)))

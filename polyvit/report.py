@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from polyvit.config import RunConfig
-from polyvit.data.index import Example, Scan
+from polyvit.data.index import Example, Examples, Scan
 from polyvit.metrics import chance_level
 from polyvit.schedule import Schedule
 
@@ -118,5 +118,4 @@ def result_rows(
 
 def label_shares(examples: Sequence[Example], num_classes: int) -> np.ndarray:
     """[K] share of the examples that carry each label."""
-    labels = np.array([label for example in examples for label in example.labels], dtype=np.int64)
-    return np.bincount(labels, minlength=num_classes) / max(1, len(examples))
+    return Examples.of(examples).label_counts(num_classes) / max(1, len(examples))

@@ -5,17 +5,20 @@ tokens [n * views, N, P] uint8 (float16 for audio), labels [n, K] uint8. No Ray 
 `decode`, so that the bytes are the same whoever decodes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
 from polyvit.config import ModelInput
 from polyvit.data.augment import example_rng
 from polyvit.data.example import evaluation_tokens, example_tokens, token_dtype, token_shape
+from polyvit.data.examples import examples_at
+from polyvit.data.guard import TimeLimit, Tokens, import_decoders, sandboxed
 from polyvit.data.index import Example
-from polyvit.data.source import load
+from polyvit.data.root import Place
+from polyvit.data.source import load, reading_ahead
 from polyvit.errors import BadMedia
 from polyvit.plan import PlannedBatch
 from polyvit.task_config import TaskConfig
@@ -38,6 +41,7 @@ class Request:
     epochs: epoch of each example, for its augmentation; empty means evaluation (no augmentation, no spares,
         every evaluation view of each example).
     first_slot, global_batch: see `plan.PlannedBatch`.
+    fatal: {key: reason} of its examples and spares that are known to end a decoding process: none is tried again.
     """
 
     step: int
@@ -47,13 +51,15 @@ class Request:
     first_slot: int = 0
     global_batch: int = 0
     spares: Sequence[Example] = ()
+    fatal: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Minibatch:
     """Arrays of one rank's part of a step's minibatch: tokens [n * views, N, P], labels [n, K], keys [n].
 
-    The views of one example lie together; training has one view.
+    The views of one example lie together; training has one view. bad: every example that could not be decoded,
+    those planned and the spares that were tried; undecodable: how many planned ones there are among them.
     """
 
     step: int
@@ -64,6 +70,7 @@ class Minibatch:
     first_slot: int
     global_batch: int
     bad: tuple[Quarantined, ...] = field(default=())
+    undecodable: int = 0
 
     @property
     def views(self) -> int:
@@ -73,25 +80,53 @@ class Minibatch:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Everything a decoding process needs besides requests: task and input sections, roots, seed."""
+    """Everything a decoding process needs besides requests: task and input sections, roots, seed.
+
+    decode_seconds: most time for one example on the clock, where `decode` is told that it may be guarded; None: no
+        limit.
+    """
 
     tasks: Mapping[str, TaskConfig]
     inputs: Mapping[str, ModelInput]
-    roots: Mapping[str, Path]
+    roots: Mapping[str, Place]
     seed: int
+    decode_seconds: float | None = None
 
-    def decode(self, request: Request) -> Minibatch:
+    def decode(self, request: Request, careful: bool | None = None) -> Minibatch:
         """Never raises on bad media: a broken training example gives way to one of the step's spares, tried in
         order from its slot on, a broken evaluation example is left out; each is named in `bad`.
+
+        careful: None in a process that must live: no guard. In a process that may die (see `data.guard`): False at
+        the first try of a request, True at every other, which finds the example that killed the process before.
+        The bytes are the same.
         """
+        import_decoders(self.tasks[request.task].modality)
+        if careful:
+            with sandboxed(self, request.task) as tokens:
+                return self._minibatch(request, tokens)
+        try:
+            with reading_ahead(request.examples, self.roots[request.task]):
+                if careful is None:
+                    return self._minibatch(request, self.tokens)
+                return self._minibatch(request, partial(self.tokens, seconds=self.decode_seconds))
+        except MemoryError:
+            if careful is None:
+                raise
+            return self.decode(request, careful=True)
+
+    def _minibatch(self, request: Request, tokens_of: Tokens) -> Minibatch:
         task, spec = self.tasks[request.task], self.inputs[request.task]
-        tokens, kept, bad = [], [], []
+        tokens, kept, bad, undecodable = [], [], [], 0
         for i, example in enumerate(request.examples):
-            for candidate, seed_key in self._candidates(request, i, example):
+            epoch = request.epochs[i] if request.epochs else None
+            for tried, (candidate, seed_key) in enumerate(self._candidates(request, i, example)):
                 try:
-                    tokens.append(self._tokens(request, i, candidate, seed_key))
+                    if reason := request.fatal.get(candidate.key):
+                        raise BadMedia(reason)
+                    tokens.append(tokens_of(request.task, candidate, epoch, seed_key))
                 except BadMedia as error:
                     bad.append(Quarantined(request.task, candidate.key, candidate.path, error.reason))
+                    undecodable += not tried
                 else:
                     kept.append(candidate)
                     break
@@ -100,7 +135,7 @@ class Decoder:
         labels = multi_hot([example.labels for example in kept], task.num_classes)
         return Minibatch(
             request.step, request.task, stacked, labels, tuple(example.key for example in kept),
-            request.first_slot, request.global_batch, tuple(bad),
+            request.first_slot, request.global_batch, tuple(bad), undecodable,
         )  # fmt: skip
 
     def _candidates(self, request: Request, i: int, example: Example) -> list[tuple[Example, str]]:
@@ -110,14 +145,29 @@ class Decoder:
         substitutes = spares[turn:] + spares[:turn]
         return [(example, example.key), *((spare, f"{spare.key}\x00slot{slot}") for spare in substitutes)]
 
-    def _tokens(self, request: Request, i: int, example: Example, seed_key: str) -> np.ndarray:
-        """tokens [views, N, P] of one example."""
-        media = load(example, self.roots[request.task])
-        task, spec = self.tasks[request.task], self.inputs[request.task]
-        if not request.epochs:
-            return evaluation_tokens(media, task, spec, example.start, example.end)
-        rng = example_rng(self.seed, request.task, request.epochs[i], seed_key)
-        return example_tokens(media, task, spec, rng, example.start, example.end)[None]
+    def tokens(
+        self,
+        task_name: str,
+        example: Example,
+        epoch: int | None,
+        seed_key: str,
+        seconds: float | None = None,
+        read: Callable[[], None] | None = None,
+    ) -> np.ndarray:
+        """tokens [views, N, P] of one example; epoch None: every evaluation view. Raises BadMedia.
+
+        seconds: the time that decoding has before this process is ended (`guard.TimeLimit`). read: called when
+        the bytes are there. Reading has no limit: a slow disk is not the file's fault.
+        """
+        media = load(example, self.roots[task_name])
+        if read:
+            read()
+        task, spec = self.tasks[task_name], self.inputs[task_name]
+        with TimeLimit(seconds):
+            if epoch is None:
+                return evaluation_tokens(media, task, spec, example.start, example.end)
+            rng = example_rng(self.seed, task_name, epoch, seed_key)
+            return example_tokens(media, task, spec, rng, example.start, example.end)[None]
 
 
 def multi_hot(labels: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
@@ -133,11 +183,11 @@ def train_request(batch: PlannedBatch, examples: Sequence[Example]) -> Request:
     return Request(
         step=batch.step,
         task=batch.task,
-        examples=[examples[p] for p in batch.positions],
+        examples=examples_at(examples, batch.positions),
         epochs=[int(e) for e in batch.epochs],
         first_slot=batch.first_slot,
         global_batch=batch.global_batch,
-        spares=[examples[p] for p in batch.spares],
+        spares=examples_at(examples, batch.spares),
     )
 
 

@@ -5,12 +5,11 @@ the decoding libraries' less travelled readers: FFmpeg would follow the addresse
 Ghostscript on PostScript. Which of video and sound a container holds, its streams tell.
 """
 
-import io
 import re
 
 import av
 
-from polyvit.data.decoding import bad_media
+from polyvit.data.decoding import bad_media, open_container
 from polyvit.errors import BadMedia
 from polyvit.inputs import Modality
 
@@ -48,7 +47,7 @@ def detect_modality(data: bytes) -> Modality:
 
 
 def _streams(data: bytes) -> Modality:
-    with bad_media("container"), av.open(io.BytesIO(data), "r") as container:
+    with bad_media("container"), open_container(data) as container:
         cover = av.stream.Disposition.attached_pic
         if any(not stream.disposition & cover for stream in container.streams.video):
             return "video"

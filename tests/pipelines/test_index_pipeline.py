@@ -1,6 +1,7 @@
 """Indexes through a real Ray: what is found, and every problem of every task at once."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,8 @@ def test_problems_of_all_tasks_at_once(pair_root: Path, tmp_path: Path) -> None:
 def test_the_command_and_its_json(pair_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair_config(pair_root, tmp_path)
     out, as_data = tmp_path / "index", tmp_path / "out.json"
-    status = cli.main(["index", f"{tmp_path}/pair.yaml", "--out", str(out), "--json", str(as_data)])
+    given = ["index", f"{tmp_path}/pair.yaml", f"storage={tmp_path}/runs", "--json", str(as_data)]
+    status = cli.main([*given, "--out", str(out)])
     printed, document = capsys.readouterr(), json.loads(as_data.read_text())
     assert status == 0
     assert printed.err == ""
@@ -61,6 +63,15 @@ def test_the_command_and_its_json(pair_root: Path, tmp_path: Path, capsys: pytes
     for name in ("shapes", "sounds"):
         (line,) = [line for line in printed.out.splitlines() if name in line]
         assert [cell for cell in line.split() if cell.isdigit()][:3] == ["24", "12", "0"]
+        assert "scanned" in line
+    first = document["tasks"]
+    time.sleep(max(0.0, 2.1 - (time.time() - (out / "shapes.parquet").stat().st_mtime)))
+    for flags, reused in ([], None), ([], True), (["--fresh"], False):
+        assert cli.main([*given, *flags]) == 0
+        document = json.loads(as_data.read_text())
+        assert reused is None or {entry.pop("reused") for entry in document["tasks"].values()} == {reused}
+    assert document["tasks"] == {name: {k: v for k, v in e.items() if k != "reused"} for name, e in first.items()}
+    capsys.readouterr()
 
 
 def test_roots(pair_root: Path, tmp_path: Path) -> None:

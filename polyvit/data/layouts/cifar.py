@@ -6,7 +6,6 @@ The folder may also be the task's root itself. cifar10: `data_batch_1` .. `data_
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,7 @@ def _scan(survey: Survey, files: _Files) -> Scan:
         try:
             labels = labels_of(batch, files.labels_key, files.num_classes)
         except BadPickle as error:
-            raise UserError(f"{survey.root / path}: {error}; fetch this file again") from None
+            raise UserError(f"{survey.at(path)}: {error}; fetch this file again") from None
         for row, label in enumerate(labels):
             key = f"{file}/{row:05d}"
             split = "test" if file == files.test else carve(key, TRAIN_BELOW)
@@ -102,17 +101,18 @@ def _scan(survey: Survey, files: _Files) -> Scan:
 def _names(survey: Survey, path: str, files: _Files) -> list[str]:
     names = _load(survey, path).get(files.names_key)
     if not isinstance(names, list) or len(names) != files.num_classes:
-        raise UserError(f"{survey.root / path}: {files.names_key!r} must list {files.num_classes} class names")
+        raise UserError(f"{survey.at(path)}: {files.names_key!r} must list {files.num_classes} class names")
     return [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
 
 
 def _load(survey: Survey, path: str) -> dict[str, Any]:
-    full: Path = survey.root / path
+    full = survey.at(path)
     try:
-        return load_plain(full)
+        return load_plain(survey.content(path))
     except BadPickle as error:
         raise UserError(f"{full}: {error}; fetch this file again") from None
     except OSError as error:
         raise UserError(
-            f"tasks.{survey.name}: {full} cannot be read ({error.strerror}); layout {survey.task.layout} needs it"
+            f"tasks.{survey.name}: {full} cannot be read ({error.strerror or error}); layout"
+            f" {survey.task.layout} needs it"
         ) from None

@@ -10,7 +10,6 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,12 +94,11 @@ class _PlainUnpickler(pickle.Unpickler):
         raise BadPickle("holds a persistent id; arrays and plain types only are allowed")
 
 
-def load_plain(path: Path) -> dict[str, Any]:
-    """The dictionary in a pickle file: text keys, values plain types or numpy arrays (read-only).
+def load_plain(content: bytes) -> dict[str, Any]:
+    """The dictionary in a pickle file's bytes: text keys, values plain types or numpy arrays (read-only).
 
-    Raises BadPickle for anything else, cut files included, and OSError where the file cannot be read.
+    Raises BadPickle for anything else, cut files included.
     """
-    content = path.read_bytes()
     try:
         value = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
         if not isinstance(value, dict):

@@ -3,21 +3,24 @@
 Reading lists is in `tables.py`, labels as people write them in `labels.py`.
 
 In: one task and its folder, as a `Survey`. Out: examples and problems gathered on it, then `Survey.finish`.
-Each folder is listed once (`os.scandir`) and every listed file is a dictionary look-up in that listing, so a
-million rows cost no million `stat` calls from here. Listings are sorted: the result never depends on the
+Each folder is listed once and every listed file is a dictionary look-up in that listing, so a million rows cost no
+million `stat` calls or requests from here. Listings are sorted: the result never depends on the
 order in which a file system names its entries.
 """
 
 import difflib
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
+
+import pyarrow as pa
 
 from polyvit.config import Modality
+from polyvit.data.examples import ExampleWriter
 from polyvit.data.index import Example, Problem, Scan, Split, finish_scan, key_fraction
+from polyvit.data.root import DANGLING, Folder, Root, StoreUnavailable, pool
 from polyvit.errors import UserError
 from polyvit.task_config import TaskConfig
 
@@ -38,32 +41,28 @@ SPLIT_NAMES: dict[str, Split] = {
 }  # fmt: skip
 """How people call the splits, in folder names, file names and CSV cells (lower case)."""
 
-DANGLING = -1
-"""Size of a link that leads nowhere."""
-
+_ODD = re.compile(r"/[/.]|\0")
 OUTSIDE = "path leaves the root"
 EMPTY = "empty file"
-
-
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """One folder as listed: bytes by file name, and subfolders, both sorted; hidden entries left out."""
-
-    files: dict[str, int]
-    folders: tuple[str, ...]
 
 
 class Survey:
     """One scan in progress: the task, its folder, and what was found there so far.
 
     classes: the names in `task.classes`, or None where the layout's own list counts.
+    read: the stamp of every file that was read, as it was before.
+    parts: a folder where a layout may keep what it found in one file for the next scan; None: nowhere.
     """
 
-    def __init__(self, name: str, task: TaskConfig, root: Path, classes: list[str] | None = None) -> None:
-        self.name, self.task, self.root, self.classes = name, task, root, classes
-        self.examples: list[Example] = []
+    def __init__(
+        self, name: str, task: TaskConfig, root: Root, classes: list[str] | None = None, parts: Path | None = None
+    ) -> None:
+        self.name, self.task, self.root, self.classes, self.parts = name, task, root, classes, parts
+        self.examples = ExampleWriter()
         self.problems: list[Problem] = []
+        self.read: dict[str, str] = {}
         self._folders: dict[str, Folder] = {}
+        self._coming: dict[str, Future[Folder]] = {}
 
     def skip(self, kind: Literal["missing", "label", "broken", "duplicate"], where: str, reason: str) -> None:
         """Leave one thing out, by name."""
@@ -72,8 +71,61 @@ class Survey:
     def folder(self, path: str) -> Folder:
         """The listing of a folder, '' for the root; empty where there is no such folder."""
         if path not in self._folders:
-            self._folders[path] = _list_folder(self.root / path)
+            coming = self._coming.pop(path, None)
+            try:
+                found = coming.result() if coming else self.root.folder(path)
+            except StoreUnavailable as error:
+                raise UserError(f"tasks.{self.name}: {error}") from None
+            self._folders[path] = self._readable(path, found)
         return self._folders[path]
+
+    def _readable(self, path: str, found: Folder) -> Folder:
+        """The folder without names that are no text, which become problems."""
+        bad = {name for name in (*found.files, *found.folders) if not name.isascii() and not is_utf8(name)}
+        if not bad:
+            return found
+        for name in sorted(bad):
+            self.skip("broken", ascii(f"{path}/{name}"), "its name is not UTF-8")
+        files = {name: size for name, size in found.files.items() if name not in bad}
+        return Folder(files, tuple(name for name in found.folders if name not in bad), found.stamp)
+
+    def expect(self, folders: Iterable[str]) -> None:
+        """Folders that will be listed soon: those of an object store are asked for all at once."""
+        if self.root.remote:
+            for path in folders:
+                if path not in self._folders and path not in self._coming:
+                    self._coming[path] = pool().submit(self.root.folder, path)
+
+    def at(self, path: str = "") -> str:
+        """Where a file lies, for messages."""
+        return self.root.at(path)
+
+    def open(self, path: str) -> BinaryIO:
+        """A file to read parts of. Raises OSError."""
+        self.read[path] = self.root.file_stamp(path)
+        return self.root.open(path)
+
+    def content(self, path: str) -> bytes:
+        """A whole file. Raises OSError."""
+        self.read[path] = self.root.file_stamp(path)
+        return self.root.read(path)
+
+    def part(self) -> "Survey":
+        """A survey of the same root for one piece of the work, which another thread may do."""
+        made = Survey(self.name, self.task, self.root, self.classes, self.parts)
+        made._folders = self._folders
+        return made
+
+    def join(self, part: "Survey") -> None:
+        """Take over what a part found wrong, and what it read."""
+        self.problems += part.problems
+        self.read |= part.read
+
+    def stamps(self) -> dict[str, dict[str, str]] | None:
+        """What the scan saw: stamps of every folder and file; None where one of them may still be changing."""
+        folders = {path: folder.stamp for path, folder in self._folders.items()}
+        sure = all(folders.values()) and all(self.read.values())
+        return {"folders": folders, "files": self.read} if sure else None
 
     def size(self, path: str) -> int | None:
         """Bytes of a file by its folder's listing; None where it is not there, DANGLING for a dead link."""
@@ -85,20 +137,30 @@ class Survey:
 
         listed: the list and line that names the file, such as `val.csv:3`; '' where the folder itself does.
         """
-        size = self.size(example.path)
-        if size is None:
-            self.skip("missing", example.path, f"listed in {listed}, not on disk" if listed else "not on disk")
-        elif size == DANGLING:
-            self.skip("missing", example.path, "a link to a file that is not there")
-        elif size == 0:
-            self.skip("broken", example.path, EMPTY)
-        else:
+        if self.usable(example.path, listed):
             self.examples.append(example)
+
+    def usable(self, path: str, listed: "str | pa.Array" = "", row: int = 0) -> bool:
+        """Whether a file is there and holds bytes; a problem where not. `listed` may be a column, of row `row`."""
+        if ("\0" in path or ".." in path) and inside(path) is None:
+            self.skip("broken", path, OUTSIDE)
+            return False
+        size = self.size(path)
+        if size is None:
+            listed = listed if isinstance(listed, str) else listed[row].as_py()
+            self.skip("missing", path, f"listed in {listed}, not on disk" if listed else "not on disk")
+        elif size == DANGLING:
+            self.skip("missing", path, "a link to a file that is not there")
+        elif size == 0:
+            self.skip("broken", path, EMPTY)
+        else:
+            return True
+        return False
 
     def label(self, name: str, indices: Mapping[str, int], where: str) -> int | None:
         """The index of a class name; None, and a problem, where it is empty or unknown."""
         if (index := indices.get(name)) is None:
-            self.skip("label", where, f"unknown label {name!r}" if name else "empty label")
+            self.skip("label", where, unknown_label(name))
         return index
 
     def names(self, found: Iterable[str]) -> list[str]:
@@ -136,34 +198,29 @@ class Survey:
         return finish_scan(self.examples, classes, self.problems)
 
     def _walk(self, folder: str, above: tuple[str, ...]) -> Iterator[str]:
-        real = os.path.realpath(self.root / folder)
+        real = self.root.real(folder)
         if any(f"{upper}/".startswith(f"{real}/") for upper in above):
             return  # a link to a folder that holds it: walking it would not end
         prefix = f"{folder}/" if folder else ""
         listing = self.folder(folder)
+        self.expect(prefix + name for name in listing.folders)
         yield from (prefix + name for name in listing.files)
         for name in listing.folders:
             yield from self._walk(prefix + name, (*above, real))
 
 
-def _list_folder(path: Path) -> Folder:
-    files, folders = {}, []
+def unknown_label(name: str) -> str:
+    """The reason of a problem with a class name."""
+    return f"unknown label {name!r}" if name else "empty label"
+
+
+def is_utf8(name: str) -> bool:
+    """Whether it can be written as text: bytes of another encoding come from the file system as surrogates."""
     try:
-        with os.scandir(path) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif entry.is_file():
-                    files[entry.name] = entry.stat().st_size
-                elif entry.is_symlink():
-                    files[entry.name] = DANGLING
-    except (FileNotFoundError, NotADirectoryError):
-        return Folder({}, ())
-    except OSError as error:
-        raise UserError(f"{path} cannot be listed: {error.strerror}; check its permissions") from None
-    return Folder(files, tuple(folders))
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def inside(path: str) -> str | None:
@@ -171,6 +228,8 @@ def inside(path: str) -> str | None:
 
     By its letters only: links are followed, because a dataset's folder is often a link to a shared disk.
     """
+    if path and path[0] not in "/." and path[-1] != "/" and not _ODD.search(path):
+        return path
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") or "\0" in path or not parts or ".." in parts:
         return None

@@ -32,7 +32,7 @@ from polyvit.data.layouts.common import (
     inside,
     read_options,
 )
-from polyvit.data.layouts.labels import Row, label_rows
+from polyvit.data.layouts.labels import Row, Rows, label_rows
 from polyvit.data.layouts.tables import need_columns, read_table
 from polyvit.errors import UserError
 
@@ -52,7 +52,7 @@ def scan_csv(survey: Survey) -> Scan:
     below = carve_fractions(survey, options)
     if len(options["delimiter"]) != 1:
         raise UserError(f"tasks.{survey.name}.options.delimiter={options['delimiter']!r} must be one character")
-    rows: list[Row] = []
+    rows = Rows()
     for file, split in _files(survey, options["file"]):
         for where, cells, found in _read(survey, file, split, options):
             address = _address(survey, where, cells, options)
@@ -71,7 +71,7 @@ def _files(survey: Survey, file: str) -> list[tuple[str, Split | None]]:
     found = [name for name in PER_SPLIT if survey.size(name) is not None]
     if not found:
         raise UserError(
-            f"tasks.{survey.name}: neither data.csv nor train.csv is in {survey.root}; put one there, or set"
+            f"tasks.{survey.name}: neither data.csv nor train.csv is in {survey.at()}; put one there, or set"
             f" tasks.{survey.name}.options.file to the table's name"
         )
     return [(name, SPLIT_NAMES[name.removesuffix(".csv")]) for name in found]

@@ -28,7 +28,7 @@ def scan_imagefolder(survey: Survey) -> Scan:
         return survey.finish(names)
     if "train" not in splits.values() and survey.classes is None:
         raise UserError(
-            f"tasks.{survey.name}: {survey.root} has {', '.join(splits)} but no folder 'train', which the"
+            f"tasks.{survey.name}: {survey.at()} has {', '.join(splits)} but no folder 'train', which the"
             f" class indices come from; add one, or set tasks.{survey.name}.classes to a file of class names"
         )
     train = [top for top in splits if splits[top] == "train"]
@@ -47,6 +47,7 @@ def _add_classes(survey: Survey, top: str, split: Split, names: list[str], below
     """Add the class folders under `top`; those of train go through the carve-out."""
     indices = {name: index for index, name in enumerate(names)}
     prefix = f"{top}/" if top else ""
+    survey.expect(prefix + name for name in survey.folder(top).folders)
     for name in survey.folder(top).folders:
         paths = survey.media(prefix + name)
         if not paths:

@@ -24,7 +24,7 @@ def scan_imagenet(survey: Survey) -> Scan:
     """Train, validation and test from the folders by synset. Raises UserError where `train/` is missing."""
     read_options(survey, {})
     if "train" not in survey.folder("").folders:
-        raise UserError(f"tasks.{survey.name}: {survey.root / 'train'} is not there; expected: {EXPECTS}")
+        raise UserError(f"tasks.{survey.name}: {survey.at('train')} is not there; expected: {EXPECTS}")
     lines = survey.classes
     if lines is None and survey.size(MAPPING) is not None:
         lines = [line for _, line in read_lines(survey, MAPPING)]

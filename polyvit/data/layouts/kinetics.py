@@ -36,7 +36,7 @@ def scan_kinetics(survey: Survey) -> Scan:
     rows = {split: _read(survey, split) for split in LISTS}
     if not rows["train"] and survey.classes is None:
         raise UserError(
-            f"tasks.{survey.name}: {survey.root / 'train.csv'} is missing or empty, and the class indices"
+            f"tasks.{survey.name}: {survey.at('train.csv')} is missing or empty, and the class indices"
             f" come from it; put it there, or set tasks.{survey.name}.classes to a text file of class names"
         )
     names = survey.names(row["label"] for _, row in rows["train"])
@@ -72,6 +72,7 @@ def _clips(survey: Survey, split: Split) -> dict[tuple[str, str], str]:
     """{(label folder in its common form, '' for none; stem): path}."""
     clips: dict[tuple[str, str], str] = {}
     for top in LISTS[split]:
+        survey.expect(f"{top}/{folder}" for folder in survey.folder(top).folders)
         for folder in survey.folder(top).folders:
             for stem, path in survey.by_stem(f"{top}/{folder}").items():
                 clips.setdefault((_folder_form(folder), stem), path)

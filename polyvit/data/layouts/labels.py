@@ -5,14 +5,20 @@ understood is a `Problem` that names its row.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from polyvit.data.index import Example, Scan
-from polyvit.data.layouts.common import Survey
+import pyarrow as pa
+
+from polyvit.data.examples import CHUNK, SCHEMA, Example, ExampleWriter
+from polyvit.data.index import Scan
+from polyvit.data.layouts.common import Survey, unknown_label
 from polyvit.errors import UserError
 
 LABEL_MODES = ("auto", "name", "index")
+LONGEST = 9
+"""Digits of a number that can be a class."""
 _WHOLE = re.compile(r"-?[0-9]+")
 
 
@@ -28,7 +34,55 @@ class Row:
     where: str
 
 
-def label_rows(survey: Survey, rows: Sequence[Row], mode: str, classes: list[str] | None) -> Scan:
+class Rows:
+    """Rows in columns: a million of them take tens of megabytes, not hundreds."""
+
+    def __init__(self) -> None:
+        self._fresh: list[Row] = []
+        self._done: list[tuple[pa.Table, array, pa.Array]] = []
+        self._known: dict[tuple[str | int, ...], int] = {}
+        self._train: set[int] = set()
+
+    def append(self, row: Row) -> None:
+        """Add one row."""
+        self._fresh.append(row)
+        if len(self._fresh) == CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        known, writer = self._known, ExampleWriter()
+        codes = array("i", [known.setdefault(row.labels, len(known)) for row in self._fresh])
+        self._train.update(
+            code for code, row in zip(codes, self._fresh, strict=True) if row.example.split == "train"
+        )
+        for row in self._fresh:
+            writer.append(row.example)
+        self._done.append((writer.table(), codes, pa.array([row.where for row in self._fresh], pa.string())))
+        self._fresh = []
+
+    def written(self) -> list[tuple[str | int, ...]]:
+        """Every set of labels that occurs, once."""
+        self._flush()
+        return list(self._known)
+
+    def label_words(self) -> set[str | int]:
+        """The labels of the train rows; of all rows where train has none. Empty ones do not count."""
+        written = self.written()
+        train = {label for code in self._train for label in written[code] if label != ""}
+        return train or {label for labels in written for label in labels}
+
+    def train_words(self) -> set[str | int]:
+        """The labels of the train rows."""
+        written = self.written()
+        return {label for code in self._train for label in written[code] if label != ""}
+
+    def chunks(self) -> Iterator[tuple[pa.Table, Sequence[int], pa.Array]]:
+        """Examples without labels, the place of each one's labels in `written`, where it is listed; given once."""
+        while self._done:
+            yield self._done.pop(0)
+
+
+def label_rows(survey: Survey, rows: Rows, mode: str, classes: list[str] | None) -> Scan:
     """Turn written labels into indices, add the rows, finish.
 
     classes: the known names in label order, or None: the sorted unique names of the train rows. mode: `name`,
@@ -36,17 +90,24 @@ def label_rows(survey: Survey, rows: Sequence[Row], mode: str, classes: list[str
     decide (some labels are numbers and some are not; class names that are numbers) is a UserError that asks
     for a mode.
     """
-    train = {label for row in rows if row.example.split == "train" for label in row.labels if label != ""}
-    if _by_index(survey, mode, train or {label for row in rows for label in row.labels}, classes):
+    if _by_index(survey, mode, rows.label_words(), classes):
         names = classes if classes is not None else [str(index) for index in range(survey.task.num_classes)]
         indices: dict[str, int] | None = None
     else:
-        names = classes if classes is not None else sorted(map(str, train))
+        names = classes if classes is not None else sorted(map(str, rows.train_words()))
         indices = {name: index for index, name in enumerate(names)}
-    for row in rows:
-        labels = _indices(survey, row, indices)
-        if labels is not None:
-            survey.add(replace(row.example, labels=labels), row.where)
+    found = [_indices(labels, indices) for labels in rows.written()]
+    for table, codes, wheres in rows.chunks():
+        kept = []
+        for place, (path, code) in enumerate(zip(table.column("path").to_pylist(), codes, strict=True)):
+            labels = found[code]
+            if isinstance(labels, str):
+                survey.skip("label", wheres[place].as_py(), labels)
+            elif survey.usable(path, wheres, place):
+                kept.append(place)
+        labelled = pa.array([found[codes[place]] for place in kept], SCHEMA.field("labels").type)
+        column = SCHEMA.get_field_index("labels")
+        survey.examples.extend(table.take(pa.array(kept, pa.int64())).set_column(column, "labels", labelled))
     return survey.finish(names)
 
 
@@ -71,21 +132,17 @@ def _by_index(survey: Survey, mode: str, labels: set[str | int], classes: list[s
     return True
 
 
-def _indices(survey: Survey, row: Row, indices: Mapping[str, int] | None) -> tuple[int, ...] | None:
-    """The row's labels as sorted indices without repetition; None, and a problem, where one is no good."""
+def _indices(labels: Sequence[str | int], indices: Mapping[str, int] | None) -> tuple[int, ...] | str:
+    """Labels as sorted indices without repetition; in words, what is wrong where one is no good."""
     found = set()
-    for label in row.labels:
-        if indices is None and _WHOLE.fullmatch(str(label)):
-            index: int | None = int(label)
-        else:
-            index = survey.label(str(label), indices or {}, row.where)
+    for label in labels:
+        whole = indices is None and _WHOLE.fullmatch(str(label))
+        if whole and len(str(label)) > LONGEST:
+            return f"label {str(label)[:20]} is beyond any class"
+        index = int(label) if whole else (indices or {}).get(str(label))
         if index is None:
-            return None
+            return unknown_label(str(label))
         if index < 0:
-            survey.skip("label", row.where, f"label {index} is below 0")
-            return None
+            return f"label {index} is below 0"
         found.add(index)
-    if not found:
-        survey.skip("label", row.where, "empty label")
-        return None
-    return tuple(sorted(found))
+    return tuple(sorted(found)) or "empty label"

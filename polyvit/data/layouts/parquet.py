@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from polyvit.config import Modality
 from polyvit.data.index import Example, Scan, Split
 from polyvit.data.layouts.common import EMPTY, Survey, carve, carve_fractions, read_options, split_of
-from polyvit.data.layouts.labels import Row, label_rows
+from polyvit.data.layouts.labels import Row, Rows, label_rows
+from polyvit.data.root import StoreUnavailable
 from polyvit.errors import UserError
 
 EXPECTS = "data/train-00000-of-00001.parquet and so on, with a media and a label column"
@@ -42,19 +43,18 @@ def scan_parquet(survey: Survey) -> Scan:
     below = carve_fractions(survey, options)
     files = [path for path in survey.files("") if path.endswith(".parquet")]
     if not files:
-        raise UserError(f"tasks.{survey.name}: no Parquet file under {survey.root}; expected: {EXPECTS}")
+        raise UserError(f"tasks.{survey.name}: no Parquet file under {survey.at()}; expected: {EXPECTS}")
     splits = {path: _split(path) for path in files}
-    rows: list[Row] = []
+    rows = Rows()
     names: list[str] | None = None
     for path in files:
         if splits[path] is None and any(splits.values()):
             survey.skip("label", path, "no split in the file's name, which other files have")
             continue
-        found, written = _read(survey, path, splits[path], options, below)
-        rows += found
+        written = _read(survey, path, splits[path], options, below, rows)
         if written is not None and names is not None and written != names:
             raise UserError(
-                f"tasks.{survey.name}: {survey.root / path} has other class names than the files before it"
+                f"tasks.{survey.name}: {survey.at(path)} has other class names than the files before it"
             )
         names = names if written is None else written
     return label_rows(survey, rows, options["labels"], survey.classes if survey.classes is not None else names)
@@ -66,27 +66,33 @@ def _split(path: str) -> Split | None:
 
 
 def _read(
-    survey: Survey, path: str, split: Split | None, options: dict[str, Any], below: tuple[float, float]
-) -> tuple[list[Row], list[str] | None]:
-    """Rows of one file, and its class names. A damaged file becomes a problem."""
+    survey: Survey,
+    path: str,
+    split: Split | None,
+    options: dict[str, Any],
+    below: tuple[float, float],
+    rows: Rows,
+) -> list[str] | None:
+    """Add the rows of one file; returns its class names. A damaged file becomes a problem."""
     try:
-        with pq.ParquetFile(survey.root / path) as file:
+        with survey.open(path) as opened, pq.ParquetFile(opened) as file:
             schema = file.schema_arrow
             usual = MEDIA_COLUMNS[survey.task.modality]
             media = _column(survey, path, schema, options, "media_column", usual)
             label = _column(survey, path, schema, options, "label_column", LABEL_COLUMNS)
             labels = file.read(columns=[label]).column(0).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except StoreUnavailable:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = f"not a readable Parquet file ({type(error).__name__})"
         survey.skip("broken", path, EMPTY if survey.size(path) == 0 else reason)
-        return [], None
-    rows = []
+        return None
     stem, column = path.removesuffix(".parquet"), schema.get_field_index(media)
     for row, value in enumerate(labels):
         key = f"{stem}/{row:05d}"
         example = Example(key, path, (), split or carve(key, *below), "parquet", offset=column, row=row)
         rows.append(Row(example, _labels(value), f"{path}:{row}"))
-    return rows, _class_names(schema, label)
+    return _class_names(schema, label)
 
 
 def _column(
@@ -97,14 +103,12 @@ def _column(
     found = next((name for name in wanted if name in schema.names), None)
     if found is None:
         raise UserError(
-            f"tasks.{survey.name}: {survey.root / path} has columns {', '.join(schema.names)}, none of"
+            f"tasks.{survey.name}: {survey.at(path)} has columns {', '.join(schema.names)}, none of"
             f" {', '.join(wanted)}; set tasks.{survey.name}.options.{key}"
         )
     kind = schema.field(found).type
     if key == "media_column" and not (_is_binary(kind) or _is_media_struct(kind)):
-        raise UserError(
-            f"{survey.root / path}: column {found} is {kind}; bytes or a struct with bytes is expected"
-        )
+        raise UserError(f"{survey.at(path)}: column {found} is {kind}; bytes or a struct with bytes is expected")
     return found
 
 

@@ -46,7 +46,7 @@ def _rows(survey: Survey, path: str) -> list[tuple[str, str, int]]:
         where, fields = f"{path}:{number}", line.split()
         if line.startswith("#") or not fields:
             continue
-        if len(fields) != 4 or not fields[1].isdecimal():
+        if len(fields) != 4 or not fields[1].isdecimal() or len(fields[1]) > 9:
             survey.skip("label", where, f"malformed row: expected 'image id species breed', found {line[:80]!r}")
         elif not 1 <= int(fields[1]) <= NUM_CLASSES:
             survey.skip("label", where, f"class id {fields[1]}; allowed are 1..{NUM_CLASSES}")

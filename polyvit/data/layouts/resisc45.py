@@ -25,7 +25,7 @@ def scan_resisc45(survey: Survey) -> Scan:
     """Train, validation and test. Raises UserError where the folder or one of the split files is missing."""
     read_options(survey, {})
     if FOLDER not in survey.folder("").folders:
-        raise UserError(f"tasks.{survey.name}: {survey.root / FOLDER} is not there; expected: {EXPECTS}")
+        raise UserError(f"tasks.{survey.name}: {survey.at(FOLDER)} is not there; expected: {EXPECTS}")
     if any(survey.size(name) is not None for name in LISTS):
         return _from_lists(survey)
     names = survey.names(survey.folder(FOLDER).folders)

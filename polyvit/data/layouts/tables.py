@@ -6,6 +6,7 @@ read.
 """
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 
 from polyvit.data.layouts.common import Survey
@@ -17,9 +18,10 @@ def read_lines(survey: Survey, path: str) -> Iterator[tuple[int, str]]:
 
     Blank lines are passed over. Raises UserError where the file is missing, unreadable or not UTF-8.
     """
-    full = survey.root / path
+    full = survey.at(path)
     try:
-        text = full.read_text(encoding="utf-8-sig")
+        content = survey.content(path)
+        content.decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(
             f"tasks.{survey.name}: {full} is not there; layout {survey.task.layout} needs it. Put the list"
@@ -28,10 +30,10 @@ def read_lines(survey: Survey, path: str) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{full} is not UTF-8 text (byte {error.start}); save it again as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{full} cannot be read: {error.strerror}; check its permissions") from None
-    for number, line in enumerate(text.split("\n"), 1):
+        raise UserError(f"{full} cannot be read: {error.strerror or error}; check its permissions") from None
+    for number, line in enumerate(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="\n"), 1):
         if line.strip():
-            yield number, line.removesuffix("\r")
+            yield number, line.removesuffix("\n").removesuffix("\r")
 
 
 def read_rows(
@@ -48,7 +50,10 @@ def read_rows(
             continue
         where = f"{path}:{number}"
         try:
-            row = next(csv.reader([line], strict=True, skipinitialspace=True, delimiter=delimiter))
+            if '"' not in line and "\r" not in line and "\0" not in line:
+                row = line.split(delimiter)
+            else:
+                row = next(csv.reader([line], strict=True, skipinitialspace=True, delimiter=delimiter))
         except (csv.Error, StopIteration) as error:
             survey.skip("label", where, f"malformed row: {error}")
             continue
@@ -69,7 +74,7 @@ def read_table(
     rows = read_rows(survey, path, delimiter=delimiter)
     header = next(rows, ("", []))[1]
     if not header or len(set(header)) != len(header):
-        raise UserError(f"{survey.root / path} needs a header line of distinct column names, found {header}")
+        raise UserError(f"{survey.at(path)} needs a header line of distinct column names, found {header}")
 
     def cells() -> Iterator[tuple[str, dict[str, str]]]:
         for where, row in rows:
@@ -85,7 +90,7 @@ def need_columns(survey: Survey, path: str, header: Sequence[str], columns: Iter
     """Raise UserError where a column is not in the header."""
     if missing := [column for column in columns if column not in header]:
         raise UserError(
-            f"tasks.{survey.name}: {survey.root / path} has no column {', '.join(map(repr, missing))}; it has"
+            f"tasks.{survey.name}: {survey.at(path)} has no column {', '.join(map(repr, missing))}; it has"
             f" {', '.join(map(repr, header))}{hint}"
         )
 
@@ -97,9 +102,9 @@ def ordered_names(survey: Survey, path: str, numbered: Sequence[tuple[str, str, 
     """
     names: dict[int, str] = {}
     for where, index, name in numbered:
-        if not index.isdecimal() or int(index) in names or not name:
-            raise UserError(f"{survey.root / where}: class {name!r} has index {index!r}, not a new number from 0")
+        if not index.isdecimal() or len(index) > 9 or int(index) in names or not name:
+            raise UserError(f"{survey.at(where)}: class {name!r} has index {index!r}, not a new number from 0")
         names[int(index)] = name
     if sorted(names) != list(range(len(names))) or not names:
-        raise UserError(f"{survey.root / path}: its {len(names)} class indices must be 0..{len(names) - 1}")
+        raise UserError(f"{survey.at(path)}: its {len(names)} class indices must be 0..{len(names) - 1}")
     return [names[index] for index in range(len(names))]

@@ -30,7 +30,7 @@ def scan_vggsound(survey: Survey) -> Scan:
         split = SPLITS.get(written)
         if split is None:
             survey.skip("label", where, f"split {written!r}; allowed are 'train' and 'test'")
-        elif not start.isdecimal():
+        elif not start.isdecimal() or len(start) > 9:
             survey.skip("label", where, f"malformed start {start!r}")
         elif reason := name_problem(ytid):
             survey.skip("broken", where, reason)

@@ -1,5 +1,9 @@
 """Layout `webdataset`: tar shards, read in place; members `<key>.<extension>` beside `<key>.cls` or `.json`.
 
+A shard `x.tar` with its index `x.tar.index` beside it (`polyvit shard` writes both) is not read at all: the
+index says where every member lies, and keeps the keys, splits and labels of the data that it was made of. An
+index that is not of this shard (its size differs) is passed over.
+
 The split is in the shard's name, or in that of its folder: a word train, val(idation) or test, that no letter
 touches (`imagenet-train-0001.tar`, `val/0001.tar`). Where no shard at all says so, the hash of the key carves
 the splits. The label is the text of `.cls` (a whole number or a class name), or "label", "labels" or "cls" in
@@ -12,11 +16,15 @@ split).
 """
 
 import json
+import math
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-from polyvit.data.index import Example, Scan, Split
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from polyvit.data.index import Example, Examples, Scan, Split, parse_index
 from polyvit.data.layouts.common import (
     EXTENSIONS,
     OUTSIDE,
@@ -24,11 +32,14 @@ from polyvit.data.layouts.common import (
     carve,
     carve_fractions,
     inside,
+    is_utf8,
     read_options,
     split_of,
 )
-from polyvit.data.layouts.labels import Row, label_rows
+from polyvit.data.layouts.labels import Row, Rows, label_rows
 from polyvit.data.layouts.tables import read_lines
+from polyvit.data.layouts.walked import kept_rows
+from polyvit.data.root import StoreUnavailable, pool
 from polyvit.errors import UserError
 
 EXPECTS = "tar shards such as train-000000.tar and val-000000.tar"
@@ -39,6 +50,8 @@ OPTIONS: dict[str, Any] = {
     "test_fraction": 0.1,
 }
 CLASSES = "classes.txt"
+INDEX = ".index"
+"""A shard's index is named after the shard and this."""
 LABEL_FIELDS = ("label", "labels", "cls")
 MAX_LABEL_BYTES = 1 << 20
 """A label member above 1 MiB is not a label."""
@@ -53,12 +66,22 @@ def scan_webdataset(survey: Survey) -> Scan:
     below = carve_fractions(survey, options)
     shards = _shards(survey)
     splits = {shard: split_of(shard.rpartition("/")[2]) or split_of(shard.rpartition("/")[0]) for shard in shards}
-    rows: list[Row] = []
+    rows, used = Rows(), []
     for shard in shards:
         if splits[shard] is None and any(splits.values()):
             survey.skip("label", shard, "no split in the shard's name, which other shards have")
         else:
-            rows += _read_shard(survey, shard, splits[shard], options["extension"], below)
+            used.append(shard)
+
+    def read(shard: str) -> tuple[Survey, Iterable[Row]]:
+        part = survey.part()
+        found = _read_shard(part, shard, splits[shard], options["extension"], below)
+        return part, list(found) if survey.root.remote else found
+
+    for part, found in pool().map(read, used) if survey.root.remote else map(read, used):
+        for row in found:
+            rows.append(row)
+        survey.join(part)
     classes = survey.classes
     if classes is None and survey.size(CLASSES) is not None:
         classes = [line.strip() for _, line in read_lines(survey, CLASSES)]
@@ -76,7 +99,7 @@ def _shards(survey: Survey) -> list[str]:
                 survey.skip("broken", prefix + name, "compressed shard; unpack it to a plain .tar")
     if not shards:
         reasons = [f"{problem.where}: {problem.reason}" for problem in survey.problems]
-        raise UserError(f"tasks.{survey.name}: no tar shard in {survey.root}; expected: {EXPECTS}", reasons)
+        raise UserError(f"tasks.{survey.name}: no tar shard in {survey.at()}; expected: {EXPECTS}", reasons)
     return shards
 
 
@@ -84,11 +107,22 @@ def _read_shard(
     survey: Survey, shard: str, split: Split | None, extension: str, below: tuple[float, float]
 ) -> Iterator[Row]:
     """The samples of one shard, in order; a damaged shard gives what lies before the damage."""
-    full = survey.root / shard
+    indexed = _indexed(survey, shard)
+    if indexed is not None:
+        for example in indexed:
+            yield Row(example, example.labels, f"{shard}/{example.key}")
+        return
+    given = [extension, split, below]
+    yield from kept_rows(survey, shard, given, lambda: _walk(survey, shard, split, extension, below))
+
+
+def _walk(
+    survey: Survey, shard: str, split: Split | None, extension: str, below: tuple[float, float]
+) -> Iterator[Row]:
+    """The samples of a shard that has no index."""
     try:
-        with full.open("rb") as file:
+        with survey.open(shard) as file:
             for name, sample in _samples(survey, shard, file).items():
-                key = f"{shard.removesuffix('.tar')}/{name}"
                 where = f"{shard}/{name}"
                 address = _media(sample, extension or "", EXTENSIONS[survey.task.modality])
                 if address is None:
@@ -96,11 +130,36 @@ def _read_shard(
                 elif address[1] == 0:
                     survey.skip("broken", where, "empty file")
                 else:
+                    labels, made_of = _labels(survey, where, file, sample)
+                    key, start, end = made_of or (f"{shard.removesuffix('.tar')}/{name}", 0.0, -1.0)
                     found = split or carve(key, *below)
-                    example = Example(key, shard, (), found, "tar", offset=address[0], length=address[1])
-                    yield Row(example, _labels(survey, where, file, sample), where)
+                    example = Example(key, shard, (), found, "tar", *address, start=start, end=end)
+                    yield Row(example, labels, where)
+    except StoreUnavailable:
+        raise
     except OSError as error:
         survey.skip("broken", shard, f"cannot be read: {error.strerror}")
+
+
+def _indexed(survey: Survey, shard: str) -> Examples | None:
+    """What the index beside a shard names; None where there is none, or it is not of this shard."""
+    path, size = shard + INDEX, survey.size(shard)
+    if survey.size(path) is None:
+        return None
+    try:
+        found, facts = parse_index(survey.content(path), survey.at(path))
+    except UserError:
+        survey.skip("broken", path, "not a readable index; the shard itself was read")
+        return None
+    table = found.examples.table()
+    ends = pc.add(table.column("offset"), table.column("length")).to_numpy()
+    paths = {"tar": "container", shard.rpartition("/")[2]: "path"}
+    own = all(pc.all(pc.equal(table.column(name), word)).as_py() is not False for word, name in paths.items())
+    if facts.get("bytes") != size or not own or (len(ends) and ends.max() > size):
+        survey.skip("broken", path, "not the index of this shard; the shard itself was read")
+        return None
+    column = pa.repeat(pa.scalar(shard, pa.string()), table.num_rows)
+    return Examples(table.set_column(table.schema.get_field_index("path"), "path", column))
 
 
 def _samples(survey: Survey, shard: str, file: BinaryIO) -> dict[str, _Sample]:
@@ -109,7 +168,9 @@ def _samples(survey: Survey, shard: str, file: BinaryIO) -> dict[str, _Sample]:
     for member in _members(survey, shard, file):
         where = f"{shard}/{member.name}"
         path = inside(member.name)
-        if path is None:
+        if not is_utf8(member.name):
+            survey.skip("broken", f"{shard}/{member.name!r}", "its name is not UTF-8")
+        elif path is None:
             survey.skip("broken", where, OUTSIDE)
         elif not member.isreg() or member.issparse():
             if not member.isdir():
@@ -141,7 +202,7 @@ def _members(survey: Survey, shard: str, file: BinaryIO) -> Iterator[tarfile.Tar
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 # tarfile takes a damaged header, other than the first, for the end
                 raise tarfile.ReadError("the end mark of a tar file does not follow")
-    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, MemoryError) as error:
         survey.skip("broken", shard, f"damaged after {count} members: {error}")
 
 
@@ -155,23 +216,39 @@ def _media(sample: _Sample, extension: str, allowed: tuple[str, ...]) -> tuple[i
     return next((sample[name] for known in allowed for name in sorted(sample) if name.endswith(known)), None)
 
 
-def _labels(survey: Survey, where: str, file: BinaryIO, sample: _Sample) -> tuple[str | int, ...]:
-    """The labels as written; () where there are none, which becomes the problem `empty label`."""
+def _labels(
+    survey: Survey, where: str, file: BinaryIO, sample: _Sample
+) -> tuple[tuple[str | int, ...], tuple[str, float, float] | None]:
+    """The labels as written; () where there are none, which becomes the problem `empty label`.
+
+    And (key, start, end) of the example that `polyvit shard` made the sample of; None for other samples.
+    """
     name = "cls" if "cls" in sample else "json"
     offset, length = sample.get(name, (0, 0))
     if length > MAX_LABEL_BYTES:
         survey.skip("label", where, f".{name} has {length} bytes; a label has at most {MAX_LABEL_BYTES}")
-        return ()
+        return (), None
     file.seek(offset)
     try:
         text = file.read(length).decode("utf-8-sig").strip()
         value = json.loads(text) if name == "json" and text else text
     except (ValueError, RecursionError) as error:
         survey.skip("label", where, f".{name} cannot be read: {type(error).__name__}")
-        return ()
+        return (), None
+    made_of = None
     if isinstance(value, dict):
+        made_of = _made_of(value.get("polyvit"))
         value = next((value[field] for field in LABEL_FIELDS if field in value), None)
     values: list[Any] = value if isinstance(value, list) else [value]
     if any(type(item) not in (int, str) for item in values):
-        return ()
-    return tuple(item.strip() if isinstance(item, str) else item for item in values if item != "")
+        return (), made_of
+    return tuple(item.strip() if isinstance(item, str) else item for item in values if item != ""), made_of
+
+
+def _made_of(value: Any) -> tuple[str, float, float] | None:
+    if not isinstance(value, dict) or not isinstance(value.get("key"), str):
+        return None
+    times = [value.get("start", 0.0), value.get("end", -1.0)]
+    if not all(isinstance(time, int | float) and math.isfinite(time) for time in times):
+        return None
+    return value["key"], float(times[0]), float(times[1])
