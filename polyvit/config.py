@@ -110,9 +110,12 @@ class DataConfig(Section):
     """Where the data are and how much damage is borne."""
 
     root: str | None = None
-    """Holds one folder a task, named as the task."""
+    """Holds one folder a task, named as the task: a folder, or a URL such as s3://bucket/prefix."""
     max_bad_fraction: Probability = 0.1
     """A task whose undecodable share of examples read exceeds this ends the run."""
+    decode_seconds: PositiveFloat | None = 60.0
+    """Most time for decoding one example in training and evaluation, on the clock, reading not counted: one that
+    takes longer is quarantined. Leave room for busy machines; null: no limit."""
     decode_cpus: PositiveFloat = 1.0
     """Logical CPUs that Ray reserves for one decoding task."""
     decode_labels: dict[str, str] = Field(default_factory=dict)
@@ -121,12 +124,18 @@ class DataConfig(Section):
 
 
 class FeedConfig(Section):
-    """The Ray Data pipeline that brings minibatches to each worker."""
+    """What brings minibatches from the cluster's decoding processes to each worker, in step order."""
 
-    segment_steps: PositiveInt = 200
-    """Steps planned into one Ray Data execution."""
+    backend: Literal["ray_core", "ray_data"] = "ray_core"
+    """`ray_core`: plain Ray tasks, large minibatches decoded in parts. `ray_data`: a Ray Data pipeline, a task a
+    minibatch, with about 20 ms of CPU time more for each (`polyvit bench feed`). The bytes are the same."""
     prefetch: PositiveInt = 4
-    """Minibatches held ready for each worker."""
+    """Minibatches under way or ready for each worker."""
+    decoders: PositiveInt | None = None
+    """`ray_core`: decoding processes that each worker keeps supplied with work. Null: its share of the CPUs that
+    the cluster has for decoding. Ray starts as many as there are free CPUs."""
+    segment_steps: PositiveInt = 200
+    """`ray_data`: minibatches planned into one execution of the pipeline."""
 
 
 class TrainConfig(Section):

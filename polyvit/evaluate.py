@@ -21,6 +21,7 @@ from polyvit.model.polyvit import PolyViT
 from polyvit.model.tokenizer import normalise
 from polyvit.step import World
 from polyvit.task_config import ImageTask, TaskConfig, VideoTask
+from polyvit.transfer import as_tensor, on_device, tensors
 
 
 @torch.no_grad()
@@ -36,16 +37,16 @@ def evaluate(
     states = {name: MetricState(task.metric == "map") for name, task in config.tasks.items()}
     bad: list[Quarantined] = []
     model.eval()
-    for minibatch in minibatches:
+    for (minibatch,) in on_device(([minibatch] for minibatch in minibatches), device):
         bad += minibatch.bad
         if not len(minibatch.tokens):
             continue
         task = config.tasks[minibatch.task]
-        tokens = normalise(torch.from_numpy(minibatch.tokens).to(device))
+        tokens = normalise(tensors(minibatch, device)[0])
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
             logits = model(tokens, minibatch.task).float()
         logits = average_views(logits.cpu(), minibatch.views, task)
-        labels = torch.from_numpy(minibatch.labels)
+        labels = as_tensor(minibatch.labels)
         losses = example_losses(logits, labels, task.loss)
         states[minibatch.task].update(logits.numpy(), minibatch.labels, losses.numpy())
     model.train()

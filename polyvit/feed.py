@@ -3,9 +3,10 @@
 `pipelines/feed.py` brings the same requests to Ray's decoding processes; the bytes are the same.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from polyvit.child import is_fatal
 from polyvit.config import RunConfig
 from polyvit.data.index import Example, Scan
 from polyvit.data.minibatch import Decoder, Minibatch, Request, evaluation_requests, train_request
@@ -22,10 +23,12 @@ class Requests:
 
     config: RunConfig
     plan: Plan
-    train_splits: Mapping[str, list[Example]]
-    eval_splits: Mapping[str, list[Example]]
+    train_splits: Mapping[str, Sequence[Example]]
+    eval_splits: Mapping[str, Sequence[Example]]
     rank: int = 0
     world_size: int = 1
+    fatal: dict[str, dict[str, str]] = field(default_factory=dict)
+    """{task: {key: reason}} of examples that ended a decoding process: each costs one and its time only once."""
 
     @classmethod
     def of(
@@ -39,15 +42,30 @@ class Requests:
     def at(self, step: int) -> list[Request]:
         """This rank's minibatches of one step: one, or one a task when accumulating."""
         planned = self.plan.at(step, self.rank, self.world_size)
-        return [train_request(batch, self.train_splits[batch.task]) for batch in planned]
+        return [self._without_fatal(train_request(batch, self.train_splits[batch.task])) for batch in planned]
 
     def evaluation(self) -> list[Request]:
         """This rank's share of every task's evaluation split."""
-        return split_requests(self.config.tasks, self.eval_splits, self.rank, self.world_size)
+        requests = split_requests(self.config.tasks, self.eval_splits, self.rank, self.world_size)
+        return list(map(self._without_fatal, requests))
+
+    def learn(self, minibatch: Minibatch) -> None:
+        """Keep what a decoded minibatch says of files that end a process; later requests say so."""
+        for entry in minibatch.bad:
+            if is_fatal(entry.reason):
+                self.fatal.setdefault(entry.task, {})[entry.key] = entry.reason
+
+    def _without_fatal(self, request: Request) -> Request:
+        known = self.fatal.get(request.task)
+        if not known:
+            return request
+        keys = {example.key for example in (*request.examples, *request.spares)}
+        met = list(known.items())  # at once: the training thread learns while the feed's thread asks
+        return replace(request, fatal={key: reason for key, reason in met if key in keys})
 
 
 def split_requests(
-    tasks: Mapping[str, TaskConfig], splits: Mapping[str, list[Example]], rank: int, world_size: int
+    tasks: Mapping[str, TaskConfig], splits: Mapping[str, Sequence[Example]], rank: int, world_size: int
 ) -> list[Request]:
     """A rank's share of the examples of every task, in minibatches of at most EVAL_BATCH views."""
     requests: list[Request] = []

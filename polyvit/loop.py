@@ -6,7 +6,7 @@ numbers already summed over ranks, so no rank has to be told anything.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -19,12 +19,16 @@ from polyvit.errors import UserError
 from polyvit.evaluate import evaluate
 from polyvit.optim import lr_factor
 from polyvit.pace import Pace, memory
+from polyvit.plan import SPARES
 from polyvit.schedule import Schedule
 from polyvit.sharding import gathered, is_sharded
 from polyvit.step import StepResult, World, train_step
+from polyvit.transfer import on_device
 
 JUDGED_FROM = 100
 """Examples of a task that must have been read before its undecodable share can end the run."""
+NAMED = 8
+"""Broken files that the message of such an end names."""
 
 
 class Feed(Protocol):
@@ -61,13 +65,14 @@ class Events(Protocol):
 
 def train(
     learner: Learner, schedule: Schedule, feed: Feed, config: RunConfig, world: World, state: TrainState,
-    events: Events,
+    events: Events, take_step: Callable[..., StepResult] = train_step,
 ) -> TrainState:  # fmt: skip
     """Steps state.global_step + 1 .. N, then an evaluation and a last checkpoint.
 
     Ends earlier, with a checkpoint and `state.stopped`, when a rank's `events.stop_requested()` says so. Raises
-    UserError, on all ranks at the same step, for a loss that is not finite and for a task with too many
-    undecodable examples.
+    UserError, on all ranks at the same step, for a loss that is not finite, for a task with too many undecodable
+    examples, and for a step that lacks an example because none of its spares can be decoded either. `take_step`
+    stands in for `polyvit.step.train_step` where the loop alone is measured.
     """
     model, total, curves = learner.model, len(schedule), Curves()
     device = model.shared.norm.weight.device
@@ -76,7 +81,7 @@ def train(
     last = state.global_step
     if last == total:  # a trial that was restarted after its end has yet to say how it ended
         events.evaluated(last, state.scores())
-    batches = feed.train(last + 1)
+    batches = on_device(feed.train(last + 1), device)
     for step in range(last + 1, total + 1):
         began = time.perf_counter()
         minibatches = next(batches)
@@ -85,7 +90,7 @@ def train(
             raise RuntimeError(f"the feed brought step {minibatches[0].step} at step {step}")
         lr = learning_rate(config, step, total, minibatches[0].task)
         flag = float(events.stop_requested())
-        result = train_step(
+        result = take_step(
             model, learner.optimiser, minibatches, lr, config, world, flag=flag, microbatches=state.microbatches
         )
         if learner.ema:
@@ -93,7 +98,7 @@ def train(
         state.global_step, state.stopped = step, result.flag > 0 and step < total
         fresh += [entry for minibatch in minibatches for entry in minibatch.bad]
         _check_finite(minibatches, result, lr, config, world, events)
-        _count(state, minibatches, result, config)
+        _count(state, minibatches, result, config, world, fresh)
         pace.add(arrived - began, time.perf_counter() - arrived, {m.task: m.global_batch for m in minibatches})
         events.progress(_snapshot(minibatches, result, total, pace))
         curves.add(minibatches, result, lr)
@@ -117,7 +122,7 @@ def train(
                 events.checkpoint(state, last=done)
         if state.stopped:
             return state
-    _judge(state, config, judged_from=1)
+    _judge(state, config, world, fresh, judged_from=1)
     return state
 
 
@@ -192,23 +197,49 @@ def _check_finite(
     )  # fmt: skip
 
 
-def _count(state: TrainState, minibatches: list[Minibatch], result: StepResult, config: RunConfig) -> None:
+def _count(
+    state: TrainState, minibatches: list[Minibatch], result: StepResult, config: RunConfig, world: World,
+    fresh: list[Quarantined],
+) -> None:  # fmt: skip
     for minibatch, bad in zip(minibatches, result.bad, strict=True):
         task = minibatch.task
         state.read[task] = state.read.get(task, 0) + minibatch.global_batch
         state.bad[task] = state.bad.get(task, 0) + bad
-    _judge(state, config, judged_from=JUDGED_FROM)
+    _judge(state, config, world, fresh, judged_from=JUDGED_FROM)
+    if missing := sum(minibatch.global_batch for minibatch in minibatches) - result.examples:
+        # Later examples have moved up: pairs and draws of this step are not those of the plan.
+        tasks = " and ".join(minibatch.task for minibatch in minibatches)
+        raise UserError(
+            f"task {tasks}: {missing} examples of step {state.global_step} cannot be decoded, nor can any of the "
+            f"step's {SPARES} substitutes. Repair or remove the task's broken files; the checkpoints before this "
+            "step are whole",
+            _first_broken(world, fresh),
+        )
 
 
-def _judge(state: TrainState, config: RunConfig, judged_from: int) -> None:
+def _judge(state: TrainState, config: RunConfig, world: World, fresh: list[Quarantined], judged_from: int) -> None:
+    """Raises UserError where too large a share of a task's planned examples could not be decoded.
+
+    Every rank holds the same counts, so all of them come to the same end at the same step.
+    """
     allowed = config.data.max_bad_fraction
     for task, read in state.read.items():
         if read >= judged_from and state.bad[task] > allowed * read:
             raise UserError(
                 f"task {task}: {state.bad[task]} of the {read} examples read so far cannot be decoded, above "
-                f"data.max_bad_fraction={allowed}. Repair or remove the files that the quarantine list names, or "
-                "raise the limit"
+                f"data.max_bad_fraction={allowed}. Repair or remove them, or raise the limit; some of them:",
+                _first_broken(world, [*state.quarantine, *fresh], task),
             )
+
+
+def _first_broken(world: World, fresh: list[Quarantined], task: str | None = None) -> list[str]:
+    """`path: reason` of the first few that all ranks together have met; called by all of them."""
+    found = sorted(
+        {(entry.task, entry.path, entry.reason) for entries in world.gather(fresh) for entry in entries}
+    )
+    lines = [f"{name}: {path}: {reason}" for name, path, reason in found if task in (None, name)]
+    more = [f"and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
+    return [*lines[:NAMED], *more]
 
 
 class Curves:

@@ -2,36 +2,26 @@
 
 In: a file's bytes and the tasks to answer. Out: `Prepared` tokens, or BadMedia with the reason: what the decoder
 says, a limit that the file exceeds, a decoder that died, took too long or wanted too much memory. The child is
-`python -m polyvit.sandbox`, started ahead of its first file and again after a death; it speaks frames of JSON
-and raw bytes over a socket, never pickles, so that a decoder taken over by its input cannot reach past it.
+`python -m polyvit.sandbox` (`polyvit/child.py`). The feed's own sandbox is `polyvit/data/guard.py`.
 """
 
 import contextlib
 import io
-import json
-import os
-import resource
 import signal
 import socket
-import struct
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from polyvit.child import TOO_MUCH_MEMORY, Child, DecoderDied, confine, receive, send
 from polyvit.config import RunConfig
+from polyvit.data.decoding import open_container
 from polyvit.errors import BadMedia
 from polyvit.inputs import Modality
 from polyvit.predict import Group, Prepared, prepare
-
-START_SECONDS = 120.0
-"""Time for a child to import its decoders; seconds on a quiet machine."""
-_FRAME = struct.Struct("<IQ")  # bytes of JSON, bytes of payload
 
 
 @dataclass(frozen=True)
@@ -50,10 +40,6 @@ class OverLimit(BadMedia):
     """A file that asks for more than its `Limits` allow."""
 
 
-class DecoderDied(BadMedia):
-    """A file on which the decoding process crashed, or ran out of time or memory."""
-
-
 _KINDS: dict[str, type[BadMedia]] = {"media": BadMedia, "limit": OverLimit, "died": DecoderDied}
 
 
@@ -61,77 +47,35 @@ class Sandbox:
     """One decoding process, for one file at a time; not to be shared by threads."""
 
     def __init__(self, config: RunConfig, limits: Limits | None = None) -> None:
-        self.config, self.limits, self.deaths = config, limits or Limits(), 0
-        self._start()
+        self.config, self.limits = config, limits or Limits()
+        hello = {"config": config.model_dump(mode="json"), "limits": asdict(self.limits)}
+        self._child = Child("polyvit.sandbox", hello, environment={"OMP_NUM_THREADS": "1"})
 
     @property
     def pid(self) -> int:
         """The process id of the child."""
         return self._child.pid
 
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        package = str(Path(__file__).parents[1])
-        path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        with theirs:
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "polyvit.sandbox", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-            )
-        self._socket, self._ready = ours, False
-        with contextlib.suppress(OSError):  # a child that died at once is noticed when it is asked
-            _send(ours, {"config": self.config.model_dump(mode="json"), "limits": asdict(self.limits)})
+    @property
+    def deaths(self) -> int:
+        """Files on which the child died so far."""
+        return self._child.deaths
 
     def wait_ready(self) -> None:
         """Until the child can decode. Raises RuntimeError where it cannot be started."""
-        if self._ready:
-            return
-        try:
-            _receive(self._socket, time.monotonic() + START_SECONDS)
-        except OSError as error:
-            self._child.kill()
-            raise RuntimeError(f"the decoding process did not start: {error!r}, {self._child.wait()}") from None
-        self._ready = True
+        self._child.wait_ready()
 
     def prepare(self, data: bytes, tasks: Sequence[str] = (), modality: Modality | None = None) -> Prepared:
         """As `predict.prepare`. Raises BadMedia; after a death the next call finds a new process."""
-        self.wait_ready()
-        deadline = time.monotonic() + self.limits.decode_seconds
-        try:
-            self._socket.settimeout(self.limits.decode_seconds)
-            _send(self._socket, {"tasks": list(tasks), "modality": modality}, data)
-            header, payload = _receive(self._socket, deadline)
-        except TimeoutError:
-            self._restart()
-            raise DecoderDied(f"decoding took longer than {self.limits.decode_seconds:g} s") from None
-        except OSError:
-            status = self._restart()
-            name = signal.Signals(-status).name if status < 0 else f"status {status}"
-            raise DecoderDied(f"the decoder died on it ({name})") from None
+        asked = {"tasks": list(tasks), "modality": modality}
+        header, payload = self._child.ask(asked, data, self.limits.decode_seconds)
         if "error" in header:
             raise _KINDS.get(header["kind"], BadMedia)(str(header["error"]))
         return _prepared(header, payload, self.config)
 
-    def _restart(self) -> int:
-        """End the child, start another; returns the exit status (negative: the signal)."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(timeout=0.5)
-        self.close()
-        self.deaths += 1
-        status = self._child.returncode
-        self._start()
-        return status
-
     def close(self) -> None:
         """End the child."""
-        self._socket.close()
-        self._child.kill()
-        self._child.wait()
+        self._child.close()
 
 
 def _prepared(header: dict[str, Any], payload: bytes, config: RunConfig) -> Prepared:
@@ -146,31 +90,6 @@ def _prepared(header: dict[str, Any], payload: bytes, config: RunConfig) -> Prep
         groups.append(Group(tuple(group["tasks"]), tokens))
         start += tokens.nbytes
     return Prepared(modality, tuple(groups))
-
-
-def _send(connection: socket.socket, header: dict[str, Any], payload: bytes = b"") -> None:
-    text = json.dumps(header).encode()
-    connection.sendall(_FRAME.pack(len(text), len(payload)) + text)
-    connection.sendall(payload)
-
-
-def _receive(connection: socket.socket, deadline: float | None = None) -> tuple[dict[str, Any], bytes]:
-    """One frame. Raises TimeoutError, or OSError where the other side is gone."""
-    head, body = _FRAME.unpack(_read(connection, _FRAME.size, deadline))
-    return json.loads(_read(connection, head, deadline)), _read(connection, body, deadline)
-
-
-def _read(connection: socket.socket, size: int, deadline: float | None) -> bytes:
-    found = bytearray(size)
-    view, done = memoryview(found), 0
-    while done < size:
-        if deadline is not None:
-            connection.settimeout(max(1e-3, deadline - time.monotonic()))
-        count = connection.recv_into(view[done:])
-        if not count:
-            raise ConnectionResetError("the other side is gone")
-        done += count
-    return bytes(found)
 
 
 # ------------------------------------------------------------------------------------------- in the child
@@ -188,7 +107,7 @@ def check_limits(data: bytes, modality: Modality, limits: Limits) -> None:
         except Image.DecompressionBombError as error:  # Pillow's own limit, 179 million
             raise OverLimit(f"image: {error}") from None
         return
-    with av.open(io.BytesIO(data), "r") as container:
+    with open_container(data) as container:
         if modality == "video" and container.streams.video:
             context = container.streams.video[0].codec_context
             _check_pixels(context.width, context.height, limits)
@@ -200,16 +119,6 @@ def check_limits(data: bytes, modality: Modality, limits: Limits) -> None:
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
     if limits.pixels is not None and width * height > limits.pixels:
         raise OverLimit(f"{width} x {height} pixels; at most {limits.pixels} are taken")
-
-
-def _confine(memory: int | None) -> None:
-    """No core dumps, no files, and so much memory more than now."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    if memory is not None:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + memory
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _answer(data: bytes, asked: dict[str, Any], config: RunConfig, limits: Limits) -> tuple[dict[str, Any], bytes]:
@@ -231,7 +140,7 @@ def _answer(data: bytes, asked: dict[str, Any], config: RunConfig, limits: Limit
     except BadMedia as error:
         return {"error": error.reason, "kind": "media"}, b""
     except MemoryError:
-        return {"error": "decoding needs too much memory", "kind": "died"}, b""
+        return {"error": TOO_MUCH_MEMORY, "kind": "died"}, b""
     groups = [{"tasks": group.tasks, "views": len(group.tokens)} for group in prepared.groups]
     payload = b"".join(np.ascontiguousarray(group.tokens).tobytes() for group in prepared.groups)
     return {"modality": prepared.modality, "groups": groups}, payload
@@ -240,15 +149,15 @@ def _answer(data: bytes, asked: dict[str, Any], config: RunConfig, limits: Limit
 def serve(descriptor: int) -> None:
     """Answer frames until the parent hangs up."""
     with socket.socket(fileno=descriptor) as connection:
-        first, _ = _receive(connection)
+        first, _ = receive(connection)
         config, limits = RunConfig.model_validate(first["config"]), Limits(**first["limits"])
         for modality in config.modalities:
             __import__(f"polyvit.data.{modality}")
-        _confine(limits.memory)
-        _send(connection, {"ready": True})
+        confine(limits.memory)
+        send(connection, {"ready": True})
         while True:
-            asked, data = _receive(connection)
-            _send(connection, *_answer(data, asked, config, limits))
+            asked, data = receive(connection)
+            send(connection, *_answer(data, asked, config, limits))
 
 
 if __name__ == "__main__":

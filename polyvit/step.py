@@ -7,7 +7,7 @@ batch, so the sum over ranks is the gradient of the global mean for any number o
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +24,7 @@ from polyvit.optim import Optimiser, clip_, global_norm, scale_to_
 from polyvit.plan import mixes, rank_slice
 from polyvit.reduce import Alone, Reducer, World
 from polyvit.sharding import is_sharded, is_split, local
+from polyvit.transfer import part_of, tensors
 
 __all__ = ["Alone", "StepResult", "World", "local_loss", "mixup_weight", "train_step"]
 
@@ -33,8 +34,8 @@ class StepResult:
     """What a step did, over all ranks.
 
     losses: mean loss of each minibatch. grad_norm: of the reduced gradient, before it is clipped.
-    bad: undecodable examples of each minibatch. flag: the sum of what the ranks gave as `flag`.
-    examples: that went through the model. reduced_bytes: what this rank gave to be summed by all-reduce.
+    bad: planned examples of each minibatch that could not be decoded. flag: the sum of what the ranks gave as
+    `flag`. examples: that went through the model. reduced_bytes: what this rank gave to be summed by all-reduce.
     """
 
     losses: tuple[float, ...]
@@ -104,7 +105,7 @@ def train_step(
 
 def _counts(minibatches: Sequence[Minibatch], flag: float, device: torch.device) -> Tensor:
     """What is summed over ranks besides gradients: losses (zeros yet), bad examples, examples, the flag."""
-    bad = [float(len(minibatch.bad)) for minibatch in minibatches]
+    bad = [float(minibatch.undecodable) for minibatch in minibatches]
     examples = float(sum(len(minibatch.tokens) for minibatch in minibatches))
     return torch.tensor([*(0.0 for _ in bad), *bad, examples, flag], device=device)
 
@@ -126,10 +127,8 @@ def _sharded_pass(model: PolyViT, part: Minibatch, config: RunConfig, device: to
     """FSDP gathers and sums on the way: a rank without examples goes along with a blank one of no weight."""
     blank = not len(part.tokens)
     if blank:
-        tokens = np.zeros((1, *part.tokens.shape[1:]), part.tokens.dtype)
-        part = replace(
-            part, tokens=tokens, labels=np.zeros((1, *part.labels.shape[1:]), part.labels.dtype), first_slot=0
-        )
+        tokens, labels = (np.zeros((1, *found.shape[1:]), found.dtype) for found in (part.tokens, part.labels))
+        part = Minibatch(part.step, part.task, tokens, labels, part.keys, 0, part.global_batch)
     loss = local_loss(model, part, config, device) * (0.0 if blank else 1.0)
     loss.backward()
     return loss.detach()
@@ -159,22 +158,14 @@ def parts(minibatch: Minibatch, most: int | None, config: RunConfig, world_size:
     ]
     if number == 1:
         return [minibatch]
-    return [
-        replace(
-            minibatch,
-            tokens=minibatch.tokens[a:b],
-            labels=minibatch.labels[a:b],
-            first_slot=minibatch.first_slot + a,
-        )
-        for a, b in pairwise(cuts)
-    ]
+    return [part_of(minibatch, a, b) for a, b in pairwise(cuts)]
 
 
 def local_loss(model: PolyViT, minibatch: Minibatch, config: RunConfig, device: torch.device) -> Tensor:
     """This rank's share of the global mean loss, a scalar that can go backward."""
     task = config.tasks[minibatch.task]
-    tokens = normalise(torch.from_numpy(minibatch.tokens).to(device, non_blocking=True))
-    labels = torch.from_numpy(minibatch.labels).to(device, non_blocking=True).float()
+    tokens, labels = tensors(minibatch, device)
+    tokens, labels = normalise(tokens), labels.float()
     if task.modality == "audio" and task.mixup_alpha:
         weight = mixup_weight(task.mixup_alpha, config.seed, minibatch.step, minibatch.task)
         partner = neighbours(len(tokens)).to(device)

@@ -1,5 +1,6 @@
 """Fixtures of several test files."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +22,10 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray for all tests that need one, with logical CPUs for three train workers and decoding."""
     from pipelines.cluster import cluster
 
-    with cluster(workers=3):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # its workers find the kits too
+        with cluster(workers=3):
+            yield
 
 
 @pytest.fixture(scope="session")

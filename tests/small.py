@@ -109,7 +109,8 @@ class ArrayFeed:
                 tokens[i] = rng.normal(size=shape)
             labels.append((position % config.num_classes,))
         keys = tuple(str(position) for position, _ in pairs)
-        return Minibatch(step, task, tokens, multi_hot(labels, config.num_classes), keys, slot, batch, bad)
+        hot = multi_hot(labels, config.num_classes)
+        return Minibatch(step, task, tokens, hot, keys, slot, batch, bad, undecodable=len(bad))
 
 
 class Heard:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from small import ArrayFeed, Heard, fresh, small_config, small_plan
 
 from polyvit.checkpoint import Learner, TrainState
 from polyvit.config import RunConfig
-from polyvit.data.minibatch import Minibatch
+from polyvit.data.minibatch import Minibatch, Quarantined
 from polyvit.errors import UserError
 from polyvit.loop import JUDGED_FROM, learning_rate, train
 from polyvit.optim import lr_factor
+from polyvit.plan import SPARES, PlannedBatch
 from polyvit.step import Alone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,6 +154,49 @@ def test_a_borne_share_of_bad_examples_is_listed_and_counted() -> None:
             met[batch.task] += (batch.positions.tolist()).count({"sound": 3, "picture": 0}.get(batch.task, -1))
     assert state.bad == met
     assert 1 <= met["picture"] <= 2  # 35 examples of 20
+
+
+class Lacking(ArrayFeed):
+    """A feed whose every spare of one step was broken too."""
+
+    lacks = 3
+
+    def minibatch(self, batch: PlannedBatch) -> Minibatch:
+        made = super().minibatch(batch)
+        if batch.step != self.lacks:
+            return made
+        bad = tuple(Quarantined(made.task, f"k{i}", f"{i:02d}.bin", "torn") for i in range(10))
+        return replace(
+            made, tokens=made.tokens[:-2], labels=made.labels[:-2], keys=made.keys[:-2], bad=bad, undecodable=2
+        )
+
+
+def test_a_step_that_lacks_an_example_ends_the_run() -> None:
+    """Without it later examples would move up: other pairs, other draws than the plan's."""
+    config = small_config("data.max_bad_fraction=1", "train.checkpoint_every=1")
+    feed = Lacking(config)
+    (batch,) = feed.plan.at(3)
+    model, optimiser, schedule = fresh(config)
+    events, state = Heard(), TrainState()
+    with pytest.raises(UserError, match=f"task {batch.task}: 2 examples of step 3 cannot be decoded") as caught:
+        train(Learner(model, optimiser), schedule, feed, config, Alone(), state, events)
+    assert f"{SPARES} substitutes" in str(caught.value)
+    assert caught.value.problems == (*(f"{batch.task}: {i:02d}.bin: torn" for i in range(8)), "and 2 more")
+    assert events.checkpoints == [1, 2]
+
+
+def test_spares_that_were_tried_are_listed_and_not_counted() -> None:
+    class Tried(ArrayFeed):
+        def minibatch(self, batch: PlannedBatch) -> Minibatch:
+            made = super().minibatch(batch)
+            spares = tuple(Quarantined(made.task, f"spare{i}", "p", "torn") for i in range(3))
+            return replace(made, bad=(*made.bad, *spares), undecodable=1)
+
+    config = small_config("data.max_bad_fraction=0.4")  # of a batch of 3 one is a third; four would be too many
+    state, _ = trained(config, Tried(config))
+    assert state.bad == {"picture": 5, "clip": 4, "sound": 6, "word": 3}
+    assert state.read == {"picture": 35, "clip": 16, "sound": 54, "word": 9}
+    assert len(state.quarantine) == 12
 
 
 class Late(ArrayFeed):

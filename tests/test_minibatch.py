@@ -66,6 +66,7 @@ def test_shapes_types_and_labels(decoder: Decoder) -> None:
     assert made.labels.dtype == np.uint8
     assert made.keys == ("e00", "e01", "e03")
     assert made.bad == ()
+    assert made.undecodable == 0
 
 
 def test_pixels_are_those_of_the_seed_epoch_and_key(decoder: Decoder) -> None:
@@ -91,6 +92,7 @@ def test_a_broken_spare_is_named_and_passed_over(decoder: Decoder) -> None:
     made = decoder.decode(request(0, 1, 2, spares=(7, 8, 6, 9)))
     assert made.keys == ("e00", "e01", "e09")  # slot 2: spare 2 = e06 is missing, then e09
     assert [(q.key, q.reason) for q in made.bad[1:]] == [("e06", "file is missing")]
+    assert made.undecodable == 1  # the spare is listed, not counted
 
 
 def test_a_spare_has_its_own_augmentation(decoder: Decoder) -> None:
@@ -105,6 +107,7 @@ def test_when_no_spare_can_be_read_the_slot_is_left_out(decoder: Decoder) -> Non
     assert made.keys == ("e00", "e01")
     assert made.tokens.shape == (2, 4, 192)
     assert sorted(q.key for q in made.bad) == ["e02", "e05", "e06"]
+    assert made.undecodable == 1
     nothing = decoder.decode(request(2, spares=(5,)))
     assert nothing.tokens.shape == (0, 4, 192)
     assert nothing.tokens.dtype == np.uint8
@@ -116,6 +119,7 @@ def test_evaluation_leaves_out_what_is_broken_and_augments_nothing(decoder: Deco
     made = decoder.decode(asked)
     assert made.keys == ("e00", "e01", "e03", "e04", "e07", "e08", "e09")
     assert [q.key for q in made.bad] == list(BROKEN)
+    assert made.undecodable == 3
     assert np.array_equal(replace(decoder, seed=99).decode(asked).tokens, made.tokens)
 
 

@@ -265,7 +265,7 @@ def test_a_rank_without_examples_sends_zeros_of_the_same_length() -> None:
     config = small_config()
     for task in OWN:
         (minibatch,) = minibatches(config, step_of(config, task))
-        empty, full = split(replace(minibatch, bad=()), 0)
+        empty, full = split(replace(minibatch, undecodable=0), 0)
         sent_empty = sent(config, [empty])
         assert sent_empty.shape == sent(config, [full]).shape
         assert not sent_empty.any()
@@ -275,7 +275,8 @@ def test_bad_examples_are_counted_over_ranks() -> None:
     config = small_config()
     model, optimiser, _ = fresh(config)
     whole = minibatches(config, step_of(config, "picture"))
-    whole = [replace(whole[0], bad=(Quarantined("picture", "k", "p", "r"),) * 2)]
+    entry = Quarantined("picture", "k", "p", "r")
+    whole = [replace(whole[0], bad=(entry,) * 6, undecodable=2)]  # four of them spares
     length = sum(p.numel() for p in model.touched("picture").values())
     other = torch.zeros(length + 4)
     other[-4:] = torch.tensor([0.5, 3.0, 2.0, 1.0])

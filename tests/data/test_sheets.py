@@ -1,41 +1,44 @@
-"""Contact sheets are written, show something, and each view once."""
+"""Contact sheets are written, show something, and show the very numbers that the model gets."""
 
 import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 from kit import task
 from PIL import Image
 
-from polyvit.config import AudioInput, ImageInput, VideoInput
+from polyvit.config import AudioInput, ImageInput, ModelInput, VideoInput
 from polyvit.data import sheets
 from polyvit.data.augment import example_rng
-from polyvit.data.example import example_tokens
+from polyvit.data.example import Media, example_tokens
+from polyvit.data.patchify import patchify_image
 from polyvit.data.synthetic_media import encode_mp4
+from polyvit.errors import BadMedia
+from polyvit.task_config import TaskConfig
 
 RNG = np.random.Generator(np.random.Philox(3))
 
 
-def drawn(path: Path) -> np.ndarray:
+def drawn(path: Path, made: TaskConfig, spec: ModelInput, *media: Media) -> np.ndarray:
     """The PNG's pixels, after a check that it is no blank."""
+    samples = [sheets.Sample(f"class {i}", f"key{i}", each) for i, each in enumerate(media)]
+    assert (
+        "as the model sees them" in sheets.draw_sheet("t", samples, made, spec, path, 1)
+        or made.modality == "audio"
+    )
     pixels_HWC = np.asarray(Image.open(path).convert("RGB"))
     assert len(np.unique(pixels_HWC.reshape(-1, 3), axis=0)) > 50
     assert pixels_HWC.std() > 20
-    return pixels_HWC
+    return pixels_HWC.astype(int)
 
 
-def samples(*media: sheets.Media) -> list[sheets.Sample]:
-    return [sheets.Sample(f"class {i}", f"key{i}", each) for i, each in enumerate(media)]
-
-
-def test_image_sheet_is_upright_in_its_colours(tmp_path: Path) -> None:
+def test_an_image_sheet_is_upright_in_its_colours(tmp_path: Path) -> None:
     red_over_blue_HWC = np.zeros((40, 40, 3), np.uint8)
     red_over_blue_HWC[:20, :, 0] = np.linspace(150, 255, 40)
     red_over_blue_HWC[20:, :, 2] = np.linspace(150, 255, 40)
-    path = tmp_path / "image.png"
-    sheets.image_sheet("t", samples(red_over_blue_HWC), task("imagefolder"), ImageInput(size=(16, 16)), path, 1)
-    pixels_HWC = drawn(path).astype(int)
+    pixels_HWC = drawn(tmp_path / "i.png", task("imagefolder"), ImageInput(size=(16, 16)), red_over_blue_HWC)
     red = np.argwhere((pixels_HWC[..., 0] > 120) & (pixels_HWC[..., 2] < 30))
     blue = np.argwhere((pixels_HWC[..., 2] > 120) & (pixels_HWC[..., 0] < 30))
     assert len(red) > 1000
@@ -43,58 +46,53 @@ def test_image_sheet_is_upright_in_its_colours(tmp_path: Path) -> None:
     assert red[:, 0].mean() < blue[:, 0].mean()
 
 
-def test_clip_sheet(tmp_path: Path) -> None:
+def test_a_clip_sheet(tmp_path: Path) -> None:
     clip_THWC = RNG.integers(0, 256, (12, 4, 6, 3), dtype=np.uint8).repeat(16, axis=1).repeat(16, axis=2)
-    path = tmp_path / "clip.png"
     spec = VideoInput(frames=4, size=(32, 32), tubelet_size=(2, 8, 8))
-    sheets.clip_sheet(
-        "t", samples(encode_mp4(clip_THWC, 10, None, 16000)), task("kinetics", modality="video"), spec, path, 1
-    )
-    assert drawn(path).shape[1] > 1000
+    clip = encode_mp4(clip_THWC, 10, None, 16000)
+    pixels_HWC = drawn(tmp_path / "c.png", task("kinetics", modality="video"), spec, clip, clip)
+    assert pixels_HWC.shape[1] > 1000
+    # Two rows of pictures, white between.
+    coloured = (pixels_HWC.max(axis=2) - pixels_HWC.min(axis=2) > 60).sum(axis=1) > 200
+    assert np.count_nonzero(np.diff(coloured.astype(int)) == 1) == 2
 
 
-def test_spectrogram_sheet_has_low_frequencies_at_the_bottom(tmp_path: Path) -> None:
+def test_a_spectrogram_has_low_frequencies_at_the_bottom(tmp_path: Path) -> None:
     sound = io.BytesIO()
     soundfile.write(sound, np.sin(2 * np.pi * 200 * np.arange(16000) / 16000), 16000, format="WAV")
-    path = tmp_path / "sound.png"
-    spec = AudioInput(frames=64, mel_bins=32)
-    plain = {"freq_mask_count": 0}
-    listed = samples(sound.getvalue())
-    sheets.spectrogram_sheet("t", listed, task("audioset", modality="audio", augment=plain), spec, path, 1)
-    pixels_HWC = drawn(path).astype(int)
+    made = task("audioset", modality="audio", augment={"freq_mask_count": 0})
+    pixels_HWC = drawn(tmp_path / "s.png", made, AudioInput(frames=64, mel_bins=32), sound.getvalue())
     tone = np.argwhere((pixels_HWC[..., 0] > 240) & (pixels_HWC[..., 2] < 200) & (pixels_HWC[..., 1] > 150))
-    dark = np.argwhere(pixels_HWC.sum(axis=2) < 100)
+    dark = np.argwhere((pixels_HWC.sum(axis=2) < 100) & (np.arange(pixels_HWC.shape[0])[:, None] > 70))
     assert len(tone) > 100
     assert tone[:, 0].mean() > dark[:, 0].mean() + 20
 
 
-def test_views_are_the_evaluation_and_the_epochs_that_training_draws() -> None:
+def test_views_are_the_tokens_of_evaluation_and_of_the_epochs_of_training() -> None:
     image_HWC = RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    made, whole = task("imagefolder"), ImageInput(size=(16, 16), patch_size=(16, 16))
-    [views] = sheets._views("t", samples(image_HWC), made, whole, (16, 16, 3), 5)
-    assert len(views) == 1 + sheets.VIEWS
-    assert np.array_equal(views[0].reshape(1, -1), example_tokens(image_HWC, made, whole, None))
-    rng = example_rng(5, "t", 1, "key0")
-    assert np.array_equal(views[2].reshape(1, -1), example_tokens(image_HWC, made, whole, rng))
+    made, spec = task("imagefolder"), ImageInput(size=(16, 24), patch_size=(8, 8))
+    views = sheets.model_views("t", sheets.Sample("a", "key", image_HWC), made, spec, 5)
+    assert [view.shape for view in views] == [(16, 24, 3)] * (1 + sheets.VIEWS["image"])
+    assert np.array_equal(patchify_image(views[0], (8, 8)), example_tokens(image_HWC, made, spec, None))
+    rng = example_rng(5, "t", 1, "key")
+    assert np.array_equal(patchify_image(views[2], (8, 8)), example_tokens(image_HWC, made, spec, rng))
     assert len({view.tobytes() for view in views}) == len(views)
 
 
-def test_command(tmp_path: Path, capsys) -> None:
-    for name in ("one", "two"):
-        (tmp_path / "data" / "pictures" / name).mkdir(parents=True)
-        for i in range(4):
-            pixels_HWC = RNG.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-            Image.fromarray(pixels_HWC).save(tmp_path / "data" / "pictures" / name / f"{i}.png")
-    config = tmp_path / "c.yaml"
-    config.write_text(
-        "model: {image: {size: 16, patch_size: 8}}\n"
-        "tasks: {pictures: {modality: image, layout: imagefolder, num_classes: 2, steps: 1, batch: 1}}\n"
-    )
-    assert sheets.main([str(config), str(tmp_path / "out"), f"data.root={tmp_path / 'data'}"]) == 0
-    drawn(tmp_path / "out" / "pictures.png")
-    assert capsys.readouterr().out.split() == [str(tmp_path / "out" / "pictures.png")]
+def test_overlapping_patches_show_the_same_picture() -> None:
+    image_HWC = RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    made, sample = task("imagefolder"), sheets.Sample("a", "key", image_HWC)
+    plain = sheets.model_views("t", sample, made, ImageInput(size=(16, 16), patch_size=(8, 8)), 5)
+    overlapping = ImageInput(size=(16, 16), patch_size=(8, 8), stride=(4, 4))
+    for here, there in zip(plain, sheets.model_views("t", sample, made, overlapping, 5), strict=True):
+        assert np.array_equal(here, there)
 
 
-def test_command_without_data_says_what_to_give(tmp_path: Path, capsys) -> None:
-    assert sheets.main(["tiny-nine", str(tmp_path), f"data.root={tmp_path}", "--only", "pets"]) == 2
-    assert "no data for pets; give data.root=DIR, or tasks.pets.root=DIR" in capsys.readouterr().err
+def test_what_cannot_be_decoded_is_left_out(tmp_path: Path) -> None:
+    image_HWC = RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    made, spec = task("imagefolder"), ImageInput(size=(16, 16))
+    both = drawn(tmp_path / "both.png", made, spec, image_HWC, b"no picture")
+    alone = drawn(tmp_path / "alone.png", made, spec, image_HWC)
+    assert np.array_equal(both, alone)
+    with pytest.raises(BadMedia, match="none of the examples can be decoded"):
+        sheets.draw_sheet("t", [sheets.Sample("a", "k", b"no picture")], made, spec, tmp_path / "none.png", 1)
