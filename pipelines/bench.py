@@ -1,5 +1,6 @@
-"""Measurements against peers: `polyvit bench step|cotrain ...`; each takes `--json FILE`.
+"""Measurements against peers: `polyvit bench feed|step|cotrain ...`; each takes `--json FILE`.
 
+polyvit bench feed       the feed against a torch DataLoader with the same decode function
 polyvit bench step       our training step against timm, Hugging Face and a bare block of the same shapes
 polyvit bench cotrain    co-training's steps against the same steps run task by task
 """
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 BENCHES = {
+    "feed": "the feed against a torch DataLoader with the same decode function",
     "step": "our training step against timm, Hugging Face and a bare block of the same shapes",
     "cotrain": "co-training's steps against the same steps run task by task",
 }

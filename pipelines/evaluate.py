@@ -14,7 +14,6 @@ import argparse
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -161,30 +160,22 @@ def _forward(
     model: PolyViT, config: RunConfig, indexes: Any, board: Any, device: str
 ) -> tuple[dict[str, dict[str, Any]], list[Quarantined]]:
     """Results and undecodable examples of every task."""
-    from pipelines.feed import Segment, make_decoder
+    from pipelines.feed import make_decoder, minibatches
     from pipelines.progress import Poster
 
     requests = evaluation_requests(config, indexes.scans)
-    segment = Segment(
-        requests,
-        make_decoder(config, indexes),
-        config.data.decode_cpus,
-        config.feed.prefetch,
-        config.data.decode_labels,
-    )
+    stream = minibatches(requests, make_decoder(config, indexes), config)
     poster = Poster(board, rank=0)
-    # Minibatches are views of the object store; evaluation only reads them.
-    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
     def said(i: int, minibatch: Minibatch) -> Minibatch:
         poster({"phase": f"evaluating: {minibatch.task} (minibatch {i} of {len(requests)}) ..."})
         return minibatch
 
     try:
-        minibatches = (said(i, minibatch) for i, minibatch in enumerate(segment, start=1))
-        return evaluate(model.to(device), minibatches, config, Alone())
+        told = (said(i, minibatch) for i, minibatch in enumerate(stream, start=1))
+        return evaluate(model.to(device), told, config, Alone())
     finally:
-        segment.close()
+        stream.close()
 
 
 def evaluation_requests(config: RunConfig, scans: Mapping[str, Scan]) -> list[Request]:

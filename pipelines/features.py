@@ -134,20 +134,20 @@ def encode(
     rank: int,
     device: str,
 ) -> Encoded:
-    """Decode the requests with Ray Data and run the model on them here, in their order."""
-    from pipelines.feed import Segment
+    """Decode the requests on the cluster and run the model on them here, in their order."""
+    from pipelines.feed import minibatches
     from pipelines.progress import Poster
 
-    segment = Segment(requests, decoder, config.data.decode_cpus, config.feed.prefetch, config.data.decode_labels)
+    stream = minibatches(requests, decoder, config)
     poster, parts = Poster(board, rank), []
     model = model.to(device).eval()
     try:
-        for i, minibatch in enumerate(segment, start=1):
+        for i, minibatch in enumerate(stream, start=1):
             poster({"phase": f"features of {minibatch.task} (minibatch {i} of {len(requests)}) ..."})
             features = minibatch_features(model, minibatch, config, device)
             parts.append((features, replace(minibatch, tokens=np.zeros(0, np.uint8))))
     finally:
-        segment.close()
+        stream.close()
     return parts
 
 

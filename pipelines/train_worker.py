@@ -19,7 +19,7 @@ import torch
 from pipelines.cluster import on_this_node, scaling, use_gpu
 from pipelines.command import console
 from pipelines.events import RayEvents
-from pipelines.feed import RayDataFeed
+from pipelines.feed import RayFeed
 from pipelines.index import load_indexes
 from pipelines.progress import Board, NoticeHandler, Poster, live_line
 from pipelines.stopping import stoppable
@@ -47,13 +47,13 @@ if TYPE_CHECKING:
     from pipelines.cotrain import RunPlace
 
 
-class _ReportingFeed(RayDataFeed):
+class _ReportingFeed(RayFeed):
     """A feed that says on the live line that an evaluation is under way."""
 
     poster: Poster | None = None
 
     def evaluation(self) -> Any:
-        """As RayDataFeed's."""
+        """As RayFeed's."""
         for i, minibatch in enumerate(super().evaluation(), start=1):
             if self.poster:
                 self.poster({"phase": f"evaluating: {minibatch.task} (minibatch {i}) ..."})

@@ -48,7 +48,7 @@ class Nodes:
         return psutil.Process(node.all_processes["raylet"][0].process.pid)
 
     def processes(self) -> Iterator[tuple[str, str]]:
-        """(node, title) of every Ray worker process now alive; titles are as `ray::MapBatches(decode_row)`."""
+        """(node, title) of every Ray worker process now alive; titles are as `ray::decode_part`."""
         for name, node in list(self.by_name.items()):
             try:
                 for child in self.raylet(node).children():
@@ -144,7 +144,7 @@ def decoded_on(group: Nodes, *labels: Mapping[str, str]) -> list[set[str]]:
 
 def _print_nodes(selectors: list[dict[str, str]], count: int = 24) -> None:
     from pipelines.cluster import cluster
-    from pipelines.feed import decoded, to_minibatch
+    from pipelines.feed_data import decoded, to_minibatch
 
     requests, nodes_of = [Request(i, "task", ()) for i in range(count)], []
     with cluster():

@@ -1,4 +1,4 @@
-"""The feed through a real Ray: the plan's order and bytes for any number of workers and any start."""
+"""The feed through a real Ray: the plan's order and bytes, for any number of workers and decoders, any start."""
 
 import threading
 import time
@@ -7,18 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from feed_kit import Broken, KilledOnce
 from pipelines_kit import pair_config, planned, scanned
 
-from pipelines.feed import RayDataFeed, make_decoder
+from pipelines import feed_core
+from pipelines.feed import RayFeed, make_decoder
 from pipelines.index import Indexes
 from polyvit.config import RunConfig
-from polyvit.data.minibatch import Minibatch
+from polyvit.data import parts
+from polyvit.data.minibatch import Decoder, Minibatch
 from polyvit.feed import InlineFeed, Requests
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 STEPS = 9
-Signature = tuple[int, str, bytes, bytes, tuple[str, ...], tuple]
+BACKENDS = ("ray_core", "ray_data")
+Signature = tuple[int, str, bytes, bytes, tuple[str, ...], tuple, int]
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +39,30 @@ def indexes(config: RunConfig) -> Indexes:
     return scanned(config)
 
 
-def feed(config: RunConfig, indexes: Indexes, rank: int = 0, world_size: int = 1) -> RayDataFeed:
-    return RayDataFeed(config, planned(config, indexes), indexes, rank, world_size)
+@pytest.fixture
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minibatches of a few kilobytes are decoded in parts, as large ones are."""
+    monkeypatch.setattr(parts, "PART_BYTES", 512)
 
 
-def signature(parts: list[Minibatch]) -> Signature:
+def with_feed(config: RunConfig, **keys: object) -> RunConfig:
+    return config.model_copy(update={"feed": config.feed.model_copy(update=keys)})
+
+
+def feed(config: RunConfig, indexes: Indexes, rank: int = 0, world_size: int = 1) -> RayFeed:
+    return RayFeed(config, planned(config, indexes), indexes, rank, world_size)
+
+
+def signature(made: list[Minibatch]) -> Signature:
     """The minibatch that the ranks' parts make together, as bytes."""
-    first = parts[0]
-    assert {(p.step, p.task, p.global_batch) for p in parts} == {(first.step, first.task, first.global_batch)}
-    assert [p.first_slot for p in parts] == np.cumsum([0, *(len(p.keys) for p in parts)])[:-1].tolist()
-    assert len({(p.tokens.dtype, p.tokens.shape[1:], p.labels.dtype, p.labels.shape[1:]) for p in parts}) == 1
+    first = made[0]
+    assert {(p.step, p.task, p.global_batch) for p in made} == {(first.step, first.task, first.global_batch)}
+    assert [p.first_slot for p in made] == np.cumsum([0, *(len(p.keys) for p in made)])[:-1].tolist()
+    assert len({(p.tokens.dtype, p.tokens.shape[1:], p.labels.dtype, p.labels.shape[1:]) for p in made}) == 1
     return (
-        first.step, first.task, b"".join(p.tokens.tobytes() for p in parts),
-        b"".join(p.labels.tobytes() for p in parts), sum((p.keys for p in parts), ()),
-        sum((p.bad for p in parts), ()),
+        first.step, first.task, b"".join(p.tokens.tobytes() for p in made),
+        b"".join(p.labels.tobytes() for p in made), sum((p.keys for p in made), ()),
+        sum((p.bad for p in made), ()), sum(p.undecodable for p in made),
     )  # fmt: skip
 
 
@@ -56,28 +70,53 @@ def signature(parts: list[Minibatch]) -> Signature:
 def inline(config: RunConfig, indexes: Indexes) -> list[Signature]:
     """Every step, decoded in this process by one rank."""
     requests = Requests.of(config, planned(config, indexes), indexes.scans, 0, 1)
-    return [signature(made) for made in InlineFeed(requests, make_decoder(config, indexes)).train(1)]
+    made = [signature(found) for found in InlineFeed(requests, make_decoder(config, indexes)).train(1)]
+    assert [step for step, *_ in made] == list(range(1, STEPS + 1))
+    assert {task for _, task, *_ in made} == {"shapes", "sounds"}
+    assert any(bad for *_, bad, _ in made)
+    return made
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_same_bytes_in_step_order_for_any_number_of_workers(
-    config: RunConfig, indexes: Indexes, inline: list[Signature], world_size: int
+    config: RunConfig, indexes: Indexes, inline: list[Signature], backend: str, world_size: int, in_parts: None
 ) -> None:
     """Across a segment's boundary, with a broken picture and with parts that are empty."""
-    streams = [feed(config, indexes, rank, world_size).train(1) for rank in range(world_size)]
-    together = [signature([part for (part,) in parts]) for parts in zip(*streams, strict=True)]
-    assert [(step, task) for step, task, *_ in together] == [
-        (n, planned(config, indexes).schedule.tasks_at(n)[0][0]) for n in range(1, STEPS + 1)
-    ]
-    assert {task for _, task, *_ in together} == {"shapes", "sounds"}
-    assert together == inline
-    assert any(bad for *_, bad in together)
+    chosen = with_feed(config, backend=backend, decoders=3)
+    streams = [feed(chosen, indexes, rank, world_size).train(1) for rank in range(world_size)]
+    assert [signature([part for (part,) in made]) for made in zip(*streams, strict=True)] == inline
 
 
-def test_starting_at_a_step_gives_the_tail(config: RunConfig, indexes: Indexes, inline: list[Signature]) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_starting_at_a_step_gives_the_tail(
+    config: RunConfig, indexes: Indexes, inline: list[Signature], backend: str
+) -> None:
     """Segments are counted from the start, so their boundaries fall elsewhere."""
-    assert [signature(made) for made in feed(config, indexes).train(4)] == inline[3:]
-    assert list(feed(config, indexes).train(STEPS + 1)) == []
+    chosen = with_feed(config, backend=backend)
+    assert [signature(made) for made in feed(chosen, indexes).train(4)] == inline[3:]
+    assert list(feed(chosen, indexes).train(STEPS + 1)) == []
+
+
+@pytest.mark.parametrize(("decoders", "decode_cpus"), [(1, 1.0), (4, 0.5), (2, 5.0)])
+def test_any_number_of_decoding_processes(
+    config: RunConfig, indexes: Indexes, inline: list[Signature], decoders: int, decode_cpus: float, in_parts: None
+) -> None:
+    """The last: one process at a time, whatever is asked for, as it takes all CPUs of the cluster."""
+    data = config.data.model_copy(update={"decode_cpus": decode_cpus})
+    chosen = with_feed(config.model_copy(update={"data": data}), decoders=decoders)
+    assert [signature(made) for made in feed(chosen, indexes).train(1)] == inline
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_killed_decoding_process_changes_no_byte(
+    config: RunConfig, indexes: Indexes, inline: list[Signature], backend: str, tmp_path: Path
+) -> None:
+    made, marker = feed(with_feed(config, backend=backend), indexes), tmp_path / "killed"
+    known = [getattr(made.decoder, name) for name in Decoder.__dataclass_fields__]
+    made.decoder = KilledOnce(*known, marker=marker)
+    assert [signature(found) for found in made.train(1)] == inline
+    assert marker.exists()
 
 
 def test_accumulating_brings_a_minibatch_of_every_task(config: RunConfig, indexes: Indexes) -> None:
@@ -90,7 +129,7 @@ def test_accumulating_brings_a_minibatch_of_every_task(config: RunConfig, indexe
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_evaluation_brings_every_held_out_example_once(
-    config: RunConfig, indexes: Indexes, world_size: int
+    config: RunConfig, indexes: Indexes, world_size: int, in_parts: None
 ) -> None:
     made = [m for rank in range(world_size) for m in feed(config, indexes, rank, world_size).evaluation()]
     for task in config.tasks:
@@ -99,25 +138,70 @@ def test_evaluation_brings_every_held_out_example_once(
         assert len(keys) == 12
 
 
-def test_an_error_in_the_reading_thread_reaches_the_training_thread(config: RunConfig, indexes: Indexes) -> None:
-    broken = feed(config, indexes)
-    broken.decoder = replace(broken.decoder, tasks={})
-    with pytest.raises(Exception, match="KeyError"):
+def test_an_evaluation_while_training_waits_on_one_cpu(config: RunConfig, indexes: Indexes) -> None:
+    """Both feeds need the cluster's only decoding process: the one that idles does not hold it."""
+    data = config.data.model_copy(update={"decode_cpus": 5.0})
+    chosen = feed(config.model_copy(update={"data": data}), indexes)
+    training = chosen.train(1)
+    next(training)
+    assert len(list(chosen.evaluation())) == 2
+    assert [made.step for (made,) in training] == list(range(2, STEPS + 1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_error_in_a_decoding_process_reaches_the_training_thread(
+    config: RunConfig, indexes: Indexes, backend: str
+) -> None:
+    broken = feed(with_feed(config, backend=backend), indexes)
+    broken.decoder = Broken(*(getattr(broken.decoder, name) for name in Decoder.__dataclass_fields__))
+    with pytest.raises(Exception, match="no such thing"):
         next(broken.train(1))
 
 
-def test_a_feed_that_is_left_stops_reading(config: RunConfig, indexes: Indexes) -> None:
+@pytest.mark.parametrize(("backend", "threads"), [("ray_core", 1), ("ray_data", 3)])
+def test_a_feed_that_is_left_stops_reading(
+    config: RunConfig, indexes: Indexes, backend: str, threads: int
+) -> None:
     def reading() -> int:
         return sum(t.name == "polyvit-feed" for t in threading.enumerate())
 
     until = time.monotonic() + 20
     while reading() and time.monotonic() < until:
         time.sleep(0.1)
-    stream = feed(config, indexes).train(1)
-    for _ in range(4):  # the next segment has begun
+    stream = feed(with_feed(config, backend=backend), indexes).train(1)
+    for _ in range(4):  # of Ray Data, the next segment has begun
         next(stream)
-    assert reading() == 2
+    assert reading() == threads
     stream.close()
     while reading() and time.monotonic() < until:
         time.sleep(0.1)
     assert reading() == 0
+
+
+def test_parts_of_a_request_make_the_whole(config: RunConfig, indexes: Indexes) -> None:
+    decoder = make_decoder(config, indexes)
+    (request,) = Requests.of(config, planned(config, indexes), indexes.scans, 0, 1).at(1)
+    assert request.task == "shapes"
+    whole = decoder.decode(request)
+    for number in (1, 3, 8):
+        cut = parts.cut(request, number)
+        assert [len(part.examples) for part in cut] == {1: [8], 3: [2, 3, 3], 8: [1] * 8}[number]
+        joined = parts.join([decoder.decode(part) for part in cut])
+        assert signature([joined]) == signature([whole])
+        assert replace(joined, tokens=whole.tokens, labels=whole.labels) == whole
+
+
+def test_large_minibatches_are_cut_among_the_decoders(config: RunConfig, indexes: Indexes) -> None:
+    """A picture of 768 bytes of tokens, 8 a minibatch."""
+    decoder = make_decoder(config, indexes)
+    (request,) = Requests.of(config, planned(config, indexes), indexes.scans, 0, 1).at(1)
+    assert parts.number_of_parts(request, decoder, 16) == 1
+    large = replace(request, examples=request.examples * 8192, epochs=request.epochs * 8192)  # 48 MB
+    assert [parts.number_of_parts(large, decoder, n) for n in (1, 4, 16)] == [1, 4, 6]
+
+
+def test_the_share_of_the_clusters_decoders(config: RunConfig) -> None:
+    """Five CPUs, one a train worker."""
+    shares = [feed_core.decoders_of_a_worker(config, world_size) for world_size in (1, 2, 3, 9)]
+    assert shares == [4, 1, 1, 1]
+    assert feed_core.decoders_of_a_worker(with_feed(config, decoders=7), 2) == 7
