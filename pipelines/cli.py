@@ -9,6 +9,8 @@ from polyvit import __version__
 COMMANDS = {
     "synth": "write the nine layouts at toy size",
     "index": "scan the data of a config and say what is there and what is not",
+    "inspect": "the data doctor: counts, classes, broken files, doubles, contact sheets",
+    "shard": "write tasks as WebDataset tar shards with their index",
     "plan": "look before you spend: steps, probabilities, epochs, parameters, missing data",
     "cotrain": "co-train one model on all tasks of a config",
     "sweep": "try values of any keys, report, register the best model",
@@ -24,6 +26,9 @@ COMMANDS = {
     "recipes": "list the recipes that ship",
 }
 
+MODULES = {"inspect": "inspect_data"}
+"""Commands whose module has another name than they: no file is called like a module of the standard library."""
+
 
 def usage() -> str:
     """The commands, a line each."""
@@ -33,7 +38,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Hand over to `pipelines.<command>`."""
+    """Hand over to the command's module in `pipelines`."""
     given = list(sys.argv[1:] if argv is None else argv)
     if not given or given[0] in ("-h", "--help", "help"):
         print(usage())
@@ -44,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given[0] not in COMMANDS:
         print(f"error: unknown command {given[0]!r}\n{usage()}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"pipelines.{given[0]}").main(given[1:])
+    return importlib.import_module(f"pipelines.{MODULES.get(given[0], given[0])}").main(given[1:])
 
 
 if __name__ == "__main__":
