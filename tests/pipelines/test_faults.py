@@ -31,8 +31,8 @@ def config(folder: Path) -> Path:
 
 
 def test_a_run_whose_processes_are_killed_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
-    """A train worker, a decoding process, the driver, and a node; `tests/soak.py` does it twenty times."""
-    options = ["--runs", "1", "--kills", "4", "--steps", "240"]
+    """A train worker, a decoding process and the driver; `tests/soak.py` kills more, and nodes as well."""
+    options = ["--runs", "1", "--kills", "3", "--steps", "180"]
     command = [sys.executable, "tests/soak.py", str(tmp_path / "soak"), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, env=_plain_env())
     assert done.returncode == 0, done.stdout + done.stderr
@@ -40,7 +40,7 @@ def test_a_run_whose_processes_are_killed_ends_as_if_nothing_had_been(tmp_path: 
     (run,) = report["runs"]
     assert run["differences"] == []
     # A decoding process that lives for milliseconds may be missed; the others never are.
-    assert {kill["target"] for kill in run["kills"]} >= {"worker", "driver", "node"}
+    assert {kill["target"] for kill in run["kills"]} >= {"worker", "driver"}
 
 
 def _plain_env() -> dict[str, str]:
