@@ -48,7 +48,10 @@ def ray_core_minibatches(
     """
     data, decoders = config.data, decoders_of_a_worker(config, world_size)
     task = ray.remote(decode_part).options(
-        num_cpus=data.decode_cpus, label_selector=dict(data.decode_labels) or None, max_retries=0
+        num_cpus=data.decode_cpus,
+        label_selector=dict(data.decode_labels) or None,
+        max_retries=0,
+        scheduling_strategy="DEFAULT",  # else it waits for room in the placement group of a sweep's trial
     )
     shared = ray.put(decoder)
     waiting: deque[list[_Part]] = deque()

@@ -5,6 +5,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.feed import RayFeed
 from polyvit.data.minibatch import Decoder, Minibatch, Request
 
 
@@ -27,3 +28,11 @@ class Broken(Decoder):
 
     def decode(self, request: Request, careful: bool | None = None) -> Minibatch:
         raise KeyError("no such thing")
+
+
+class Fed:
+    """For an actor, which keeps its CPU while it waits, as a train worker does."""
+
+    def steps(self, feed: RayFeed) -> list[int]:
+        """Those that the feed brings, in order."""
+        return [step[0].step for step in feed.train(1)]

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from polyvit.data.minibatch import Decoder, Minibatch, Request
+from polyvit.recipes import load_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -122,7 +123,7 @@ class Command:
 class WhereDecoder(Decoder):
     """Decodes nothing: the key of its one example is the node that it ran on."""
 
-    def decode(self, request: Request) -> Minibatch:
+    def decode(self, request: Request, careful: bool | None = None) -> Minibatch:
         import ray
 
         time.sleep(0.05)  # else one free CPU takes all
@@ -131,30 +132,33 @@ class WhereDecoder(Decoder):
         return Minibatch(request.step, request.task, nothing, nothing[0], (here,), 0, 1)
 
 
-def decoded_on(group: Nodes, *labels: Mapping[str, str]) -> list[set[str]]:
+def decoded_on(group: Nodes, backend: str, *labels: Mapping[str, str]) -> list[set[str]]:
     """The names of the nodes that decoded, for each of the labels asked for. Seen from a process of its own."""
     environment = os.environ | {"RAY_ADDRESS": group.cluster.address}
     done = subprocess.run(
-        [sys.executable, "-m", "nodes_kit", json.dumps(labels)],
-        env=environment, cwd=ROOT / "tests", capture_output=True, text=True, check=True, timeout=240,
+        [sys.executable, "-m", "nodes_kit", backend, json.dumps(labels)],
+        env=environment, cwd=ROOT / "tests", capture_output=True, text=True, timeout=240,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     names = {node.node_id: name for name, node in group.by_name.items()}
     return [{names[node] for node in found} for found in json.loads(done.stdout.splitlines()[-1])]
 
 
-def _print_nodes(selectors: list[dict[str, str]], count: int = 24) -> None:
+def _print_nodes(backend: str, selectors: list[dict[str, str]], count: int = 24) -> None:
     from pipelines.cluster import cluster
-    from pipelines.feed_data import decoded, to_minibatch
+    from pipelines.feed import minibatches
 
-    requests, nodes_of = [Request(i, "task", ()) for i in range(count)], []
+    base, nodes_of = load_config("tiny-nine", [f"feed.backend={backend}"]), []
+    decoder = WhereDecoder(base.tasks, {"cifar10": base.model.input("image")}, {}, 0)
+    requests = [Request(i, "cifar10", ()) for i in range(count)]
     with cluster():
         for labels in selectors:
-            rows = decoded(requests, WhereDecoder({}, {}, {}, 0), 1.0, labels)
-            found = [to_minibatch(row) for row in rows.iter_batches(batch_size=None, batch_format="numpy")]
+            config = base.model_copy(update={"data": base.data.model_copy(update={"decode_labels": labels})})
+            found = list(minibatches(requests, decoder, config))
             assert [minibatch.step for minibatch in found] == list(range(count))
             nodes_of.append([minibatch.keys[0] for minibatch in found])
     print(json.dumps(nodes_of))
 
 
 if __name__ == "__main__":
-    _print_nodes(json.loads(sys.argv[1]))
+    _print_nodes(sys.argv[1], json.loads(sys.argv[2]))

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from feed_kit import Broken, KilledOnce
+import ray
+from feed_kit import Broken, Fed, KilledOnce
 from pipelines_kit import pair_config, planned, scanned
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipelines import feed_core
 from pipelines.feed import RayFeed, make_decoder
@@ -205,3 +208,16 @@ def test_the_share_of_the_clusters_decoders(config: RunConfig) -> None:
     shares = [feed_core.decoders_of_a_worker(config, world_size) for world_size in (1, 2, 3, 9)]
     assert shares == [4, 1, 1, 1]
     assert feed_core.decoders_of_a_worker(with_feed(config, decoders=7), 2) == 7
+
+
+def test_a_trial_whose_placement_group_is_full_is_fed_all_the_same(config: RunConfig, indexes: Indexes) -> None:
+    """What Tune starts hands its placement group on to the tasks that it starts; there is no room in it."""
+    group = placement_group([{"CPU": 1}])
+    ray.get(group.ready(), timeout=60)
+    inside = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+
+    trial = ray.remote(Fed).options(num_cpus=1, scheduling_strategy=inside).remote()
+    try:
+        assert ray.get(trial.steps.remote(feed(config, indexes)), timeout=60) == list(range(1, STEPS + 1))
+    finally:
+        remove_placement_group(group)

@@ -211,8 +211,9 @@ def cotrain(group: Nodes, recipe: Path, name: str, *overrides: str) -> tuple[Com
 
 
 @on_nodes
-def test_decoding_stays_on_the_nodes_with_its_labels(group: Nodes) -> None:
-    assert decoded_on(group, CPU, TRAIN) == [{"head"}, {"a", "b"}]
+@pytest.mark.parametrize("backend", ["ray_core", "ray_data"])
+def test_decoding_stays_on_the_nodes_with_its_labels(group: Nodes, backend: str) -> None:
+    assert decoded_on(group, backend, CPU, TRAIN) == [{"head"}, {"a", "b"}]
 
 
 @on_nodes
