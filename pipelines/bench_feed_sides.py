@@ -106,7 +106,7 @@ def timed(side: Side, requests: Sequence[Request]) -> dict[str, float]:
     took = time.perf_counter() - began
     return {
         "examples_per_s": examples / took, "minibatches_per_s": count / took, "first_s": first,
-        "cpu_ms_per_example": (cpu_seconds() - cpu) / max(1, examples) * 1000,
+        "cpu_ms_per_example": cpu_since(cpu) / max(1, examples) * 1000,
     }  # fmt: skip
 
 
@@ -116,15 +116,22 @@ def family() -> list[psutil.Process]:
     return [me, *me.children(recursive=True)]
 
 
-def cpu_seconds() -> float:
-    """CPU time that the family has taken, with members that have ended and were reaped by their parent."""
-    total = 0.0
+def cpu_seconds() -> dict[int, float]:
+    """CPU time by process; under 0, of those that this process started and that have ended."""
+    reaped = psutil.Process().cpu_times()
+    found = {0: reaped.children_user + reaped.children_system}
     for process in family():
         try:
-            total += sum(process.cpu_times()[:4])  # user, system, and both of reaped children
+            times = process.cpu_times()
         except psutil.Error:
             continue
-    return total
+        found[process.pid] = times.user + times.system
+    return found
+
+
+def cpu_since(before: dict[int, float]) -> float:
+    """CPU time that the family has taken since; a Ray worker that has ended in the meantime is left out."""
+    return sum(seconds - before.get(pid, 0.0) for pid, seconds in cpu_seconds().items())
 
 
 def memory_mb() -> float:
