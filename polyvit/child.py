@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +177,10 @@ def confine(memory: int | None) -> None:
 def die_with_parent() -> None:
     """Have the kernel end this process when the thread that started it ends."""
     ctypes.CDLL(None, use_errno=True).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+
+
+def run_child(serve: Callable[[int], None]) -> None:
+    """What a child's module does as a program: `serve` the descriptor given to it, until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    with contextlib.suppress(ConnectionError):
+        serve(int(sys.argv[1]))

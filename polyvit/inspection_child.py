@@ -4,22 +4,16 @@ In: an example's media. Out: its `Facts`; a file on which the process died has t
 `python -m polyvit.inspection_child` (see `polyvit/child.py`).
 """
 
-import contextlib
-import importlib
-import signal
 import socket
-import sys
 
 import numpy as np
 
-from polyvit.child import Child, DecoderDied, confine, die_with_parent, receive, send
+from polyvit.child import Child, DecoderDied, confine, die_with_parent, receive, run_child, send
 from polyvit.config import RunConfig
 from polyvit.data.example import Media
+from polyvit.data.guard import MEMORY, import_decoders
 from polyvit.inputs import Modality
 from polyvit.inspection import Facts, examine
-
-MEMORY = 8 * 2**30
-"""Bytes that one example may take; more than any file within the decoders' own limits needs."""
 
 
 class Examiner:
@@ -60,7 +54,7 @@ def serve(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as connection:
         hello, _ = receive(connection)
         config = RunConfig.model_validate(hello["config"])
-        importlib.import_module(f"polyvit.data.{hello['modality']}")  # not in the first file's time
+        import_decoders(hello["modality"])
         confine(MEMORY)
         send(connection, {"ready": True})
         while True:
@@ -71,6 +65,4 @@ def serve(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    with contextlib.suppress(ConnectionError):
-        serve(int(sys.argv[1]))
+    run_child(serve)

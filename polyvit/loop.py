@@ -109,8 +109,7 @@ def train(
         every = config.train.eval_every
         if step == total or (every and step % every == 0):
             with _timed(pace, "evaluate"):
-                bad = _evaluate(learner, feed, config, world, state, values)
-            fresh += bad
+                fresh += _evaluate(learner, feed, config, world, state, values)
         if values:
             events.metrics(step, values)
         if state.evaluations and state.evaluations[-1]["step"] == step:

@@ -5,20 +5,18 @@ says, a limit that the file exceeds, a decoder that died, took too long or wante
 `python -m polyvit.sandbox` (`polyvit/child.py`). The feed's own sandbox is `polyvit/data/guard.py`.
 """
 
-import contextlib
 import io
-import signal
 import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from polyvit.child import TOO_MUCH_MEMORY, Child, DecoderDied, confine, receive, send
+from polyvit.child import TOO_MUCH_MEMORY, Child, DecoderDied, confine, receive, run_child, send
 from polyvit.config import RunConfig
 from polyvit.data.decoding import open_container
+from polyvit.data.guard import import_decoders
 from polyvit.errors import BadMedia
 from polyvit.inputs import Modality
 from polyvit.predict import Group, Prepared, prepare
@@ -152,7 +150,7 @@ def serve(descriptor: int) -> None:
         first, _ = receive(connection)
         config, limits = RunConfig.model_validate(first["config"]), Limits(**first["limits"])
         for modality in config.modalities:
-            __import__(f"polyvit.data.{modality}")
+            import_decoders(modality)
         confine(limits.memory)
         send(connection, {"ready": True})
         while True:
@@ -161,6 +159,4 @@ def serve(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    with contextlib.suppress(ConnectionError):
-        serve(int(sys.argv[1]))
+    run_child(serve)

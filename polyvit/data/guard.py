@@ -7,12 +7,10 @@ thread). Ray then gives the request to another process, which decodes it example
 come out as they always do.
 """
 
-import contextlib
 import importlib
 import pickle
 import signal
 import socket
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polyvit.child import TOO_MUCH_MEMORY, Child, DecoderDied, Frame, confine, die_with_parent, receive, send
+from polyvit.child import (
+    TOO_MUCH_MEMORY,
+    Child,
+    DecoderDied,
+    Frame,
+    confine,
+    die_with_parent,
+    receive,
+    run_child,
+    send,
+)
 from polyvit.data.example import token_dtype, token_shape
 from polyvit.data.index import Example
 from polyvit.errors import BadMedia
@@ -117,6 +125,4 @@ def serve(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    with contextlib.suppress(ConnectionError):
-        serve(int(sys.argv[1]))
+    run_child(serve)
