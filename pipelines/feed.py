@@ -8,6 +8,7 @@ works", says why not nine `streaming_split` datasets.
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 
+from pipelines.cluster import living_nodes
 from pipelines.feed_core import ray_core_minibatches
 from pipelines.feed_data import ray_data_minibatches
 from pipelines.index import Indexes
@@ -26,9 +27,20 @@ def minibatches(
     It starts at once. Requests are taken as they are needed, by another thread. `world_size`: how many such
     streams share the cluster.
     """
-    if config.feed.backend == "ray_data":
-        return ReadAhead(ray_data_minibatches(requests, decoder, config), 1)
-    return ReadAhead(ray_core_minibatches(requests, decoder, config, world_size), 1)
+    made_by = ray_data_minibatches if config.feed.backend == "ray_data" else ray_core_minibatches
+    return ReadAhead(made_by(requests, decoder, config, decoders_of_a_worker(config, world_size)), 1)
+
+
+def decoders_of_a_worker(config: RunConfig, world_size: int) -> int:
+    """`feed.decoders`; else a train worker's share of the decoding processes that the cluster has room for."""
+    if config.feed.decoders:
+        return config.feed.decoders
+    data, train = config.data, config.train
+    nodes = [node for node in living_nodes() if node.carries(data.decode_labels)]
+    cpus = sum(node.resources.get("CPU", 0) for node in nodes)
+    if any(node.carries(train.worker_labels) for node in nodes):
+        cpus -= world_size * train.cpus_per_worker
+    return max(1, int(cpus / data.decode_cpus / world_size))
 
 
 class RayFeed:

@@ -1,14 +1,12 @@
 """The `ray_core` backend of the feed: requests -> minibatches through plain Ray tasks, in order, some way ahead.
 
-A minibatch of many bytes is decoded in parts, at once by several processes: the first one is there soon, and what
-the decoding processes hold stays small. Tasks, not actors: a task takes its CPU for as long as it decodes, so that
-an idle feed holds none, two feeds of one worker (training and an evaluation) or many workers share what there is
-and cannot lock each other out, and a node that joins is used at once. Ray keeps the processes from task to task.
+Tasks, not actors: a task takes its CPU for as long as it decodes, so that an idle feed holds none, two feeds of
+one worker (training and an evaluation) or many workers share what there is and cannot lock each other out, and a
+node that joins is used at once. Ray keeps the processes from task to task.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import ray
@@ -20,73 +18,59 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from pipelines.cluster import living_nodes
 from polyvit.config import RunConfig
 from polyvit.data.minibatch import Decoder, Minibatch, Request
-from polyvit.data.parts import cut, decode_part, join, number_of_parts
+from polyvit.data.parts import Piece, decode_piece, pieces, whole
 
 ATTEMPTS = 10
-"""Processes that a part may lose (killed, their node lost, out of memory) before the feed fails; from the second
+"""Processes that a piece may lose (killed, their node lost, out of memory) before the feed fails; from the second
 on it is decoded in a sandbox."""
 _LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, LocalRayletDiedError, ObjectLostError)
 
 
-@dataclass
-class _Part:
-    request: Request
-    minibatch: Any  # ObjectRef[Minibatch]
-    attempt: int = 0
-
-
 def ray_core_minibatches(
-    requests: Iterable[Request], decoder: Decoder, config: RunConfig, world_size: int = 1
+    requests: Iterable[Request], decoder: Decoder, config: RunConfig, decoders: int
 ) -> Generator[Minibatch, None, None]:
     """The minibatch of each request, in their order; arrays are views of the object store, read-only.
 
-    At least `feed.prefetch` minibatches, and two parts for each of this worker's decoding processes, are under way
-    or ready at any time. Raises what a decoding process raises.
+    At least `feed.prefetch` minibatches, and two pieces for each of `decoders` processes, are under way or ready
+    at any time. Raises what a decoding process raises.
     """
-    data, decoders = config.data, decoders_of_a_worker(config, world_size)
-    task = ray.remote(decode_part).options(
+    data, shared = config.data, ray.put(decoder)
+    task = ray.remote(decode_piece).options(
         num_cpus=data.decode_cpus,
         label_selector=dict(data.decode_labels) or None,
         max_retries=0,
         scheduling_strategy="DEFAULT",  # else it waits for room in the placement group of a sweep's trial
     )
-    shared = ray.put(decoder)
-    waiting: deque[list[_Part]] = deque()
-    try:
-        for request in requests:
-            parts = cut(request, number_of_parts(request, decoder, decoders))
-            waiting.append([_Part(part, task.remote(shared, part, False)) for part in parts])
-            while len(waiting) > config.feed.prefetch and sum(map(len, waiting)) > 2 * decoders:
-                yield join([_received(part, task, shared) for part in waiting.popleft()])
+    waiting: deque[tuple[Piece, Any]] = deque()  # with an ObjectRef[list[Minibatch]]
+
+    def received() -> Iterator[tuple[Piece, list[Minibatch]]]:
+        for piece in pieces(requests, decoder, decoders):
+            waiting.append((piece, task.remote(shared, piece, False)))
+            while len(waiting) > 2 * decoders and sum(p.minibatches for p, _ in waiting) > config.feed.prefetch:
+                yield _first_of(waiting, task, shared)
         while waiting:
-            yield join([_received(part, task, shared) for part in waiting.popleft()])
+            yield _first_of(waiting, task, shared)
+
+    try:
+        yield from whole(received())
     finally:
-        for part in (part for parts in waiting for part in parts):
-            ray.cancel(part.minibatch)
+        for _, reference in waiting:
+            ray.cancel(reference)
 
 
-def _received(part: _Part, task: Any, shared: Any) -> Minibatch:
-    """The part; given to another process for as long as processes die over it."""
-    while True:
+def _first_of(waiting: deque[tuple[Piece, Any]], task: Any, shared: Any) -> tuple[Piece, list[Minibatch]]:
+    """The first piece, decoded; given to another process for as long as processes die over it."""
+    for attempt in range(1, ATTEMPTS + 1):
+        piece, reference = waiting[0]
         try:
-            return ray.get(part.minibatch)
+            decoded = ray.get(reference)
         except _LOST:
-            part.attempt += 1
-            if part.attempt == ATTEMPTS:
+            if attempt == ATTEMPTS:
                 raise
-            part.minibatch = task.remote(shared, part.request, True)
-
-
-def decoders_of_a_worker(config: RunConfig, world_size: int) -> int:
-    """`feed.decoders`; else a train worker's share of the decoding processes that the cluster has room for."""
-    if config.feed.decoders:
-        return config.feed.decoders
-    data, train = config.data, config.train
-    nodes = [node for node in living_nodes() if node.carries(data.decode_labels)]
-    cpus = sum(node.resources.get("CPU", 0) for node in nodes)
-    if any(node.carries(train.worker_labels) for node in nodes):
-        cpus -= world_size * train.cpus_per_worker
-    return max(1, int(cpus / data.decode_cpus / world_size))
+            waiting[0] = (piece, task.remote(shared, piece, True))
+        else:
+            waiting.popleft()
+            return piece, decoded
+    raise AssertionError("unreachable")

@@ -1,67 +1,76 @@
 """The `ray_data` backend of the feed: requests -> minibatches through Ray Data, in segments of a few hundred.
 
-One row = one request in, one minibatch out = one block, order preserved. The execution of the next segment starts
-before the current one ends, so no step waits for it.
+One row = one block = one piece (`polyvit/data/parts.py`), order preserved. The execution of the next segment
+starts before the current one ends, so no step waits for it.
 """
 
 import pickle
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
 
 import numpy as np
+import ray
 import ray.data
+from ray.data.block import Block, BlockAccessor
 
 from polyvit.config import RunConfig
 from polyvit.data.minibatch import Decoder, Minibatch, Request
+from polyvit.data.parts import Piece, decode_piece, pieces, whole
 from polyvit.read_ahead import ReadAhead
+
+ROW_BYTES, ROW_MINIBATCHES = 256 * 2**20, 32
+"""Most of a row. Ray Data looks for ended tasks and starts others every 0.1 s: rows of less than a second of
+decoding leave CPUs idle."""
+ALIGNED = 64
+"""Bytes: where an array begins in a row."""
 
 
 def decode_row(batch: dict[str, np.ndarray], decoder: Decoder) -> dict[str, np.ndarray]:
-    """One row in (a pickled `Request`), one row out: tokens [1, n, N, P], labels [1, n, K], the rest pickled."""
-    minibatch = decoder.decode(pickle.loads(batch["request"][0]), careful=tried_before())
-    rest = pickle.dumps(
-        (
-            minibatch.step,
-            minibatch.task,
-            minibatch.keys,
-            minibatch.first_slot,
-            minibatch.global_batch,
-            minibatch.bad,
-            minibatch.undecodable,
-        )
-    )
+    """One row in (a pickled `Piece`), one row out: its minibatches, pickled, their arrays apart as bytes [1, B].
+
+    Ray Data would copy tokens of other shapes in each block into arrays of objects; a run of bytes stays in place.
+    """
+    made = decode_piece(decoder, pickle.loads(batch["piece"][0]), careful=tried_before())
+    arrays: list[np.ndarray] = []
+
+    def apart(buffer: pickle.PickleBuffer) -> None:
+        array = np.frombuffer(buffer.raw(), np.uint8)
+        arrays.append(np.pad(array, (0, -len(array) % ALIGNED)) if len(array) % ALIGNED else array)
+        lengths.append(len(array))
+
+    lengths: list[int] = []
+    head = pickle.dumps(made, protocol=5, buffer_callback=apart)
     return {
-        "tokens": minibatch.tokens[None],
-        "labels": minibatch.labels[None],
-        "rest": np.array([rest], dtype=object),
+        "bytes": np.concatenate(arrays)[None],
+        "head": np.array([pickle.dumps((lengths, head))], dtype=object),
     }
 
 
-def decoded(
-    requests: Sequence[Request], decoder: Decoder, num_cpus: float, labels: Mapping[str, str] | None = None
-) -> "ray.data.Dataset":
-    """A dataset of one row and one block a request, in the order given; decoded on nodes with these labels."""
-    rows = [{"request": pickle.dumps(request)} for request in requests]
+def to_minibatches(block: Block) -> list[Minibatch]:
+    """What `decode_row` packed; arrays are views of the object store, read-only."""
+    row = BlockAccessor.for_block(block).to_numpy()
+    (data,), (lengths, head) = row["bytes"], pickle.loads(row["head"][0])
+    starts = np.cumsum([0, *(length + -length % ALIGNED for length in lengths)])
+    views = [data[start : start + length] for start, length in zip(starts, lengths, strict=False)]
+    return pickle.loads(head, buffers=views)
+
+
+def decoded(listed: Sequence[Piece], decoder: Decoder, config: RunConfig) -> "ray.data.Dataset":
+    """A dataset of one row and one block a piece, in the order given."""
+    rows = [{"piece": pickle.dumps(piece)} for piece in listed]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         decode_row,  # type: ignore[arg-type]
         batch_size=1,
         batch_format="numpy",
         fn_args=(decoder,),
-        num_cpus=num_cpus,
-        label_selector=dict(labels) if labels else None,
+        num_cpus=config.data.decode_cpus,
+        label_selector=dict(config.data.decode_labels) or None,
     )
     dataset.context.execution_options.preserve_order = True
     dataset.context.execution_no_progress_timeout_s = -1
     dataset.context.enable_progress_bars = False
     dataset.context.max_errored_blocks = 0  # a lost block would shift the ranks apart
     return dataset
-
-
-def to_minibatch(row: dict[str, Any]) -> Minibatch:
-    """A delivered row back to a `Minibatch`; arrays are views of the object store, read-only."""
-    step, task, *rest = pickle.loads(row["rest"][0])
-    return Minibatch(step, task, row["tokens"][0], row["labels"][0], *rest)
 
 
 def tried_before() -> bool:
@@ -71,13 +80,13 @@ def tried_before() -> bool:
 
 
 def ray_data_minibatches(
-    requests: Iterable[Request], decoder: Decoder, config: RunConfig
+    requests: Iterable[Request], decoder: Decoder, config: RunConfig, decoders: int
 ) -> Generator[Minibatch, None, None]:
     """The minibatch of each request, in their order."""
     remaining, length = iter(requests), config.feed.segment_steps
 
     def segment() -> ReadAhead[Minibatch]:
-        return ReadAhead(_rows(islice(remaining, length), decoder, config), config.feed.prefetch)
+        return ReadAhead(_minibatches(islice(remaining, length), decoder, config, decoders), config.feed.prefetch)
 
     current, following = segment(), None
     try:
@@ -96,10 +105,10 @@ def ray_data_minibatches(
             following.close()
 
 
-def _rows(requests: Iterable[Request], decoder: Decoder, config: RunConfig) -> Iterator[Minibatch]:
-    if listed := list(requests):
-        data = config.data
-        rows = decoded(listed, decoder, data.decode_cpus, data.decode_labels).iter_batches(
-            batch_size=None, batch_format="numpy", prefetch_batches=1
-        )
-        yield from map(to_minibatch, rows)
+def _minibatches(
+    requests: Iterable[Request], decoder: Decoder, config: RunConfig, decoders: int
+) -> Iterator[Minibatch]:
+    if listed := list(pieces(requests, decoder, 1, ROW_BYTES, ROW_MINIBATCHES)):
+        bundles = decoded(listed, decoder, config).iter_internal_ref_bundles()
+        references = (reference for bundle in bundles for reference in bundle.block_refs)
+        yield from whole(zip(listed, map(to_minibatches, map(ray.get, references)), strict=True))

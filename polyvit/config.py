@@ -127,15 +127,15 @@ class FeedConfig(Section):
     """What brings minibatches from the cluster's decoding processes to each worker, in step order."""
 
     backend: Literal["ray_core", "ray_data"] = "ray_core"
-    """`ray_core`: plain Ray tasks, large minibatches decoded in parts. `ray_data`: a Ray Data pipeline, a task a
-    minibatch, with about 20 ms of CPU time more for each (`polyvit bench feed`). The bytes are the same."""
+    """`ray_core`: plain Ray tasks of some 8 MB of tokens. `ray_data`: a Ray Data pipeline, rows of up to 256 MB,
+    several of which are in the object store at a time. The bytes are the same (`polyvit bench feed`)."""
     prefetch: PositiveInt = 4
     """Minibatches under way or ready for each worker."""
     decoders: PositiveInt | None = None
     """`ray_core`: decoding processes that each worker keeps supplied with work. Null: its share of the CPUs that
     the cluster has for decoding. Ray starts as many as there are free CPUs."""
-    segment_steps: PositiveInt = 200
-    """`ray_data`: minibatches planned into one execution of the pipeline."""
+    segment_steps: PositiveInt = 1000
+    """`ray_data`: minibatches planned into one execution of the pipeline, which takes seconds to start and end."""
 
 
 class TrainConfig(Section):

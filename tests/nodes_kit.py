@@ -49,7 +49,7 @@ class Nodes:
         return psutil.Process(node.all_processes["raylet"][0].process.pid)
 
     def processes(self) -> Iterator[tuple[str, str]]:
-        """(node, title) of every Ray worker process now alive; titles are as `ray::decode_part`."""
+        """(node, title) of every Ray worker process now alive; titles are as `ray::decode_piece`."""
         for name, node in list(self.by_name.items()):
             try:
                 for child in self.raylet(node).children():

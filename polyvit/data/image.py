@@ -220,7 +220,7 @@ def _antialiased(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     import torch  # here, for it takes seconds and 200 MB, and most decoding processes of images do without
 
     with torch.inference_mode():
-        # Strides as of channels-last, without which its fast kernel is not taken.
-        image_1CHW = torch.from_numpy(np.ascontiguousarray(image_HWC)).permute(2, 0, 1)[None]
+        # Strides as of channels-last, without which its fast kernel is not taken; it warns of read-only arrays.
+        image_1CHW = torch.from_numpy(np.require(image_HWC, requirements=("C", "W"))).permute(2, 0, 1)[None]
         resized_1CHW = torch.nn.functional.interpolate(image_1CHW, size=size, mode="bilinear", antialias=True)
         return resized_1CHW[0].permute(1, 2, 0).contiguous().numpy()

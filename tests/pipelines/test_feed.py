@@ -13,12 +13,11 @@ from pipelines_kit import pair_config, planned, scanned
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from pipelines import feed_core
-from pipelines.feed import RayFeed, make_decoder
+from pipelines.feed import RayFeed, decoders_of_a_worker, make_decoder
 from pipelines.index import Indexes
 from polyvit.config import RunConfig
 from polyvit.data import parts
-from polyvit.data.minibatch import Decoder, Minibatch
+from polyvit.data.minibatch import Decoder, Minibatch, Request
 from polyvit.feed import InlineFeed, Requests
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -45,7 +44,7 @@ def indexes(config: RunConfig) -> Indexes:
 @pytest.fixture
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Minibatches of a few kilobytes are decoded in parts, as large ones are."""
-    monkeypatch.setattr(parts, "PART_BYTES", 512)
+    monkeypatch.setattr(parts, "PIECE_BYTES", 512)
 
 
 def with_feed(config: RunConfig, **keys: object) -> RunConfig:
@@ -203,11 +202,30 @@ def test_large_minibatches_are_cut_among_the_decoders(config: RunConfig, indexes
     assert [parts.number_of_parts(large, decoder, n) for n in (1, 4, 16)] == [1, 4, 6]
 
 
+def test_small_minibatches_are_decoded_together_and_large_ones_apart(config: RunConfig, indexes: Indexes) -> None:
+    decoder, plan = make_decoder(config, indexes), planned(config, indexes)
+    (small,) = Requests.of(config, plan, indexes.scans, 0, 1).at(1)  # 6 kB of tokens
+    large = replace(small, examples=small.examples * 8192, epochs=small.epochs * 8192)  # 48 MB
+
+    def sizes(requests: list[Request], decoders: int, *limits: int) -> list[tuple[int, int]]:
+        return [(len(piece.requests), piece.of) for piece in parts.pieces(requests, decoder, decoders, *limits)]
+
+    assert sizes([small] * 22, 1) == [(1, 1), (2, 1), (4, 1), (8, 1), (7, 1)]
+    assert sizes([small] * 5, 2) == [(1, 1), (1, 1), (2, 1), (1, 1)]
+    assert sizes([small] * 22, 1, 3 * 6144) == [(1, 1), (2, 1), *[(3, 1)] * 6, (1, 1)]
+    assert sizes([small, large, small, small], 2) == [(1, 1), *[(1, 2)] * 2, (2, 1)]
+    assert sizes([large, large], 1) == [(1, 1), (1, 1)]
+    assert sizes([], 2) == []
+    mixed = [replace(large if i % 3 == 1 else small, step=i) for i in range(12)]
+    steps = [r.step for piece in parts.pieces(mixed, decoder, 4) for r in piece.requests]
+    assert steps == sorted(step for step in range(12) for _ in range(4 if step % 3 == 1 else 1))
+
+
 def test_the_share_of_the_clusters_decoders(config: RunConfig) -> None:
     """Five CPUs, one a train worker."""
-    shares = [feed_core.decoders_of_a_worker(config, world_size) for world_size in (1, 2, 3, 9)]
+    shares = [decoders_of_a_worker(config, world_size) for world_size in (1, 2, 3, 9)]
     assert shares == [4, 1, 1, 1]
-    assert feed_core.decoders_of_a_worker(with_feed(config, decoders=7), 2) == 7
+    assert decoders_of_a_worker(with_feed(config, decoders=7), 2) == 7
 
 
 def test_a_trial_whose_placement_group_is_full_is_fed_all_the_same(config: RunConfig, indexes: Indexes) -> None:
