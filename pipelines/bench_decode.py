@@ -199,7 +199,7 @@ def video_stages(clips: list[peers.Clip], frames: list[np.ndarray], rounds: int,
 
     def walk(i: int) -> None:
         with video.open_container(clips[i].data) as container:
-            video._walk(container)
+            video.walk(container)
 
     def opened(i: int) -> None:
         video.open_container(clips[i].data).close()

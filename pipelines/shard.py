@@ -1,6 +1,7 @@
 """Ray Data: write the examples of a config's tasks as WebDataset tar shards with their index.
 
-polyvit shard CONFIG --out DIR|URL [key=value ...] [--only TASK] [--size 256] [--quality 90] [--per-shard N]
+polyvit shard CONFIG --out DIR|URL [key=value ...] [--only TASK] [--size 256] [--quality 90] [--sample-rate 16000]
+                             [--per-shard N]
 
 One Ray task a shard, on any CPU of the cluster. A shard that is there, whole and made of the same, is not
 written again: a run that was stopped goes on where it was.
@@ -97,8 +98,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = command.parser("shard", "Write tasks as WebDataset tar shards with their index, to a folder or a URL.")
     command.add_config(made)
     made.add_argument("--out", required=True, metavar="DIR|URL", help="a folder a task is made in it")
-    made.add_argument("--size", type=int, metavar="PX", help="short side of pictures that are larger; JPEG 4:2:0")
+    made.add_argument(
+        "--size",
+        type=int,
+        metavar="PX",
+        help="short side of larger pictures (JPEG 4:2:0) and clips (H.264, key frames every 32 frames)",
+    )
     made.add_argument("--quality", type=int, default=90, help="of these JPEGs (default %(default)s)")
+    made.add_argument("--sample-rate", type=int, metavar="HZ", help="recordings become mono FLACs of this rate")
     made.add_argument(
         "--per-shard", type=int, metavar="N", help="examples (default 2000 image, 1000 audio, 200 video)"
     )
@@ -106,13 +113,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    for name, low, high in (("size", 16, 1 << 14), ("quality", 1, 100), ("per_shard", 1, 1 << 20)):
+    for name, low, high in (
+        ("size", 16, 1 << 14),
+        ("quality", 1, 100),
+        ("sample_rate", 4000, 192_000),
+        ("per_shard", 1, 1 << 20),
+    ):
         value = getattr(arguments, name)
         if value is not None and not low <= value <= high:
             raise UserError(f"--{name.replace('_', '-')} {value}: allowed are {low} to {high}")
     config = load_config(arguments.config, arguments.overrides, arguments.only)
     task_roots(config)  # before anything is started
-    out, options = as_place(arguments.out), ShardOptions(arguments.size, arguments.quality)
+    out, options = as_place(arguments.out), ShardOptions(arguments.size, arguments.quality, arguments.sample_rate)
     with tempfile.TemporaryDirectory(prefix="polyvit-shard-") as folder, cluster():
         indexes = build_indexes(config, Path(folder), train=False)
         reports = write_shards(config, indexes, out, options, arguments.per_shard)

@@ -1,4 +1,4 @@
-"""A server that speaks S3's protocol, in this process, on the loopback interface."""
+"""Servers that speak the protocols of S3 and of Google's store, on the loopback interface."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,3 +21,32 @@ def s3_server(bucket: str = "bucket") -> Iterator[str]:
         yield f"s3://{bucket}?scheme=http&endpoint_override={host}:{port}"
     finally:
         server.stop()
+
+
+@contextmanager
+def gs_server(bucket: str = "bucket") -> Iterator[str]:
+    """`gs://bucket` with the endpoint in its query. Needs gcp-storage-emulator.
+
+    In a process of its own: pyarrow's client holds the interpreter's lock while it waits.
+    """
+    import socket
+    import subprocess
+    import sys
+    import time
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["start", "--host", "127.0.0.1", "--port", str(port), "--in-memory", "--default-bucket", bucket]
+    server = subprocess.Popen([sys.executable, "-m", "gcp_storage_emulator", *command], stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"gs://{bucket}?anonymous=true&scheme=http&endpoint_override=127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()

@@ -5,8 +5,8 @@ still fails, it is `StoreUnavailable`: a store that is gone says nothing about t
 for it.
 
 Credentials come from the environment or the AWS / Google configuration, never from the URL (which MLflow shows).
-S3's endpoint: AWS_ENDPOINT_URL, or `?endpoint_override=host:port&scheme=http`; also `region=`, and
-`anonymous=true` for a public bucket.
+In the query: `endpoint_override=host:port`, `scheme=http`, `anonymous=true` for a public bucket, S3's `region`;
+S3's endpoint may be AWS_ENDPOINT_URL too.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -65,11 +66,21 @@ class RemoteRoot:
 
     def folder(self, path: str) -> Folder:
         """The keys below a prefix, up to the next '/'."""
-        selector = fs.FileSelector(self._in(path), allow_not_found=True)
+        # Of Google's store pyarrow lists no folder that has no object of its own, and hardly any has: list all.
+        deep = self.files.type_name == "gcs"
+        selector = fs.FileSelector(self._in(path), allow_not_found=True, recursive=deep)
         found = self._try(path, lambda: self.files.get_file_info(selector))
-        infos = sorted((info for info in found if not info.base_name.startswith(".")), key=lambda i: i.base_name)
+        infos, inside = [], set()
+        for info in sorted(found, key=lambda info: info.path):
+            name, below, _ = info.path.removeprefix(self._in(path) + "/").partition("/")
+            if name.startswith("."):
+                continue
+            if below or info.type == fs.FileType.Directory:
+                inside.add(name)
+            else:
+                infos.append(info)
         files = {info.base_name: info.size or 0 for info in infos if info.type == fs.FileType.File}
-        folders = tuple(info.base_name for info in infos if info.type == fs.FileType.Directory)
+        folders = tuple(sorted(inside))
         stamps = [_remote_stamp(info) for info in infos if info.type == fs.FileType.File]
         text = "\n".join([*folders, *(f"{name}:{stamp}" for name, stamp in zip(files, stamps, strict=True))])
         stamp = hashlib.sha256(text.encode()).hexdigest() if all(stamps) else ""
@@ -211,7 +222,7 @@ def _hint(message: str) -> str:
 def open_filesystem(address: str) -> tuple[fs.FileSystem, str]:
     """A URL as (file system, path in it). Raises UserError where no library knows it, or it holds a password."""
     parts = urlsplit(address)
-    if parts.password or (parts.username and parts.scheme == "s3"):
+    if parts.password or (parts.username and parts.scheme in ("s3", "gs", "gcs")):
         raise UserError(
             f"{parts.scheme}://...@{parts.hostname}: a URL with credentials in it would be shown in logs and in"
             " MLflow; put them into the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or the store's"
@@ -220,10 +231,8 @@ def open_filesystem(address: str) -> tuple[fs.FileSystem, str]:
     try:
         if parts.scheme == "s3":
             return _s3(address)
-        if parts.scheme in ("gs", "gcs") and "retry_limit_seconds" not in address:
-            address += (
-                f"{'&' if parts.query else '?'}retry_limit_seconds={REQUEST_S:g}"  # its own limit is 15 minutes
-            )
+        if parts.scheme in ("gs", "gcs"):
+            return _gcs(address)
         return fs.FileSystem.from_uri(address)
     except UserError:
         raise
@@ -240,18 +249,30 @@ def open_filesystem(address: str) -> tuple[fs.FileSystem, str]:
             ) from None
 
 
-_S3_KEYS = {"region", "scheme", "endpoint_override", "anonymous"}
+def _of_a_bucket(address: str, keys: set[str]) -> tuple[str, dict[str, str]]:
+    """Path with the bucket, and what the query says. Raises UserError for a query of other keys, or no bucket."""
+    parts = urlsplit(address)
+    query = dict(parse_qsl(parts.query))
+    if unknown := set(query) - keys:
+        raise UserError(f"{address}: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(keys))}")
+    if not parts.hostname:
+        raise UserError(f"{address} names no bucket; give {parts.scheme}://bucket/prefix")
+    return f"{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/"), query
+
+
+def _gcs(address: str) -> tuple[fs.FileSystem, str]:
+    path, query = _of_a_bucket(address, {"scheme", "endpoint_override", "anonymous"})
+    made = fs.GcsFileSystem(
+        anonymous=query.get("anonymous", "").lower() == "true",
+        scheme=query.get("scheme", "https"),
+        endpoint_override=query.get("endpoint_override"),
+        retry_time_limit=timedelta(seconds=REQUEST_S),  # its own limit is 15 minutes
+    )
+    return made, path
 
 
 def _s3(address: str) -> tuple[fs.FileSystem, str]:
-    parts = urlsplit(address)
-    query = dict(parse_qsl(parts.query))
-    if unknown := set(query) - _S3_KEYS:
-        raise UserError(
-            f"{address}: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(_S3_KEYS))}"
-        )
-    if not parts.netloc:
-        raise UserError(f"{address} names no bucket; give s3://bucket/prefix")
+    path, query = _of_a_bucket(address, {"region", "scheme", "endpoint_override", "anonymous"})
     region = query.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     made = fs.S3FileSystem(
         anonymous=query.get("anonymous", "").lower() == "true",
@@ -262,7 +283,7 @@ def _s3(address: str) -> tuple[fs.FileSystem, str]:
         request_timeout=REQUEST_S,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
     )
-    return made, f"{parts.netloc}{parts.path}".rstrip("/")
+    return made, path
 
 
 def upload(path: Path, address: str) -> None:

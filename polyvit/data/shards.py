@@ -5,7 +5,7 @@ In: a `Scan` and where its data lie. Out, below a folder or URL: `train-000000.t
 
 What is in a shard depends on the index and the options alone: the train split in a fixed random order, for
 readers that go from the first shard to the last; the other splits in key order, as an evaluation reads them. A
-sample is `000000012.jpg` (the original bytes, or the picture with a smaller short side) and `000000012.json`
+sample is `000000012.jpg` (the original bytes, or what `prepare.py` makes of them) and `000000012.json`
 with its labels and the key, start and end of the example that it was. So training on the shards follows the same
 plan as on the originals.
 """
@@ -22,12 +22,11 @@ from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
-import simplejpeg
 
-from polyvit.data import image
 from polyvit.data.examples import SPLITS, Example
 from polyvit.data.index import Scan, finish_scan, index_hash, parse_index, write_index
 from polyvit.data.layouts.webdataset import INDEX
+from polyvit.data.prepare import smaller_audio, smaller_image, smaller_video
 from polyvit.data.root import Place, StoreUnavailable, is_url, open_root
 from polyvit.data.source import Media, load_many
 from polyvit.errors import BadMedia, UserError
@@ -42,12 +41,14 @@ PER_SHARD: dict[Modality, int] = {"image": 2000, "video": 200, "audio": 1000}
 class ShardOptions:
     """How to write.
 
-    size: short side in pixels of pictures that are larger, re-encoded as JPEG 4:2:0 of `quality`; None: all bytes
-        as they are.
+    size: short side in pixels of pictures that are larger, re-encoded as JPEG 4:2:0 of `quality`, and of clips,
+        re-encoded as H.264 with a key frame every 32 frames; None: all bytes as they are.
+    sample_rate: Hz of recordings, re-encoded as mono FLAC; None: all bytes as they are.
     """
 
     size: int | None = None
     quality: int = 90
+    sample_rate: int | None = None
 
 
 @dataclass(frozen=True)
@@ -185,22 +186,25 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
 
 
 def _stored(media: Media, modality: Modality, options: ShardOptions) -> tuple[bytes, BadMedia | None]:
-    """The bytes to write. Those of a picture that cannot be decoded stay as they are, and so does the plan."""
+    """The bytes to write. Those of a file that cannot be decoded stay as they are, and so does the plan."""
     if isinstance(media, np.ndarray):
         return cv2.imencode(".png", media[..., ::-1])[1].tobytes(), None
-    if modality != "image" or options.size is None:
-        return media, None
     try:
-        image_HWC = image.decode_image(media)
+        return _prepared(media, modality, options) or media, None
     except BadMedia as error:
         return media, error
-    height, width = image_HWC.shape[:2]
-    if min(height, width) <= options.size:
-        return media, None
-    scale = options.size / min(height, width)
-    sides = (max(options.size, round(width * scale)), max(options.size, round(height * scale)))
-    small_HWC = cv2.resize(image_HWC, sides, interpolation=cv2.INTER_AREA)
-    return simplejpeg.encode_jpeg(small_HWC, quality=options.quality, colorsubsampling="420"), None
+
+
+def _prepared(data: bytes, modality: Modality, options: ShardOptions) -> bytes | None:
+    if modality == "audio":
+        return smaller_audio(data, options.sample_rate) if options.sample_rate else None
+    if options.size is None:
+        return None
+    return (
+        smaller_video(data, options.size)
+        if modality == "video"
+        else smaller_image(data, options.size, options.quality)
+    )
 
 
 _MAGIC: tuple[tuple[bytes, int, str], ...] = (

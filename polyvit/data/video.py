@@ -88,7 +88,7 @@ def read_frames(
         container = open_container(data)
     with container:
         with bad_media("video"):
-            packets = _walk(container)
+            packets = walk(container)
         first, last = _segment(packets.times_s, start_s, end_s)
         start = window_start(last - first, num_frames, frame_stride, rng, view)
         indices = first + window_indices(last - first, num_frames, frame_stride, start)
@@ -119,7 +119,7 @@ class _Packets(NamedTuple):
     """Whole, and of an even frame rate."""
 
 
-def _walk(container: InputContainer) -> _Packets:
+def walk(container: InputContainer) -> _Packets:
     """All packets of a file, without decoding them."""
     if not container.streams.video:
         raise BadMedia("video: no video stream")
@@ -192,7 +192,7 @@ def _read_wanted(container: InputContainer, packets: _Packets, wanted: np.ndarra
             for frame in codec.decode(packet):
                 if frame.pts in missing and not frame.is_corrupt:
                     missing.remove(frame.pts)
-                    frames[frame.pts] = _upright(frame, colours)
+                    frames[frame.pts] = upright(frame, colours)
             if not missing:
                 return [frames[tick] for tick in ticks]
     except av.error.FFmpegError:
@@ -229,7 +229,7 @@ def _read_from_start(data: bytes, wanted: Sequence[int]) -> list[np.ndarray]:
         try:
             for frame in container.decode(stream):
                 if count in keep:
-                    frames.append(_upright(frame, colours))
+                    frames.append(upright(frame, colours))
                 count += 1
                 if count > wanted[-1]:
                     break
@@ -237,10 +237,10 @@ def _read_from_start(data: bytes, wanted: Sequence[int]) -> list[np.ndarray]:
             pass
         if frame is None or count < LEAST_SHARE * (wanted[-1] + 1):
             raise BadMedia(f"video: damaged: {count} of {wanted[-1] + 1} frames can be decoded")
-        return frames + [_upright(frame, colours)] * (len(wanted) - len(frames))
+        return frames + [upright(frame, colours)] * (len(wanted) - len(frames))
 
 
-def _upright(frame: av.VideoFrame, colours: VideoReformatter) -> np.ndarray:
+def upright(frame: av.VideoFrame, colours: VideoReformatter) -> np.ndarray:
     """frame_HWC: a view of the converted frame's memory, whose rows may be padded."""
     plane = colours.reformat(frame, format="rgb24").planes[0]
     rows_HB = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)

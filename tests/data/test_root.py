@@ -15,7 +15,7 @@ import pytest
 from kit import TASK, task, write
 from pipelines_kit import pair_config, planned
 from pyarrow import fs
-from s3_kit import s3_server
+from s3_kit import gs_server, s3_server
 
 from pipelines.index import Indexes
 from polyvit.data import object_store, source
@@ -55,14 +55,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bucket(folder: Path) -> Iterator[str]:
-    """The same in a bucket."""
+    """The same in a bucket of S3."""
     with s3_server() as url:
-        root = open_root(under(url, "data sets"))
-        assert isinstance(root, RemoteRoot)
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                root.write(str(path.relative_to(folder)), path)
-        yield under(url, "data sets")
+        yield filled(url, folder)
+
+
+@pytest.fixture(scope="module")
+def google(folder: Path) -> Iterator[str]:
+    """The same in Google's store: no folder is an object."""
+    with gs_server() as url:
+        yield filled(url, folder)
+
+
+def filled(url: str, folder: Path) -> str:
+    root = open_root(under(url, "data sets"))
+    assert isinstance(root, RemoteRoot)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            root.write(str(path.relative_to(folder)), path)
+    return under(url, "data sets")
 
 
 def tasks() -> dict[str, Any]:
@@ -71,8 +82,11 @@ def tasks() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [*SYNTHETIC, "shards", "tables"])
-def test_a_bucket_gives_the_index_and_the_bytes_of_the_folder(folder: Path, bucket: str, name: str) -> None:
-    config, url = tasks()[name], under(bucket, name)
+@pytest.mark.parametrize("store", ["bucket", "google"])
+def test_a_bucket_gives_the_index_and_the_bytes_of_the_folder(
+    folder: Path, store: str, name: str, request: pytest.FixtureRequest
+) -> None:
+    config, url = tasks()[name], under(request.getfixturevalue(store), name)
     here, there = scan(config, folder / name, name), scan(config, url, name)
     assert len(here.examples) > 2
     assert index_hash(here) == index_hash(there)
@@ -112,6 +126,8 @@ def test_what_is_not_there_is_a_user_error_that_says_where(bucket: str) -> None:
         ("s3://id:secret@bucket/x", "put them into the environment"),
         ("s3://bucket/x?zone=1", "unknown zone; known are anonymous, endpoint_override, region, scheme"),
         ("s3://", "names no bucket"),
+        ("gs://me@bucket/x", "put them into"),
+        ("gs://bucket/x?region=1", "unknown region; known are anonymous, endpoint_override, scheme"),
     ],
 )
 def test_a_url_that_cannot_be_opened(url: str, message: str) -> None:

@@ -1,13 +1,16 @@
 """`polyvit shard` through a real Ray, and a config that trains on what it wrote."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+import soundfile
 from pipelines_kit import pair_config, planned, scanned
 
 from pipelines import cli
 from pipelines.shard import next_overrides
+from polyvit.data.source import load
 from polyvit.recipes import load_config
 
 
@@ -18,7 +21,7 @@ def test_the_command_resumes_and_its_overrides_give_the_same_plan(
 ) -> None:
     config = pair_config(pair_root, tmp_path, f"storage={tmp_path}/runs")
     given = ["shard", f"{tmp_path}/pair.yaml", f"storage={tmp_path}/runs", "--out", f"{tmp_path}/out"]
-    given += ["--per-shard", "10", "--size", "16", "--json", f"{tmp_path}/out.json"]
+    given += ["--per-shard", "10", "--size", "16", "--sample-rate", "8000", "--json", f"{tmp_path}/out.json"]
     assert cli.main(given) == 0
     first, printed = json.loads((tmp_path / "out.json").read_text()), capsys.readouterr().out
     shapes = first["tasks"]["shapes"]
@@ -42,6 +45,11 @@ def test_the_command_resumes_and_its_overrides_give_the_same_plan(
             ]
             assert keys[0] == keys[1]
 
+    recording = load(there.scans["sounds"].examples[0], tmp_path / "out/sounds")
+    assert isinstance(recording, bytes)
+    facts = soundfile.info(io.BytesIO(recording))
+    assert (facts.format, facts.channels, facts.samplerate) == ("FLAC", 1, 8000)
+
     (tmp_path / "out/sounds/train-000000.tar").unlink()
     assert cli.main(given) == 0
     again = json.loads((tmp_path / "out.json").read_text())
@@ -53,7 +61,7 @@ def test_wrong_numbers_are_refused_before_anything_starts(
     pair_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pair_config(pair_root, tmp_path)
-    for flag in (["--size", "3"], ["--quality", "101"], ["--per-shard", "0"]):
+    for flag in (["--size", "3"], ["--sample-rate", "10"], ["--quality", "101"], ["--per-shard", "0"]):
         assert cli.main(["shard", f"{tmp_path}/pair.yaml", "--out", f"{tmp_path}/out", *flag]) == 2
         assert f"error: {flag[0]} {flag[1]}: allowed are " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
