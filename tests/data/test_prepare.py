@@ -96,7 +96,8 @@ def test_what_could_change_stays_as_it_is() -> None:
 @needs_data
 def test_every_video_of_the_kit() -> None:
     """Frames of the copy against those of the original, made smaller: the same pictures at the same places."""
-    files = sorted(DATA_DIR.glob("kinetics400/**/*.mp4"))[:3] + sorted(DATA_DIR.glob("broken/**/*rotat*.mp4"))[:1]
+    files = sorted(DATA_DIR.glob("kinetics400/**/*.mp4"))[:3]
+    files += sorted(DATA_DIR.glob("broken/**/*rotated*.mp4"))
     assert files
     for path in files:
         data = path.read_bytes()
