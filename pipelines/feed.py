@@ -27,8 +27,10 @@ def minibatches(
     It starts at once. Requests are taken as they are needed, by another thread. `world_size`: how many such
     streams share the cluster.
     """
-    made_by = ray_data_minibatches if config.feed.backend == "ray_data" else ray_core_minibatches
-    return ReadAhead(made_by(requests, decoder, config, decoders_of_a_worker(config, world_size)), 1)
+    if config.feed.backend == "ray_data":
+        return ReadAhead(ray_data_minibatches(requests, decoder, config), 1)
+    decoders = decoders_of_a_worker(config, world_size)
+    return ReadAhead(ray_core_minibatches(requests, decoder, config, decoders), 1)
 
 
 def decoders_of_a_worker(config: RunConfig, world_size: int) -> int:

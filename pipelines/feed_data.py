@@ -80,13 +80,13 @@ def tried_before() -> bool:
 
 
 def ray_data_minibatches(
-    requests: Iterable[Request], decoder: Decoder, config: RunConfig, decoders: int
+    requests: Iterable[Request], decoder: Decoder, config: RunConfig
 ) -> Generator[Minibatch, None, None]:
     """The minibatch of each request, in their order."""
     remaining, length = iter(requests), config.feed.segment_steps
 
     def segment() -> ReadAhead[Minibatch]:
-        return ReadAhead(_minibatches(islice(remaining, length), decoder, config, decoders), config.feed.prefetch)
+        return ReadAhead(_minibatches(islice(remaining, length), decoder, config), config.feed.prefetch)
 
     current, following = segment(), None
     try:
@@ -105,9 +105,8 @@ def ray_data_minibatches(
             following.close()
 
 
-def _minibatches(
-    requests: Iterable[Request], decoder: Decoder, config: RunConfig, decoders: int
-) -> Iterator[Minibatch]:
+def _minibatches(requests: Iterable[Request], decoder: Decoder, config: RunConfig) -> Iterator[Minibatch]:
+    # One decoder: nothing is cut, for rows may be as long as the longest minibatch.
     if listed := list(pieces(requests, decoder, 1, ROW_BYTES, ROW_MINIBATCHES)):
         bundles = decoded(listed, decoder, config).iter_internal_ref_bundles()
         references = (reference for bundle in bundles for reference in bundle.block_refs)
