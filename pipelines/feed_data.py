@@ -1,4 +1,4 @@
-"""The `ray_data` backend of the feed: requests -> minibatches through Ray Data, in segments of a few hundred.
+"""The `ray_data` backend of the feed: requests -> minibatches through Ray Data, in segments of a thousand.
 
 One row = one block = one piece (`polyvit/data/parts.py`), order preserved. The execution of the next segment
 starts before the current one ends, so no step waits for it.

@@ -78,6 +78,7 @@ def sandboxed(decoder: "Decoder", task: str) -> Iterator[Tokens]:
     child = Child("polyvit.data.guard", {"modality": decoder.tasks[task].modality}, pickle.dumps(decoder))
 
     def tokens(task: str, example: Example, epoch: int | None, seed_key: str) -> np.ndarray:
+        """`Decoder.tokens` in the child: asks, and raises what it answers."""
         asked = pickle.dumps((task, example, epoch, seed_key))
         answer, payload = child.ask({}, asked, decoder.decode_seconds, reads=True)
         if "bug" in answer:

@@ -95,7 +95,8 @@ def _encoded(data: bytes, size: int, rate: object) -> bytes:
 def smaller_audio(data: bytes, sample_rate: int) -> bytes | None:
     """A FLAC of 16 bits, mono, `sample_rate` Hz, without what else the file holds.
 
-    None: it is a WAV or FLAC of that kind already, or it is louder than full scale, which 16 bits cannot hold.
+    None: it is a mono FLAC of that rate already, of however many bits, or it is louder than full scale, which 16
+    bits cannot hold.
     """
     try:
         facts = soundfile.info(io.BytesIO(data))

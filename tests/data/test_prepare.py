@@ -14,6 +14,7 @@ from polyvit.data.decoding import open_container
 from polyvit.data.prepare import KEY_FRAMES, smaller_audio, smaller_image, smaller_video
 from polyvit.data.video import read_clip, walk
 from polyvit.errors import BadMedia
+from tests.data.test_image import psnr
 from tests.kit import DATA_DIR, needs_data
 
 RATE = 16_000
@@ -39,10 +40,6 @@ def moving(
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
     return buffer.getvalue()
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
 
 
 def walked(data: bytes) -> tuple[tuple[int, int], np.ndarray, list[int]]:
