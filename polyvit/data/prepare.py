@@ -19,7 +19,8 @@ from polyvit.errors import BadMedia
 
 KEY_FRAMES = 32
 """Frames from one key frame to the next: a clip is decoded from the last key frame before it."""
-X264 = {"preset": "medium", "crf": "20", "tune": "fastdecode", "g": str(KEY_FRAMES)}
+X264 = {"preset": "medium", "crf": "19", "tune": "fastdecode", "g": str(KEY_FRAMES), "mbtree": "0"}
+"""Without mbtree: with it x264 reads memory that it did not write, and the bytes are not the same every time."""
 
 
 def smaller_image(data: bytes, size: int, quality: int) -> bytes | None:
@@ -82,10 +83,7 @@ def _encoded(data: bytes, size: int, rate: object) -> bytes:
                 made.height, made.width = height, width
             if frame_HWC.shape[:2] != (height, width):
                 frame_HWC = cv2.resize(frame_HWC, (width, height), interpolation=cv2.INTER_AREA)
-            # Left to the encoder, the conversion does not give the same bytes every time.
-            small = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24").reformat(
-                format="yuv420p"
-            )
+            small = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
             small.pts, small.time_base = frame.pts, stream.time_base
             target.mux(made.encode(small))
         target.mux(made.encode())
