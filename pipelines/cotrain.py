@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def cotrain(
     """
     from pipelines.cluster import check_resources, cluster
     from pipelines.index import build_indexes, index_report, load_indexes, task_roots
-    from pipelines.tracking import Tracker
+    from pipelines.tracking import Tracker, import_client
     from pipelines.train_worker import fit
 
     task_roots(config)  # before anything is started
@@ -134,7 +135,10 @@ def cotrain(
         check_resources(config)
         if run_id is None:
             console.print(f"indexing {len(config.tasks)} tasks ...")
-            indexes = (load_indexes if indexed else build_indexes)(config, place.folder / "index")
+            folder = place.folder / "index"
+            indexes = (
+                load_indexes(config, folder) if indexed else build_indexes(config, folder, meanwhile=import_client)
+            )
             tracker = Tracker.start(config, place.name, tags)
             record = {"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri}
             place.write(place.record.name, {**record, "checkpoints": place.checkpoints(config)})
@@ -149,8 +153,8 @@ def cotrain(
         _print_left_out(report)
         status = "FAILED"
         try:
-            _log_plan(config, place, schedule, tracker)
-            state, signum = fit(config, place, tracker.uri, tracker.run_id, callbacks)
+            log_plan = partial(_log_plan, config, place, schedule, tracker)
+            state, signum = fit(config, place, tracker.uri, tracker.run_id, callbacks, log_plan)
             if state.stopped:
                 status = "KILLED"
                 raise _stopped(place, state, signum or signal.SIGTERM)

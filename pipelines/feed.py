@@ -10,7 +10,6 @@ from contextlib import closing
 
 from pipelines.cluster import living_nodes
 from pipelines.feed_core import ray_core_minibatches
-from pipelines.feed_data import ray_data_minibatches
 from pipelines.index import Indexes
 from polyvit.config import RunConfig
 from polyvit.data.minibatch import Decoder, Minibatch, Request
@@ -28,6 +27,8 @@ def minibatches(
     streams share the cluster.
     """
     if config.feed.backend == "ray_data":
+        from pipelines.feed_data import ray_data_minibatches
+
         return ReadAhead(ray_data_minibatches(requests, decoder, config), 1)
     decoders = decoders_of_a_worker(config, world_size)
     return ReadAhead(ray_core_minibatches(requests, decoder, config, decoders), 1)

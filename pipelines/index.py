@@ -1,4 +1,4 @@
-"""Ray Data: scan every task's folder or bucket in parallel into one small Parquet index a task.
+"""Scan every task's folder or bucket, as Ray tasks in parallel, into one small Parquet index a task.
 
 polyvit index CONFIG [key=value ...]      python -m pipelines.index CONFIG [key=value ...]
 
@@ -9,12 +9,12 @@ changed is not read again (`polyvit.data.index_cache`).
 import argparse
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray.data
+import ray
 from rich.table import Table
 
 from pipelines import command
@@ -22,7 +22,7 @@ from pipelines.cluster import cluster
 from pipelines.command import console
 from polyvit.config import RunConfig
 from polyvit.data.index import Scan, index_hash, read_index
-from polyvit.data.index_cache import write_task_index
+from polyvit.data.index_cache import scan_task
 from polyvit.data.root import Place, StoreUnavailable, as_place, is_url, open_root
 from polyvit.errors import UserError
 from polyvit.recipes import load_config
@@ -83,28 +83,30 @@ def index_cache(config: RunConfig) -> Path:
     return Path(config.storage).expanduser().absolute() / "index-cache"
 
 
-def build_indexes(config: RunConfig, folder: Path, train: bool = True, fresh: bool = False) -> Indexes:
+def build_indexes(
+    config: RunConfig, folder: Path, train: bool = True, fresh: bool = False,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Indexes:  # fmt: skip
     """Scan all tasks as Ray tasks, write `folder`/<task>.parquet, and check the splits that a run needs.
 
     `train`: whether it needs the train split, or the evaluation split alone. `fresh`: scan what has not changed
-    too. Raises UserError with the problems of all tasks at once.
+    too. `meanwhile` is called while the cluster scans. Raises UserError with the problems of all tasks at once.
     """
     roots = task_roots(config)
-    names = list(config.tasks)
-    items = [{"task": name} for name in names]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        _scan_row,  # type: ignore[arg-type]
-        fn_args=(config, roots, folder, None if fresh else index_cache(config)),
-        num_cpus=config.data.decode_cpus,
-        label_selector=dict(config.data.decode_labels) or None,
+    scan = ray.remote(scan_task).options(
+        num_cpus=config.data.decode_cpus, label_selector=dict(config.data.decode_labels) or None
     )
-    done = dataset.take_all()
-    errors = {row["task"]: row["error"] for row in done if row["error"]}
-    scans = {name: read_index(folder / f"{name}.parquet") for name in names if name not in errors}
-    problems = [errors[name] for name in names if name in errors] + split_problems(config, scans, train)
+    cache = None if fresh else index_cache(config)
+    targets = {name: folder / f"{name}.parquet" for name in config.tasks}
+    begun = [scan.remote(config.tasks[name], roots[name], name, targets[name], cache) for name in config.tasks]
+    meanwhile()
+    done = dict(zip(config.tasks, ray.get(begun), strict=True))
+    errors = {name: problem for name, (_, problem) in done.items() if problem}
+    scans = {name: read_index(target) for name, target in targets.items() if name not in errors}
+    problems = [*errors.values(), *split_problems(config, scans, train)]
     if problems:
         raise UserError("the data do not fit the config:", problems)
-    return Indexes(scans, roots, frozenset(row["task"] for row in done if row["reused"]))
+    return Indexes(scans, roots, frozenset(name for name, (reused, _) in done.items() if reused))
 
 
 def load_indexes(config: RunConfig, folder: Path) -> Indexes:
@@ -112,20 +114,6 @@ def load_indexes(config: RunConfig, folder: Path) -> Indexes:
     return Indexes(
         {name: read_index(folder / f"{name}.parquet") for name in config.tasks}, task_roots(config, False)
     )
-
-
-def _scan_row(
-    row: dict[str, Any], config: RunConfig, roots: Mapping[str, Place], folder: Path, cache: Path | None
-) -> dict[str, Any]:
-    name, reused, problem = row["task"], False, ""
-    try:
-        target = folder / f"{name}.parquet"
-        reused = write_task_index(config.tasks[name], roots[name], name, target, cache)
-    except UserError as error:
-        problem = f"{'' if f'tasks.{name}' in error.message else f'tasks.{name}: '}{error}"
-    except OSError as error:
-        problem = f"tasks.{name}: {type(error).__name__}: {error}"
-    return {"task": name, "error": problem, "reused": reused}
 
 
 def split_problems(config: RunConfig, scans: Mapping[str, Scan], train: bool = True) -> list[str]:

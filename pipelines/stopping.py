@@ -16,13 +16,16 @@ class Stopped(Exception):
         self.status, self.document = 128 + signum, document
 
 
-def stoppable(work: Callable[[], Outcome], on_first: Callable[[], None]) -> tuple[Outcome, int | None]:
+def stoppable(
+    work: Callable[[], Outcome], on_first: Callable[[], None], meanwhile: Callable[[], None] = lambda: None
+) -> tuple[Outcome, int | None]:
     """Run `work` in a thread. The first signal calls `on_first` and waits on; the second raises KeyboardInterrupt.
 
-    Returns what `work` returned and the signal, if there was one. In a thread that cannot have signals (a Tune
-    trial) `work` simply runs.
+    `meanwhile` is called here, once `work` has begun. Returns what `work` returned and the signal, if there was
+    one. In a thread that cannot have signals (a Tune trial) `meanwhile` and `work` simply run, in this order.
     """
     if threading.current_thread() is not threading.main_thread():
+        meanwhile()
         return work(), None
     caught: list[int] = []
 
@@ -36,6 +39,7 @@ def stoppable(work: Callable[[], Outcome], on_first: Callable[[], None]) -> tupl
     before = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         thread.start()
+        meanwhile()
         told = False
         while thread.is_alive():
             thread.join(0.2)

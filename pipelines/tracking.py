@@ -40,6 +40,11 @@ PATIENCE_S = 300.0
 RETRY_S = 5.0
 
 
+def import_client() -> None:
+    """What a `Tracker` imports: three seconds that need not be waited for where something else is under way."""
+    from mlflow.store.tracking import sqlalchemy_store  # noqa: F401
+
+
 def tracking_uri(config: RunConfig) -> str:
     """`tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file in `storage`."""
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")

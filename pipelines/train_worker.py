@@ -7,7 +7,7 @@ progress line.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,16 +185,25 @@ def initialise_all(model: PolyViT, config: RunConfig, world: World, report: Path
             tracker.artifact(report)
 
 
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Without the process that would hand out Ray Data's data sets: workers have feeds of their own."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in made if type(callback).__name__ != "DatasetsCallback"]
+
+
 def fit(
     config: RunConfig, place: "RunPlace", mlflow_uri: str, mlflow_run: str,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[Any] = (), meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[TrainState, int | None]:  # fmt: skip
     """Run `train_fn` on the workers, with the live line. Returns the final state, and the signal that ended it.
 
-    Raises UserError for the user's mistake; what else ends the run comes as Ray Train's error.
+    `meanwhile` is called while the workers start. Raises UserError for the user's mistake; what else
+    ends the run comes as Ray Train's error.
     """
     board = Board.options(**on_this_node()).remote()  # type: ignore[attr-defined]
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _Trainer(
         train_fn,  # type: ignore[arg-type]
         train_loop_config={
             "config": config.model_dump(mode="json"), "place": place, "board": board,
@@ -214,7 +223,7 @@ def fit(
         board.stop.remote()
 
     with live_line(board):
-        result, signum = stoppable(trainer.fit, stop)
+        result, signum = stoppable(trainer.fit, stop, meanwhile)
     outcome = result.return_value  # type: ignore[attr-defined]
     if "error" in outcome:
         raise UserError(outcome["error"], outcome["problems"])

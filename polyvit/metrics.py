@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from polyvit.errors import UserError
+
 TOP_K = 5
 
 
@@ -62,11 +64,27 @@ class MetricState:
 
 
 def mean_average_precision(scores_BK: np.ndarray, labels_BK: np.ndarray) -> float:
-    """Mean over the classes that occur of scikit-learn's average precision."""
-    from sklearn.metrics import average_precision_score
-
+    """Mean over the classes that occur of `average_precision`."""
     occurring = np.flatnonzero(labels_BK.any(axis=0))
-    return float(np.mean([average_precision_score(labels_BK[:, k], scores_BK[:, k]) for k in occurring]))
+    return float(np.mean([average_precision(scores_BK[:, k], labels_BK[:, k]) for k in occurring]))
+
+
+def average_precision(scores_B: np.ndarray, labels_B: np.ndarray) -> float:
+    """Sum over thresholds of (recall - recall before) * precision, equal scores being one threshold.
+
+    As scikit-learn's `average_precision_score`, whose import alone takes seconds. Needs one positive label. Raises
+    UserError for scores that are NaN.
+    """
+    if np.isnan(scores_B).any():
+        raise UserError(
+            "mean average precision: the model gives NaN for some evaluation examples, so it has diverged; "
+            "take an earlier checkpoint, or train again with a lower optim.lr"
+        )
+    order = np.argsort(-scores_B, kind="stable")
+    scores_B, hits_B = scores_B[order], np.cumsum(labels_B[order] > 0)
+    last_B = np.append(np.flatnonzero(np.diff(scores_B)), len(scores_B) - 1)
+    hits_T = hits_B[last_B]
+    return float(np.sum(np.diff(hits_T, prepend=0) * hits_T / (last_B + 1)) / hits_T[-1])
 
 
 def chance_level(metric: str, shares_K: np.ndarray, classes_present: int) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from polyvit.config import OptimConfig
 from polyvit.errors import UserError
@@ -100,41 +101,53 @@ class MomentumSGD:
 
 
 class AdamW:
-    """torch.optim.AdamW behind the same three methods; parameters without a gradient are left alone."""
+    """torch's AdamW step, by parameter name; parameters without a gradient are left alone.
+
+    `torch.optim.AdamW` itself would import torch's compiler (2 s in every worker) to do no more. Of a parameter
+    that is divided among ranks, this rank's part is all it knows.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
-        self.parameters = dict(parameters)
-        groups = [
-            {
-                "params": [p for p in self.parameters.values() if p.ndim >= 2],
-                "weight_decay": config.weight_decay,
-            },
-            {"params": [p for p in self.parameters.values() if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.inner = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, foreach=True)
+        self.parameters, self.config = dict(parameters), config
+        self.slots: dict[str, dict[str, Tensor]] = {}
 
+    @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One update from the parameters' `.grad`."""
-        for group in self.inner.param_groups:
-            group["lr"] = lr
-        self.inner.step()
+        """One update from the parameters' `.grad`. Only matrices (and larger) decay."""
+        reached = [n for n, p in self.parameters.items() if p.grad is not None]
+        for name in reached:
+            if name not in self.slots:
+                average, squares = torch.zeros_like(p := local(self.parameters[name])), torch.zeros_like(p)
+                self.slots[name] = {"step": torch.tensor(0.0), "exp_avg": average, "exp_avg_sq": squares}
+        for decays in (True, False):
+            if names := [n for n in reached if (self.parameters[n].ndim >= 2) is decays]:
+                self._update(names, lr, self.config.weight_decay if decays else 0.0)
+
+    def _update(self, names: list[str], lr: float, weight_decay: float) -> None:
+        slots = [self.slots[n] for n in names]
+        beta1, beta2 = self.config.betas
+        adamw(
+            [local(self.parameters[n]) for n in names],
+            [local(self.parameters[n].grad) for n in names],  # type: ignore[arg-type]
+            [slot["exp_avg"] for slot in slots],
+            [slot["exp_avg_sq"] for slot in slots],
+            [],
+            [slot["step"] for slot in slots],
+            foreach=True, amsgrad=False, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=1e-8,
+            maximize=False,
+        )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:
         """Named tensors for a checkpoint: `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>`."""
-        return {
-            f"{key}.{name}": value
-            for name, p in self.parameters.items()
-            for key, value in self.inner.state.get(p, {}).items()
-        }
+        return {f"{key}.{name}": value for name, slot in self.slots.items() for key, value in slot.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave. Raises UserError for another optimiser's."""
         _check_state(state, {"step", "exp_avg", "exp_avg_sq"}, "adamw")
         for full, value in state.items():
             key, _, name = full.partition(".")
-            parameter = self.parameters[name]
-            device = "cpu" if key == "step" else parameter.device
-            self.inner.state[parameter][key] = value.to(device)
+            device = "cpu" if key == "step" else self.parameters[name].device
+            self.slots.setdefault(name, {})[key] = local(value.to(device))
 
 
 def _check_state(state: Mapping[str, Tensor], keys: set[str], kind: str) -> None:

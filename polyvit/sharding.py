@@ -6,16 +6,19 @@ batch already. Only what a step's task reaches is gathered and summed. Every fun
 `is_sharded` is to be called by all ranks together.
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
+
     from polyvit.model.polyvit import PolyViT
     from polyvit.optim import Optimiser
 
@@ -25,6 +28,8 @@ def shard(model: "PolyViT") -> None:
 
     Each tokenizer, block and head is gathered on its own, so that a step moves nothing of other tasks.
     """
+    from torch.distributed.fsdp import fully_shard
+
     units: list[nn.Module] = [*model.tokenizers.values()]
     for blocks in model.adaptors.values():
         units += blocks  # type: ignore[arg-type]
@@ -37,26 +42,33 @@ def shard(model: "PolyViT") -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether `shard` was called."""
-    return isinstance(model, FSDPModule)
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
 
 
-def is_split(tensor: Tensor) -> bool:
-    """Whether this rank holds a part of it only."""
-    return isinstance(tensor, DTensor)
+def is_split(tensor: Tensor) -> "TypeIs[DTensor]":
+    """Whether this rank holds a part of it only.
+
+    torch.distributed.tensor costs a second to import; as long as nobody has, no tensor is a part.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part (which may be empty), sharing memory; a whole tensor as it is, without its gradient."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.to_local() if is_split(tensor) else tensor.detach()
 
 
 def whole(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor that is divided as `like` is, or this rank's part of it, gathered."""
-    if not isinstance(like, DTensor):
+    if not is_split(like):
         return tensor.detach()
+    from torch.distributed.tensor import DTensor
+
     divided = (
         tensor
-        if isinstance(tensor, DTensor)
+        if is_split(tensor)
         else DTensor.from_local(
             tensor, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
         )
@@ -67,8 +79,10 @@ def whole(tensor: Tensor, like: Tensor) -> Tensor:
 def part(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, the same on every rank, divided as `like` is; a copy on its device."""
     tensor = tensor.to(like.device)
-    if not isinstance(like, DTensor):
+    if not is_split(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -113,7 +127,7 @@ def load_full_state(
 @contextmanager
 def gathered(model: "PolyViT") -> Iterator[None]:
     """The model whole on every rank, so that ranks may run it apart, as an evaluation does; for no gradients."""
-    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    units: list[FSDPModule] = [module for module in model.modules() if is_sharded(module)]  # type: ignore[misc]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()

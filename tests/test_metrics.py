@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, top_k_accuracy_score
 
-from polyvit.metrics import MetricState, chance_level, mean_average_precision
+from polyvit.errors import UserError
+from polyvit.metrics import MetricState, average_precision, chance_level, mean_average_precision
 
 
 @pytest.fixture
@@ -57,6 +58,23 @@ def test_map_is_scikit_learns_over_occurring_classes(multi_label: tuple[np.ndarr
     expected = np.mean([average_precision_score(labels[counted, k], logits[counted, k]) for k in (0, 1, 2, 3, 5)])
     assert state.results()["map"] == pytest.approx(expected)
     assert 0.2 < expected < 0.9
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 10_000])
+def test_average_precision_with_equal_scores_is_scikit_learns(levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    for size in (1, 2, 7, 300):
+        scores = rng.integers(0, levels, size).astype(np.float32) - levels / 2
+        labels = rng.random(size) < 0.3
+        labels[rng.integers(size)] = True
+        assert average_precision(scores, labels) == pytest.approx(
+            average_precision_score(labels, scores), abs=1e-12
+        )
+
+
+def test_scores_that_are_not_numbers_are_an_error() -> None:
+    with pytest.raises(UserError, match="diverged"):
+        mean_average_precision(np.array([[1.0], [np.nan]]), np.array([[True], [True]]))
 
 
 def test_map_by_hand() -> None:

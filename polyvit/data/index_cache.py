@@ -18,6 +18,7 @@ import polyvit.data
 from polyvit.data.index import beside_name, read_facts, write_index
 from polyvit.data.layouts import Stamps, read_classes, scan_with_stamps
 from polyvit.data.root import Place, Root, open_root, pool
+from polyvit.errors import UserError
 from polyvit.task_config import TaskConfig
 
 KEPT = 100
@@ -51,6 +52,16 @@ def write_task_index(task: TaskConfig, place: Place, name: str, target: Path, ca
     if parts is not None and parts.is_dir():
         _prune(parts, "*.gz", KEPT_PARTS)
     return False
+
+
+def scan_task(task: TaskConfig, place: Place, name: str, target: Path, cache: Path | None) -> tuple[bool, str]:
+    """`write_task_index`, and what is wrong with the task's data ('' if nothing) in place of an error."""
+    try:
+        return write_task_index(task, place, name, target, cache), ""
+    except UserError as error:
+        return False, f"{'' if f'tasks.{name}' in error.message else f'tasks.{name}: '}{error}"
+    except OSError as error:
+        return False, f"tasks.{name}: {type(error).__name__}: {error}"
 
 
 def _key(task: TaskConfig, root: Root, name: str) -> str:
