@@ -142,7 +142,7 @@ def disturbed(run: Run, cluster: Cluster, targets: list[str], rng: random.Random
     for target in targets:
         if not run.wait_for_progress(run.lines()):
             break
-        time.sleep(rng.uniform(0.0, 4.0))
+        time.sleep(rng.uniform(0.0, 2.0))
         if run.process is None or run.process.poll() is not None:
             break
         kill = Kill(target, run.step())

@@ -1,5 +1,8 @@
 """Learning rate, clipping, optimisers: official values, torch's own optimisers, small sums by hand."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -162,6 +165,21 @@ def test_adamw_is_torch_adamw_with_decay_on_matrices_only() -> None:
         reference.step()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name])
+
+
+def test_a_worker_trains_without_what_takes_seconds_to_import() -> None:
+    code = (
+        "import sys, torch, polyvit.checkpoint, polyvit.loop, polyvit.metrics\n"
+        "from polyvit.config import OptimConfig\n"
+        "from polyvit.optim import build_optimiser\n"
+        "p = torch.nn.Parameter(torch.ones(2, 2))\n"
+        "p.grad = torch.ones(2, 2)\n"
+        "build_optimiser({'p': p}, OptimConfig(kind='adamw')).step(0.1)\n"
+        "slow = {'torch._dynamo', 'torch.distributed.fsdp', 'torch.distributed.tensor', 'sklearn', 'mlflow'}\n"
+        "print(sorted(slow & sys.modules.keys()), float(p[0, 0].detach()) < 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[] True"
 
 
 @pytest.mark.parametrize(

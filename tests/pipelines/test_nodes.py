@@ -26,7 +26,7 @@ from polyvit.recipes import load_config, validate_config
 from polyvit.step import Alone
 
 CPU, TRAIN = {"pool": "cpu"}, {"pool": "train"}
-STEPS = 150
+STEPS = 300
 
 
 # ------------------------------------------------------------------------------ what a cluster can hold (no Ray)
