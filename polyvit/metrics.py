@@ -73,12 +73,12 @@ def average_precision(scores_B: np.ndarray, labels_B: np.ndarray) -> float:
     """Sum over thresholds of (recall - recall before) * precision, equal scores being one threshold.
 
     As scikit-learn's `average_precision_score`, whose import alone takes seconds. Needs one positive label. Raises
-    UserError for scores that are NaN.
+    UserError for scores that are not finite.
     """
-    if np.isnan(scores_B).any():
+    if not np.isfinite(scores_B).all():
         raise UserError(
-            "mean average precision: the model gives NaN for some evaluation examples, so it has diverged; "
-            "take an earlier checkpoint, or train again with a lower optim.lr"
+            "mean average precision: the model's scores of some evaluation examples are not finite, so it has "
+            "diverged; take an earlier checkpoint, or train again with a lower optim.lr"
         )
     order = np.argsort(-scores_B, kind="stable")
     scores_B, hits_B = scores_B[order], np.cumsum(labels_B[order] > 0)

@@ -117,8 +117,9 @@ class AdamW:
         reached = [n for n, p in self.parameters.items() if p.grad is not None]
         for name in reached:
             if name not in self.slots:
-                average, squares = torch.zeros_like(p := local(self.parameters[name])), torch.zeros_like(p)
-                self.slots[name] = {"step": torch.tensor(0.0), "exp_avg": average, "exp_avg_sq": squares}
+                value = local(self.parameters[name])
+                averages = {key: torch.zeros_like(value) for key in ("exp_avg", "exp_avg_sq")}
+                self.slots[name] = {"step": torch.tensor(0.0), **averages}
         for decays in (True, False):
             if names := [n for n in reached if (self.parameters[n].ndim >= 2) is decays]:
                 self._update(names, lr, self.config.weight_decay if decays else 0.0)

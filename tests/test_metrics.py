@@ -72,9 +72,10 @@ def test_average_precision_with_equal_scores_is_scikit_learns(levels: int) -> No
         )
 
 
-def test_scores_that_are_not_numbers_are_an_error() -> None:
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_an_error(score: float) -> None:
     with pytest.raises(UserError, match="diverged"):
-        mean_average_precision(np.array([[1.0], [np.nan]]), np.array([[True], [True]]))
+        mean_average_precision(np.array([[1.0], [score]]), np.array([[True], [True]]))
 
 
 def test_map_by_hand() -> None:
