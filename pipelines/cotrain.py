@@ -135,10 +135,8 @@ def cotrain(
         check_resources(config)
         if run_id is None:
             console.print(f"indexing {len(config.tasks)} tasks ...")
-            folder = place.folder / "index"
-            indexes = (
-                load_indexes(config, folder) if indexed else build_indexes(config, folder, meanwhile=import_client)
-            )
+            build = partial(build_indexes, meanwhile=partial(import_client, config))
+            indexes = (load_indexes if indexed else build)(config, place.folder / "index")
             tracker = Tracker.start(config, place.name, tags)
             record = {"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri}
             place.write(place.record.name, {**record, "checkpoints": place.checkpoints(config)})

@@ -40,15 +40,18 @@ PATIENCE_S = 300.0
 RETRY_S = 5.0
 
 
-def import_client() -> None:
-    """What a `Tracker` imports: three seconds that need not be waited for where something else is under way."""
-    from mlflow.store.tracking import sqlalchemy_store  # noqa: F401
-
-
 def tracking_uri(config: RunConfig) -> str:
     """`tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file in `storage`."""
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     return uri or f"sqlite:///{Path(config.storage).absolute()}/mlflow.db"
+
+
+def import_client(config: RunConfig) -> None:
+    """What a `Tracker` imports: up to three seconds that need not be waited for while something else goes on."""
+    import mlflow.tracking
+
+    if tracking_uri(config).startswith("sqlite:"):
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
 def _trial_run(client: Any, experiment_id: str, trial: str | None) -> str | None:

@@ -65,6 +65,7 @@ def test_a_clip_keeps_its_frames_and_times_and_gets_key_frames() -> None:
     assert max(np.diff([*keys, 80])) <= KEY_FRAMES
     assert np.allclose(times_s, np.arange(80) / 25, atol=1e-3)
     assert smaller_video(made, 64) is None
+    assert smaller_video(data, 64) == made
     same_size = smaller_video(data, 500)
     assert same_size is not None
     assert psnr(read_clip(same_size, 20, 4), read_clip(data, 20, 4)) > 35
