@@ -164,20 +164,23 @@ def test_an_error_in_a_decoding_process_reaches_the_training_thread(
 def test_a_feed_that_is_left_stops_reading(
     config: RunConfig, indexes: Indexes, backend: str, threads: int
 ) -> None:
-    def reading() -> int:
-        return sum(t.name == "polyvit-feed" for t in threading.enumerate())
+    def comes_to(number: int) -> bool:
+        until = time.monotonic() + 20
+        while (reading := sum(t.name == "polyvit-feed" for t in threading.enumerate())) != number:
+            if time.monotonic() > until:
+                raise AssertionError(f"{reading} threads read, expected {number}")
+            time.sleep(0.1)
+        return True
 
-    until = time.monotonic() + 20
-    while reading() and time.monotonic() < until:
-        time.sleep(0.1)
-    stream = feed(with_feed(config, backend=backend), indexes).train(1)
-    for _ in range(4):  # of Ray Data, the next segment has begun
+    assert comes_to(0)
+    # 4 steps used, 2 held by the feed. Of Ray Data, 2 are left in the first segment and 1 in the next, which has
+    # begun with step 6: either thread has more to hand over (the end counts) than the one that may wait.
+    stream = feed(with_feed(config, backend=backend, segment_steps=8, prefetch=1), indexes).train(1)
+    for _ in range(4):
         next(stream)
-    assert reading() == threads
+    assert comes_to(threads)
     stream.close()
-    while reading() and time.monotonic() < until:
-        time.sleep(0.1)
-    assert reading() == 0
+    assert comes_to(0)
 
 
 def test_parts_of_a_request_make_the_whole(config: RunConfig, indexes: Indexes) -> None:
