@@ -18,6 +18,15 @@ from polyvit.task_config import TaskConfig
 DATA_DIR = Path(os.environ.get("POLYVIT_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data")
 needs_data = pytest.mark.skipif(not (DATA_DIR / "imagenet").is_dir(), reason=f"no test kit in {DATA_DIR}")
 
+
+def in_kit(path: str) -> Path:
+    """A file or folder of the kit; the test is skipped where this kit lacks it."""
+    place = DATA_DIR / path
+    if not place.exists():
+        pytest.skip(f"the kit lacks {path}")
+    return place
+
+
 TASK: TypeAdapter[TaskConfig] = TypeAdapter(TaskConfig)
 
 

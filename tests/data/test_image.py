@@ -13,7 +13,7 @@ from PIL import Image
 from polyvit.data.image import decode_image, eval_image, train_image, train_jpeg
 from polyvit.errors import BadMedia
 from polyvit.task_config import ImageAugment
-from tests.kit import DATA_DIR, needs_data
+from tests.kit import DATA_DIR, in_kit, needs_data
 
 EITHER_WAY = {"images/bitrot_middle.jpg"}
 
@@ -61,12 +61,12 @@ def test_every_damaged_or_odd_image_of_the_kit(row: dict[str, str]) -> None:
 
 @needs_data
 def test_the_kits_cmyk_and_16_bit_pictures_have_their_colours() -> None:
-    data = (DATA_DIR / "broken/images/cmyk.jpg").read_bytes()
+    data = in_kit("broken/images/cmyk.jpg").read_bytes()
     with Image.open(io.BytesIO(data)) as picture:
         cmyk_HWC = np.asarray(picture).astype(float)
     plain_HWC = (255 - cmyk_HWC[..., :3]) * (255 - cmyk_HWC[..., 3:]) / 255
     assert np.abs(decode_image(data) - plain_HWC).max() <= 2
-    data = (DATA_DIR / "broken/images/gray16.png").read_bytes()
+    data = in_kit("broken/images/gray16.png").read_bytes()
     with Image.open(io.BytesIO(data)) as picture:
         expected_HW = np.asarray(picture) / 65535 * 255
     assert np.abs(decode_image(data)[..., 0] - expected_HW).max() <= 0.5

@@ -6,7 +6,6 @@ Nothing here knows this kit's counts: another kit of the same layouts may be in 
 import csv
 import pickle
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from polyvit.data.source import load
 from polyvit.errors import UserError
 from polyvit.task_config import TaskConfig
 from polyvit.tasks import PAPER_TASKS
-from tests.kit import DATA_DIR, needs_data
+from tests.kit import DATA_DIR, in_kit, needs_data
 
 pytestmark = needs_data
 TASK: TypeAdapter[TaskConfig] = TypeAdapter(TaskConfig)
-LABELS = DATA_DIR / "broken" / "labels"
+LABELS = "broken/labels"
 
 
 def paper_scan(name: str, root: Path | None = None, **keys: Any) -> Scan:
@@ -137,7 +136,7 @@ def test_kinetics() -> None:
 
 
 def test_kinetics_flat(tmp_path: Path) -> None:
-    root = DATA_DIR / "extras" / "kinetics400_flat"
+    root = in_kit("extras/kinetics400_flat")
     with pytest.raises(UserError, match=r"train\.csv is missing or empty"):
         paper_scan("kinetics400", root)
     classes = paper_scan("kinetics400").classes
@@ -185,20 +184,18 @@ def test_vggsound() -> None:
 
 
 def test_imagenet_as_webdataset_has_the_labels_of_the_folders() -> None:
-    root = DATA_DIR / "extras" / "imagenet_wds"
+    root = in_kit("extras/imagenet_wds")
     found = paper_scan("imagenet", root, layout="webdataset")
-    folders = {Path(e.path).parts[1]: e.labels for e in paper_scan("imagenet").examples}
+    lines = (DATA_DIR / "imagenet" / "LOC_synset_mapping.txt").read_text().splitlines()
+    wnids = [line.split()[0] for line in lines]
     assert found.problems == []
     assert {e.split for e in found.examples} == {"train", "validation"}
-    labels = Counter(e.labels for e in found.examples)
-    assert set(labels) <= set(folders.values())
     for example in found.examples[::7]:
         content = load(example, root)
         assert isinstance(content, bytes)
         assert (content[:2], content[-2:]) == (b"\xff\xd8", b"\xff\xd9")
-        wnid = example.key.rpartition("/")[2].partition("_")[0]
-        if wnid in folders:
-            assert folders[wnid] == example.labels
+        (label,) = example.labels
+        assert wnids[label] == example.key.rpartition("/")[2].partition("_")[0]
 
 
 # ------------------------------------------------------------------------------------- the broken label files
@@ -211,7 +208,7 @@ def copied(name: str, tmp_path: Path, **lists: str) -> Path:
     for target, broken in lists.items():
         path = root / target.replace("__", "/")
         path.unlink()
-        path.write_bytes((LABELS / broken).read_bytes())
+        path.write_bytes(in_kit(f"{LABELS}/{broken}").read_bytes())
     return root
 
 
@@ -227,7 +224,7 @@ def with_classes(tmp_path: Path, name: str) -> dict[str, str]:
 def test_kinetics_bad_label_of_the_last_row(tmp_path: Path, broken: str, reason: str) -> None:
     keys = with_classes(tmp_path, "kinetics400")
     found = paper_scan("kinetics400", copied("kinetics400", tmp_path, **{"train.csv": broken}), **keys)
-    rows = (LABELS / broken).read_text().splitlines()
+    rows = in_kit(f"{LABELS}/{broken}").read_text().splitlines()
     (problem,) = [problem for problem in found.problems if problem.kind == "label"]
     assert problem.where == f"train.csv:{len(rows)}"
     assert problem.reason.startswith(reason)
@@ -238,9 +235,10 @@ def test_kinetics_byte_order_mark_and_quoted_comma(tmp_path: Path) -> None:
     keys = with_classes(tmp_path, "kinetics400")
     root = copied("kinetics400", tmp_path, **{"train.csv": "kinetics_bom_crlf.csv"})
     found = paper_scan("kinetics400", root, **keys)
-    assert found.counts()["train"] == len(read(LABELS / "kinetics_bom_crlf.csv")) - 1
-    shutil.copy(LABELS / "kinetics_quoted_comma.csv", root / "train.csv")
-    (label, ytid, start, end, _) = read(LABELS / "kinetics_quoted_comma.csv")[1]
+    assert found.counts()["train"] == len(read(in_kit(f"{LABELS}/kinetics_bom_crlf.csv"))) - 1
+    quoted = in_kit(f"{LABELS}/kinetics_quoted_comma.csv")
+    shutil.copy(quoted, root / "train.csv")
+    (label, ytid, start, end, _) = read(quoted)[1]
     clip = root / "train" / label / f"{ytid}_{int(start):06d}_{int(end):06d}.mp4"
     clip.parent.mkdir()
     clip.write_bytes(b"x")
@@ -252,16 +250,16 @@ def test_kinetics_byte_order_mark_and_quoted_comma(tmp_path: Path) -> None:
 def test_moments_unknown_label(tmp_path: Path) -> None:
     root = copied("moments_in_time", tmp_path, **{"trainingSet.csv": "moments_unknown_label.csv"})
     found = paper_scan("moments_in_time", root)
-    rows = read(LABELS / "moments_unknown_label.csv")
+    rows = read(in_kit(f"{LABELS}/moments_unknown_label.csv"))
     assert Problem("label", f"trainingSet.csv:{len(rows)}", f"unknown label {rows[-1][1]!r}") in found.problems
     assert {e.path for e in found.split("train")} == {f"training/{row[0]}" for row in rows[:-1]}
 
 
 @pytest.mark.parametrize("broken", ["unknown_mid", "duplicate_ytid", "no_comment_lines"])
 def test_audioset_lists(tmp_path: Path, broken: str) -> None:
-    file = f"audioset_{broken}.csv"
-    found = paper_scan("audioset", copied("audioset", tmp_path, **{"eval_segments.csv": file}))
-    rows, lines = read(LABELS / file), (LABELS / file).read_text().splitlines()
+    file = in_kit(f"{LABELS}/audioset_{broken}.csv")
+    found = paper_scan("audioset", copied("audioset", tmp_path, **{"eval_segments.csv": file.name}))
+    rows, lines = read(file), file.read_text().splitlines()
     good = rows if broken == "no_comment_lines" else rows[:-1]
     assert {e.key for e in found.split("validation")} == {f"eval_segments/{row[0]}" for row in good}
     problems = [p for p in found.problems if "eval_segments" in p.where]
@@ -274,7 +272,7 @@ def test_audioset_lists(tmp_path: Path, broken: str) -> None:
 def test_vggsound_unquoted_comma(tmp_path: Path) -> None:
     root = copied("vggsound", tmp_path, **{"vggsound.csv": "vggsound_unquoted_comma.csv"})
     found = paper_scan("vggsound", root)
-    lines = (LABELS / "vggsound_unquoted_comma.csv").read_text().splitlines()
+    lines = in_kit(f"{LABELS}/vggsound_unquoted_comma.csv").read_text().splitlines()
     assert [(p.kind, p.where) for p in found.problems] == [("label", f"vggsound.csv:{len(lines)}")]
     assert len(found.examples) == len(lines) - 1
 
@@ -282,7 +280,7 @@ def test_vggsound_unquoted_comma(tmp_path: Path) -> None:
 def test_pets_class_38(tmp_path: Path) -> None:
     root = copied("pets", tmp_path, **{"annotations__trainval.txt": "pets_class_38.txt"})
     found = paper_scan("pets", root)
-    lines = (LABELS / "pets_class_38.txt").read_text().splitlines()
+    lines = in_kit(f"{LABELS}/pets_class_38.txt").read_text().splitlines()
     where = f"annotations/trainval.txt:{len(lines)}"
     assert found.problems == [Problem("label", where, "class id 38; allowed are 1..37")]
     assert found.counts()["train"] + found.counts()["validation"] == len(lines) - 1
@@ -293,7 +291,7 @@ def test_pets_class_38(tmp_path: Path) -> None:
     [
         ("data_batch_truncated", "cut or damaged"),
         ("data_batch_corrupt", "cut or damaged"),
-        ("data_batch_length_mismatch", "25 labels, 20 images"),
+        ("data_batch_length_mismatch", r"\d+ labels, \d+ images"),
         ("data_batch_label_out_of_range", r"label 10 at row \d+; classes are 0\.\.9"),
         ("data_batch_calls_code", r"names __builtin__\.print|names builtins\.print"),
     ],
@@ -304,7 +302,7 @@ def test_broken_cifar10_batches(
     root = copied("cifar10", tmp_path)
     target = root / "cifar-10-batches-py" / "data_batch_2"
     target.unlink()
-    target.symlink_to(DATA_DIR / "broken" / "pickles" / broken)
+    target.symlink_to(in_kit(f"broken/pickles/{broken}"))
     with pytest.raises(UserError, match=f"data_batch_2: .*({message})"):
         paper_scan("cifar10", root)
     assert capsys.readouterr().out == ""  # the hostile pickle prints when its code runs
@@ -313,6 +311,6 @@ def test_broken_cifar10_batches(
 def test_broken_cifar100_batch(tmp_path: Path) -> None:
     root = copied("cifar100", tmp_path)
     (root / "cifar-100-python" / "test").unlink()
-    (root / "cifar-100-python" / "test").symlink_to(DATA_DIR / "broken" / "pickles" / "cifar100_no_fine_labels")
+    (root / "cifar-100-python" / "test").symlink_to(in_kit("broken/pickles/cifar100_no_fine_labels"))
     with pytest.raises(UserError, match=r"test: has no 'fine_labels'; it has .*coarse_labels"):
         paper_scan("cifar100", root)

@@ -84,16 +84,17 @@ def test_every_damaged_or_odd_video_of_the_kit(row: dict[str, str]) -> None:
         return
     video_THWC = read_clip(data, 8, 2)
     assert video_THWC.dtype == np.uint8
-    expected = (260, 128) if "rotated" in row["file"] else (128, 228)
-    assert video_THWC.shape == (8, *expected, 3)
+    with av.open(io.BytesIO(data)) as box:
+        sides = box.streams.video[0].height, box.streams.video[0].width
+    assert video_THWC.shape == (8, *(sides[::-1] if "rotated" in row["file"] else sides), 3)
     if "one_frame" in row["file"]:
         assert (video_THWC == video_THWC[0]).all()
 
 
 @needs_data
 def test_all_readers_give_equal_frames() -> None:
-    clips = [*sorted(DATA_DIR.glob("kinetics400/train/*/*.mp4"))[::50], DATA_DIR / "broken/video/rotated_flag.mp4"]
-    for path in clips:
+    clips = sorted(DATA_DIR.glob("kinetics400/train/*/*.mp4"))
+    for path in [*clips[:: max(1, len(clips) // 4)], *DATA_DIR.glob("broken/video/*rotated*.mp4")]:
         data = path.read_bytes()
         wanted = read_clip(data, 8, 2)
         assert np.array_equal(read_clip(data, 8, 2, reader="decord"), wanted)
