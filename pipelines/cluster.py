@@ -5,10 +5,11 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import psutil
 import ray
 import ray.data
 import ray.train
@@ -28,6 +29,11 @@ _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+_GIVEN_START_TIMEOUT = os.environ.get(_START_TIMEOUT)
+STARTS = 3
+"""Tries to start a node of Ray, which ends itself where the machine is so busy that its agent takes over 15 s."""
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -47,17 +53,40 @@ def cluster(workers: int = 1, cpus_per_worker: float = 1.0) -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         cpus = math.ceil(workers * cpus_per_worker) + max(2, os.cpu_count() or 1)
-        ray.init(
-            address="local",  # not one that somebody else happens to run on this machine
-            num_cpus=cpus,
-            include_dashboard=_has_dashboard(),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
+        started(
+            lambda: ray.init(
+                address="local",  # not one that somebody else happens to run on this machine
+                num_cpus=cpus,
+                include_dashboard=_has_dashboard(),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def started(start: Callable[[], T]) -> T:
+    """What starts a node of Ray on this machine; again, and once more, where Ray says that it took too long.
+
+    Raises UserError where it never did in time.
+    """
+    for _ in range(STARTS):
+        before = set(psutil.Process().children())
+        try:
+            return start()
+        except Exception as error:  # Ray's own is a plain Exception
+            if "timed out during startup" not in str(error):
+                raise
+        for process in set(psutil.Process().children()) - before:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    busy = f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs"
+    raise UserError(
+        f"Ray did not start within 30 s, {STARTS} times: this machine is too busy ({busy}); try again later"
+    )
 
 
 def quiet_ray_logs() -> None:
@@ -133,7 +162,7 @@ def scaling(config: RunConfig, gpu: bool) -> ray.train.ScalingConfig:
     a lost node up to 20 s late, so an elastic run first tries in vain to start as many workers as it had.
     """
     train = config.train
-    os.environ.setdefault(_START_TIMEOUT, "300" if train.min_workers is None else "25")
+    os.environ[_START_TIMEOUT] = _GIVEN_START_TIMEOUT or ("300" if train.min_workers is None else "25")
     number = train.workers if train.min_workers is None else (train.min_workers, train.workers)
     return ray.train.ScalingConfig(  # type: ignore[call-arg]
         num_workers=number,  # type: ignore[arg-type]

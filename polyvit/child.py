@@ -24,6 +24,8 @@ from polyvit.errors import BadMedia
 
 START_SECONDS = 120.0
 """Time for a child to import its decoders; seconds on a quiet machine."""
+ENDING_SECONDS = 10.0
+"""Time for a child that has hung up to end by itself, so that its exit status tells why."""
 _FRAME = struct.Struct("<IQ")  # bytes of JSON, bytes of payload
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 Frame = tuple[dict[str, Any], bytes]
@@ -81,14 +83,14 @@ class Child:
             send(ours, self._hello, self._payload)
 
     def wait_ready(self) -> None:
-        """Until the child can answer. Raises RuntimeError where it cannot be started."""
+        """Until the child can answer. Raises RuntimeError where it did not start; another is started."""
         if self._ready:
             return
         try:
             receive(self._socket, time.monotonic() + START_SECONDS)
         except OSError as error:
-            self._process.kill()
-            raise RuntimeError(f"the decoding process did not start: {error!r}, {self._process.wait()}") from None
+            status = self._restart(0 if isinstance(error, TimeoutError) else ENDING_SECONDS)
+            raise RuntimeError(f"the decoding process did not start: {error!r}, {status}") from None
         self._ready = True
 
     def ask(self, header: dict[str, Any], payload: bytes, seconds: float | None, reads: bool = False) -> Frame:
@@ -111,17 +113,17 @@ class Child:
             send(self._socket, header, payload)
             return receive(self._socket, deadline)
         except TimeoutError:
-            self._restart()
+            self._restart(0)
             raise DecoderDied(f"{_TOO_LONG} {seconds:g} s") from None
         except OSError:
-            status = self._restart()
+            status = self._restart(ENDING_SECONDS)
             name = signal.Signals(-status).name if status < 0 else f"status {status}"
             raise DecoderDied(f"{_DIED} ({name})") from None
 
-    def _restart(self) -> int:
+    def _restart(self, patience_s: float) -> int:
         """End the child, start another; returns the exit status (negative: the signal)."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=0.5)
+            self._process.wait(timeout=patience_s)
         self.close()
         self.deaths += 1
         status = self._process.returncode

@@ -56,11 +56,11 @@ class Sandbox:
 
     @property
     def deaths(self) -> int:
-        """Files on which the child died so far."""
+        """How often the child died so far, on a file or while it started."""
         return self._child.deaths
 
     def wait_ready(self) -> None:
-        """Until the child can decode. Raises RuntimeError where it cannot be started."""
+        """Until the child can decode. Raises RuntimeError where it did not start; another is started."""
         self._child.wait_ready()
 
     def prepare(self, data: bytes, tasks: Sequence[str] = (), modality: Modality | None = None) -> Prepared:

@@ -2,10 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
+
+for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "FORCE_COLOR"):
+    os.environ.pop(_name, None)  # of whoever starts the tests: another's cluster, another's store, escape codes
 
 
 @pytest.fixture
@@ -19,13 +23,18 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One local Ray for all tests that need one, with logical CPUs for three train workers and decoding."""
+    """One local Ray for all tests that need one, with logical CPUs for three train workers and two for decoding.
+
+    Five on any machine: tests say what fits into them and what fills them.
+    """
     from pipelines.cluster import cluster
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as started:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # its workers find the kits too
-        with cluster(workers=3):
-            yield
+        with pytest.MonkeyPatch.context() as machine:
+            machine.setattr("os.cpu_count", lambda: 2)
+            started.enter_context(cluster(workers=3))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,17 @@
 """Several Ray nodes on this machine, each with its own raylet, and the project's commands run against them."""
 
+import contextlib
 import json
 import os
-import signal
+import random
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,19 @@ from polyvit.data.minibatch import Decoder, Minibatch, Request
 from polyvit.recipes import load_config
 
 ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    """A port that nobody listens on, for a process that will take seconds until it does.
+
+    Below those that the kernel gives away by itself: one of them could be anybody's by then.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(20_001, lowest) if lowest > 20_100 else 0
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
 
 
 class Nodes:
@@ -33,14 +50,18 @@ class Nodes:
 
     def add(self, name: str, cpus: int, labels: Mapping[str, str]) -> None:
         """Start a node. The first is the head."""
-        self.by_name[name] = self.cluster.add_node(
-            num_cpus=cpus, labels=dict(labels), object_store_memory=200 * 2**20, include_dashboard=False
-        )
+        from pipelines.cluster import started
+
+        sizes = {"num_cpus": cpus, "object_store_memory": 200 * 2**20, "include_dashboard": False}
+        self.by_name[name] = started(lambda: self.cluster.add_node(labels=dict(labels), **sizes))
 
     def kill(self, name: str) -> None:
-        """The machine is gone: kill -9 of its raylet, which takes its workers along."""
+        """The machine is gone: kill -9 of its raylet, and of its workers, which would outlive it for a moment."""
         node = self.by_name.pop(name)
-        os.kill(self.raylet(node).pid, signal.SIGKILL)
+        raylet = self.raylet(node)
+        for process in [raylet, *raylet.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                process.kill()
         self.cluster.remove_node(node, allow_graceful=False)
 
     @staticmethod
@@ -67,9 +88,6 @@ def nodes(**made: tuple[int, Mapping[str, str]]) -> Iterator[Nodes]:
         # Ray gives a worker of several CPUs as many threads: too many for one real core a node.
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
-        patch.setenv(
-            "OMP_NUM_THREADS", "1"
-        )  # Ray gives a worker of two CPUs two threads: too many for so few cores
         group = Nodes()
         try:
             for name, (cpus, labels) in made.items():
@@ -98,7 +116,7 @@ class Command:
         self.seen: dict[str, set[str]] = {}
         self.began = time.monotonic()
 
-    def wait(self, until: Callable[[], bool] = lambda: False, limit_s: float = 600) -> None:
+    def wait(self, until: Callable[[], bool] = lambda: False, limit_s: float = 1200) -> None:
         """Until the process ends or `until` holds, noting which node runs what."""
         while self.process.poll() is None and not until():
             if time.monotonic() - self.began > limit_s:
@@ -108,7 +126,7 @@ class Command:
                 self.seen.setdefault(title, set()).add(node)
             time.sleep(0.02)
 
-    def ended(self, limit_s: float = 600) -> dict[str, Any]:
+    def ended(self, limit_s: float = 1200) -> dict[str, Any]:
         """Wait for the end; the command's JSON."""
         self.wait(limit_s=limit_s)
         assert self.process.returncode is not None
@@ -120,14 +138,25 @@ class Command:
         return set().union(*(names for title, names in self.seen.items() if part in title), set())
 
 
+@dataclass(frozen=True)
 class WhereDecoder(Decoder):
-    """Decodes nothing: the key of its one example is the node that it ran on."""
+    """Decodes nothing: the key of its one example is the node that it ran on.
+
+    Its processes wait for each other, as a node that is up first would do all the work: they leave their node's
+    name in `folder`, and go on when `nodes` names are there. Long in vain where fewer nodes get any work.
+    """
+
+    folder: Path = Path()
+    nodes: int = 1
 
     def decode(self, request: Request, careful: bool | None = None) -> Minibatch:
         import ray
 
-        time.sleep(0.05)  # else one free CPU takes all
         here = ray.get_runtime_context().get_node_id()
+        (self.folder / here).touch()
+        until = time.monotonic() + 120
+        while len(list(self.folder.iterdir())) < self.nodes and time.monotonic() < until:
+            time.sleep(0.02)
         nothing = np.zeros((1, 1, 1), np.uint8)
         return Minibatch(request.step, request.task, nothing, nothing[0], (here,), 0, 1)
 
@@ -137,7 +166,7 @@ def decoded_on(group: Nodes, backend: str, *labels: Mapping[str, str]) -> list[s
     environment = os.environ | {"RAY_ADDRESS": group.cluster.address}
     done = subprocess.run(
         [sys.executable, "-m", "nodes_kit", backend, json.dumps(labels)],
-        env=environment, cwd=ROOT / "tests", capture_output=True, text=True, timeout=240,
+        env=environment, cwd=ROOT / "tests", capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     names = {node.node_id: name for name, node in group.by_name.items()}
@@ -145,16 +174,18 @@ def decoded_on(group: Nodes, backend: str, *labels: Mapping[str, str]) -> list[s
 
 
 def _print_nodes(backend: str, selectors: list[dict[str, str]], count: int = 24) -> None:
-    from pipelines.cluster import cluster
+    from pipelines.cluster import cluster, living_nodes
     from pipelines.feed import minibatches
 
     base, nodes_of = load_config("tiny-nine", [f"feed.backend={backend}"]), []
-    decoder = WhereDecoder(base.tasks, {"cifar10": base.model.input("image")}, {}, 0)
-    requests = [Request(i, "cifar10", ()) for i in range(count)]
+    requests, inputs = [Request(i, "cifar10", ()) for i in range(count)], {"cifar10": base.model.input("image")}
     with cluster():
         for labels in selectors:
             config = base.model_copy(update={"data": base.data.model_copy(update={"decode_labels": labels})})
-            found = list(minibatches(requests, decoder, config))
+            number = sum(node.carries(labels) for node in living_nodes())
+            with tempfile.TemporaryDirectory(prefix="polyvit-where-") as folder:
+                decoder = WhereDecoder(base.tasks, inputs, {}, 0, folder=Path(folder), nodes=number)
+                found = list(minibatches(requests, decoder, config))
             assert [minibatch.step for minibatch in found] == list(range(count))
             nodes_of.append([minibatch.keys[0] for minibatch in found])
     print(json.dumps(nodes_of))

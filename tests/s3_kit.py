@@ -34,17 +34,19 @@ def gs_server(bucket: str = "bucket") -> Iterator[str]:
     import sys
     import time
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    from nodes_kit import free_port
+
+    port = free_port()
     command = ["start", "--host", "127.0.0.1", "--port", str(port), "--in-memory", "--default-bucket", bucket]
     server = subprocess.Popen([sys.executable, "-m", "gcp_storage_emulator", *command], stderr=subprocess.DEVNULL)
     try:
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
+        until = time.monotonic() + 300
+        while True:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
+            assert server.poll() is None, "the server has ended"
+            assert time.monotonic() < until, "the server does not answer"
             time.sleep(0.1)
         yield f"gs://{bucket}?anonymous=true&scheme=http&endpoint_override=127.0.0.1:{port}"
     finally:

@@ -27,7 +27,7 @@ import yaml
 
 TARGETS = ("worker", "decoder", "driver", "node")
 _PROGRESS = re.compile(r"step (\d+)/(\d+)")
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 
 
 @dataclass
@@ -49,7 +49,10 @@ class Cluster:
     def __enter__(self) -> "Cluster":
         from ray.cluster_utils import Cluster as Nodes
 
-        self.inner = Nodes(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+        from pipelines.cluster import started
+
+        head = {"num_cpus": 3, "include_dashboard": False}
+        self.inner = started(lambda: Nodes(initialize_head=True, head_node_args=head))
         for _ in range(self.nodes):
             self.add()
         return self
@@ -61,7 +64,9 @@ class Cluster:
 
     def add(self) -> None:
         """One more node, with room for train workers and decoding."""
-        self.extra.append(self.inner.add_node(num_cpus=2))
+        from pipelines.cluster import started
+
+        self.extra.append(started(lambda: self.inner.add_node(num_cpus=2)))
 
     def kill_node(self) -> None:
         """SIGKILL to the raylet of a node that is not the head; a new node takes its place."""
@@ -135,14 +140,24 @@ class Run:
         return self.process.wait(timeout=PATIENCE_S * 3)
 
 
-def disturbed(run: Run, cluster: Cluster, targets: list[str], rng: random.Random) -> list[Kill]:
-    """Run to the end, with one kill after another, each a random while after training went on."""
+def followed(run: Run) -> float:
+    """Wait for the end of a run; how many seconds it trained, from its first line of progress to its last."""
+    seen: list[float] = []
+    while run.wait_for_progress(len(seen)):
+        seen.append(time.monotonic())
+    return seen[-1] - seen[0] if seen else 0.0
+
+
+def disturbed(
+    run: Run, cluster: Cluster, targets: list[str], rng: random.Random, most_s: float = 2.0
+) -> list[Kill]:
+    """Run to the end, with one kill after another, each up to `most_s` after training went on."""
     kills: list[Kill] = []
     run.start()
     for target in targets:
         if not run.wait_for_progress(run.lines()):
             break
-        time.sleep(rng.uniform(0.0, 2.0))
+        time.sleep(rng.uniform(0.0, most_s))
         if run.process is None or run.process.poll() is not None:
             break
         kill = Kill(target, run.step())
@@ -180,7 +195,7 @@ def _kill(target: str, run: Run, cluster: Cluster, rng: random.Random) -> bool:
 
 def _gone(session: str) -> None:
     """Raises AssertionError where processes of a dead driver live on."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE_S
     while left := ray_processes(session, "RayTrainWorker", "decode_", "Board"):
         if time.monotonic() > until:
             raise AssertionError(f"left behind: {[p.cmdline()[0].strip() for p in left]}")
@@ -261,12 +276,14 @@ def soak(folder: Path, runs: int, kills: int, seed: int, steps: int) -> dict[str
     with Cluster() as cluster:
         reference = Run(folder, "reference", cluster.inner.address, config)
         reference.start()
+        lasted = followed(reference)
         assert reference.finish() == 0, f"the reference failed: {reference.log}"
         for i in range(runs):
             targets = [TARGETS[(i * kills + j) % len(TARGETS)] for j in range(kills)]
             rng.shuffle(targets)
             run = Run(folder, f"disturbed-{i}", cluster.inner.address, config)
-            done = disturbed(run, cluster, targets, rng)
+            # On a fast machine sooner: else the run ends before it is killed.
+            done = disturbed(run, cluster, targets, rng, min(2.0, lasted / 8))
             problems = differences(folder, "reference", run.name)
             entry = {"run": run.name, "kills": [asdict(kill) for kill in done], "differences": problems}
             report["runs"].append(entry)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from pipelines_kit import pair_document
@@ -93,6 +94,11 @@ def test_int8_weights_are_a_quarter(tmp_path: Path) -> None:
     run = quantise(tmp_path / "m.onnx", tmp_path / "m.int8.onnx")
     assert (tmp_path / "m.int8.onnx").stat().st_size < 0.35 * (tmp_path / "m.onnx").stat().st_size
     assert 1e-6 < difference(run, torch_runner(module), module.spec) < 0.1
+    tensors = onnx.load(tmp_path / "m.int8.onnx").graph.initializer
+    weights = [onnx.numpy_helper.to_array(t) for t in tensors if t.data_type == onnx.TensorProto.INT8]
+    largest = max(int(np.abs(weight.astype(np.int16)).max()) for weight in weights)
+    assert largest > 32
+    assert 2 * 255 * largest < 2**15  # the sum of two products, on a CPU without VNNI
 
 
 def test_the_command_measures_on_data(pair_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,7 @@ def test_limits_are_judged_by_the_header(sandbox: Sandbox, files: dict[str, byte
 
 def test_a_crash_and_a_hang_end_the_child_only(sandbox: Sandbox, files: dict[str, bytes]) -> None:
     sandbox.prepare(files["image"])
+    before = sandbox.deaths
     os.kill(sandbox.pid, signal.SIGSEGV)
     with pytest.raises(DecoderDied, match=r"the decoder died on it .SIGSEGV"):
         sandbox.prepare(files["image"])
@@ -76,7 +77,20 @@ def test_a_crash_and_a_hang_end_the_child_only(sandbox: Sandbox, files: dict[str
         sandbox.prepare(files["image"])
     sandbox.limits = patient
     assert sandbox.prepare(files["image"]).modality == "image"
-    assert sandbox.deaths == 2
+    assert sandbox.deaths == before + 2
+
+
+def test_a_child_that_dies_while_it_starts_is_started_again(sandbox: Sandbox, files: dict[str, bytes]) -> None:
+    sandbox.prepare(files["image"])
+    before = sandbox.deaths
+    os.kill(sandbox.pid, signal.SIGKILL)
+    with pytest.raises(DecoderDied):
+        sandbox.prepare(files["image"])
+    os.kill(sandbox.pid, signal.SIGKILL)  # the new one is still importing
+    with pytest.raises(RuntimeError, match=r"did not start: .*-9"):
+        sandbox.prepare(files["image"])
+    assert sandbox.prepare(files["image"]).modality == "image"
+    assert sandbox.deaths == before + 2
 
 
 def test_too_little_memory_is_an_answer(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What happens to a run when its processes are killed, or it is told to stop: real processes, real signals."""
 
+import contextlib
 import json
 import os
 import pty
@@ -32,9 +33,9 @@ def config(folder: Path) -> Path:
 
 def test_a_run_whose_processes_are_killed_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
     """A train worker, a decoding process and the driver; `tests/soak.py` kills more, and nodes as well."""
-    options = ["--runs", "1", "--kills", "3", "--steps", "180"]
+    options = ["--runs", "1", "--kills", "3", "--steps", "300"]
     command = [sys.executable, "tests/soak.py", str(tmp_path / "soak"), *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, env=_plain_env())
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, env=_plain_env())
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "soak" / "soak.json").read_text())
     (run,) = report["runs"]
@@ -64,7 +65,7 @@ class Driver:
                 env={**_plain_env(), "PYTHONUNBUFFERED": "1", "POLYVIT_LOG_EVERY_S": "0.5"},
             )  # fmt: skip
 
-    def wait_for(self, words: str, patience_s: float = 240) -> None:
+    def wait_for(self, words: str, patience_s: float = 600) -> None:
         until = time.monotonic() + patience_s
         while words not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
@@ -75,8 +76,10 @@ class Driver:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def close(self) -> None:
-        for process in [*self.family(), psutil.Process(self.process.pid)] if self.process.poll() is None else []:
-            process.kill()
+        for process in self.family() if self.process.poll() is None else []:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                process.kill()
+        self.process.kill()  # no more than a no-op where it has ended
         os.close(self.leader)
         os.close(self.follower)
 
@@ -88,9 +91,23 @@ def driver(folder: Path, config: Path, request: pytest.FixtureRequest) -> Iterat
     made.close()
 
 
-def gone(processes: list[psutil.Process], patience_s: float = 60) -> None:
+def gone(processes: list[psutil.Process], patience_s: float = 300) -> None:
+    """All of them end. Patience is for Ray's agents where the machine is too busy for Ray to end them in order."""
     _, left = psutil.wait_procs(processes, timeout=patience_s)
-    assert not left, [process.cmdline() for process in left]
+    assert not left, [shown(process) for process in left]
+
+
+def shown(process: psutil.Process) -> list[str]:
+    """Its command line, empty where it has ended meanwhile."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+def is_agent(process: psutil.Process) -> bool:
+    """One of Ray's two agents of a node, which have other titles before they have imported all that they need."""
+    scripts, titles = ("/dashboard/agent.py", "/agent/main.py"), ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+    return any(word.endswith(scripts) or word.startswith(titles) for word in shown(process))
 
 
 def test_ctrl_c_and_then_nothing_is_left_but_a_checkpoint(driver: Driver) -> None:
@@ -98,7 +115,7 @@ def test_ctrl_c_and_then_nothing_is_left_but_a_checkpoint(driver: Driver) -> Non
     driver.wait_for("/2000")
     family = driver.family()
     os.killpg(driver.process.pid, signal.SIGINT)
-    assert driver.process.wait(timeout=120) == 128 + signal.SIGINT
+    assert driver.process.wait(timeout=300) == 128 + signal.SIGINT
     text = driver.log.read_text()
     assert "stopping at the next step, with a checkpoint" in text
     stopped = text.partition("stopped by SIGINT after step ")[2]
@@ -114,7 +131,8 @@ def test_a_killed_driver_leaves_no_process(driver: Driver) -> None:
     family = driver.family()
     assert len(family) > 5
     # Ray's two agents of a node look for their raylet now and then: they end within about two minutes.
-    agents = [p for p in family if p.name() in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
+    agents = [p for p in family if is_agent(p)]
+    assert len(agents) == 2
     driver.process.kill()
     driver.process.wait()
     gone([p for p in family if p not in agents])

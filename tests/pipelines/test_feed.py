@@ -234,11 +234,12 @@ def test_the_share_of_the_clusters_decoders(config: RunConfig) -> None:
 def test_a_trial_whose_placement_group_is_full_is_fed_all_the_same(config: RunConfig, indexes: Indexes) -> None:
     """What Tune starts hands its placement group on to the tasks that it starts; there is no room in it."""
     group = placement_group([{"CPU": 1}])
-    ray.get(group.ready(), timeout=60)
+    ray.get(group.ready(), timeout=300)
     inside = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
 
     trial = ray.remote(Fed).options(num_cpus=1, scheduling_strategy=inside).remote()
     try:
-        assert ray.get(trial.steps.remote(feed(config, indexes)), timeout=60) == list(range(1, STEPS + 1))
+        # Without room it would wait for ever; on a busy machine its processes alone take a minute to start.
+        assert ray.get(trial.steps.remote(feed(config, indexes)), timeout=300) == list(range(1, STEPS + 1))
     finally:
         remove_placement_group(group)

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import soak
 import yaml
 from mlflow.tracking import MlflowClient
 from moto.server import ThreadedMotoServer
+from nodes_kit import free_port
 from small import small_config
 
 from pipelines.tracking import Tracker
@@ -40,12 +40,6 @@ TOOLS = _postgres_tools()
 pytestmark = pytest.mark.skipif(TOOLS is None, reason="PostgreSQL is not installed (Debian: postgresql)")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _postgres(tool: str, *arguments: str) -> None:
     """PostgreSQL refuses to run as root."""
     switch = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
@@ -57,7 +51,7 @@ def _postgres(tool: str, *arguments: str) -> None:
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
     """HOST:PORT of a PostgreSQL with the compose file's user and database."""
-    folder, port = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp")), _free_port()  # its socket needs a short path
+    folder, port = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp")), free_port()  # its socket needs a short path
     (folder / "password").write_text(PASSWORD)
     if os.geteuid() == 0:
         for path in (folder, folder / "password"):
@@ -101,7 +95,7 @@ def _environment(service: str, database: str, store: str) -> dict[str, str]:
 
 def _bucket(database: str, store: str) -> None:
     environment = _environment("bucket", database, store)
-    subprocess.run(SERVICES["bucket"]["command"], cwd=CLUSTER, env=environment, check=True, timeout=120)
+    subprocess.run(SERVICES["bucket"]["command"], cwd=CLUSTER, env=environment, check=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +103,7 @@ def server(database: str, store: str, tmp_path_factory: pytest.TempPathFactory) 
     """The URL of the compose file's MLflow server, once its own health check passes."""
     _bucket(database, store)
     _bucket(database, store)  # the bucket may be there
-    folder, port = tmp_path_factory.mktemp("mlflow"), str(_free_port())
+    folder, port = tmp_path_factory.mktemp("mlflow"), str(free_port())
     here = {"5000": port, "0.0.0.0": "127.0.0.1"}
     command = [here.get(word, word) for word in SERVICES["mlflow"]["command"]]
     environment = _environment("mlflow", database, store)
@@ -118,7 +112,7 @@ def server(database: str, store: str, tmp_path_factory: pytest.TempPathFactory) 
             command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     check = [word.replace("5000", port) for word in SERVICES["mlflow"]["healthcheck"]["test"][1:]]
-    until = time.monotonic() + 240
+    until = time.monotonic() + 600
     try:
         while subprocess.run(check, env=environment, capture_output=True).returncode:
             assert running.poll() is None, (folder / "log").read_text()

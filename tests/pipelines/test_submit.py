@@ -7,27 +7,30 @@ import contextlib
 import os
 import re
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
+from nodes_kit import free_port
 
+from pipelines.cluster import STARTS
 from pipelines.tracking import STEP_KEY
 from polyvit.data.synthetic import write_synthetic
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-STEPS = 2_500  # `ray job stop` takes seconds to start, in which a tiny run takes hundreds of steps
-PATIENCE_S = 420.0  # on a machine that others use; alone, the whole file takes about two minutes
+STEPS = 2_500  # more than a tiny run takes in the moment between a printed step and being held
+PATIENCE_S = 900.0  # on a machine that others use; alone, the whole file takes about two minutes
 
 
 class Head:
@@ -44,7 +47,7 @@ class Head:
             "RAY_USAGE_STATS_ENABLED": "0",
         }  # fmt: skip
         self.env = self.plain | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        self.gcs, self.dashboard = _free_port(), _free_port()
+        self.gcs, self.dashboard = free_port(), free_port()
         self.address = f"http://127.0.0.1:{self.dashboard}"
         self.nodes: list[subprocess.Popen] = []
 
@@ -60,13 +63,23 @@ class Head:
         common = ["--block", "--num-cpus=1", "--labels", labels]
         # In a folder that two nodes share, one removes the job's unpacked code while the other runs it.
         folder = ["--temp-dir", str(self.temp / name)]
-        sizes = ["--object-store-memory=200000000", "--dashboard-agent-listen-port", str(_free_port())]
-        with (self.temp / f"{name}.log").open("w") as log:
-            node = subprocess.Popen(
-                [BIN / "ray", "start", *common, *sizes, *folder, *arguments],
-                env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        self.nodes.append(node)
+        sizes = ["--object-store-memory=200000000", "--dashboard-agent-listen-port", str(free_port())]
+        command, log = [BIN / "ray", "start", *common, *sizes, *folder, *arguments], self.temp / f"{name}.log"
+        for _ in range(STARTS):
+            with log.open("w") as out:
+                node = subprocess.Popen(
+                    command, env=self.env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                )
+            while node.poll() is None and "Ray runtime started" not in log.read_text():
+                time.sleep(0.2)
+            if node.poll() is None:
+                self.nodes.append(node)
+                return
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+            if "timed out during startup" not in log.read_text():
+                break
+        raise AssertionError(log.read_text())
 
     def _wait_for(self, nodes: int) -> None:
         command = [sys.executable, "cluster/wait_for_nodes.py", self.address, str(nodes), "--timeout=240"]
@@ -89,6 +102,20 @@ class Head:
                 cwd=ROOT, env=self.env, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The train workers stand still: `ray job stop` takes seconds to start, in which a run could end."""
+        family = [p for node in self.nodes for p in psutil.Process(node.pid).children(recursive=True)]
+        workers = [p for p in family if "RayTrainWorker" in _title(p)]
+        assert len(workers) == 1
+        for worker in workers:
+            worker.suspend()
+        try:
+            yield
+        finally:
+            for worker in workers:
+                worker.resume()
+
     def close(self) -> None:
         """All processes that these two brought forth, and no others."""
         alive = [node for node in self.nodes if node.poll() is None]
@@ -104,10 +131,10 @@ class Head:
         shutil.rmtree(self.temp, ignore_errors=True)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):  # it ended meanwhile
+        return " ".join(process.cmdline())
+    return ""
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +179,12 @@ def test_a_job_is_submitted_followed_stopped_and_gone_on_with(head: Head, config
     entrypoint = ["python", "-m", "pipelines.cotrain", str(config), "--name", "job", f"storage={storage}"]
     following = head.submit("first", *entrypoint)
     log = head.temp / "first"
-    _wait_for_progress(following, log)
-    stopped = head.job("stop", "first")
+    _wait_for(rf"step [1-9]\d*/{STEPS}", following, log)
+    with ThreadPoolExecutor(1) as beside:
+        with head.held():
+            stopping = beside.submit(head.job, "stop", "first")
+            _wait_for("stopping at the next step", following, log)
+        stopped = stopping.result()
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     following.wait(timeout=PATIENCE_S)
     (step,) = re.findall(r"stopped by SIGTERM after step (\d+), checkpoint written", log.read_text())
@@ -185,9 +216,9 @@ def test_the_upload_holds_the_code_and_nothing_that_grows(head: Head) -> None:
         assert sum(path.stat().st_size for path in files) < 8 * 2**20
 
 
-def _wait_for_progress(following: subprocess.Popen, log: Path) -> None:
+def _wait_for(pattern: str, following: subprocess.Popen, log: Path) -> None:
     until = time.monotonic() + PATIENCE_S
-    while not re.search(rf"step [1-9]\d*/{STEPS}", log.read_text()):
+    while not re.search(pattern, log.read_text()):
         assert following.poll() is None, log.read_text()
         assert time.monotonic() < until, log.read_text()
         time.sleep(0.2)

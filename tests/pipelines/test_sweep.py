@@ -202,7 +202,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on(folder: Path, config: Path) -> N
     command = [sys.executable, "-m", "pipelines.sweep"]
     first = [
         *command, str(config), "--name", "one", f"storage={storage}", "train.workers=1", "train.eval_every=20",
-        "--over", "schedule.kind=weighted,uniform",
+        "sweep.max_concurrent=1", "--over", "schedule.kind=weighted,uniform",
     ]  # fmt: skip
     log = folder / "first.log"
     with log.open("w") as out:

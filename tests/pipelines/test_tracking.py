@@ -125,8 +125,7 @@ def test_a_value_is_logged_once(tracker: Tracker, client: MlflowClient) -> None:
 
 
 def test_patience_ends_with_a_warning(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(tracking, "RETRY_S", 0.02)
+    monkeypatch.setattr(tracking, "RETRY_S", 0.02)  # and patience of minutes: three tries may take their time
     tries: list[int] = []
 
     def fails_twice() -> None:
@@ -136,6 +135,7 @@ def test_patience_ends_with_a_warning(caplog: pytest.LogCaptureFixture, monkeypa
 
     assert tracking.patiently(fails_twice, "this")
     assert len(tries) == 3
+    monkeypatch.setattr(tracking, "PATIENCE_S", 0.1)
     assert not tracking.patiently(lambda: 1 / 0, "that")
     assert "given up: that" in caplog.text
 
