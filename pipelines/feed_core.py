@@ -3,6 +3,9 @@
 Tasks, not actors: a task takes its CPU for as long as it decodes, so that an idle feed holds none, two feeds of
 one worker (training and an evaluation) or many workers share what there is and cannot lock each other out, and a
 node that joins is used at once. Ray keeps the processes from task to task.
+
+What is under way when a feed is left is decoded for nothing, some seconds of work. Ray would cancel it by
+KeyboardInterrupt, and a process that this meets in an import can never import that module again.
 """
 
 from collections import deque
@@ -53,11 +56,7 @@ def ray_core_minibatches(
         while waiting:
             yield _first_of(waiting, task, shared)
 
-    try:
-        yield from whole(received())
-    finally:
-        for _, reference in waiting:
-            ray.cancel(reference)
+    yield from whole(received())
 
 
 def _first_of(waiting: deque[tuple[Piece, Any]], task: Any, shared: Any) -> tuple[Piece, list[Minibatch]]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,25 @@ class Broken(Decoder):
 
     def decode(self, request: Request, careful: bool | None = None) -> Minibatch:
         raise KeyError("no such thing")
+
+
+@dataclass(frozen=True)
+class Noted(Decoder):
+    """A decoder that takes its time, and leaves a file for each request that it began, and as it ended."""
+
+    folder: Path = Path()
+
+    def decode(self, request: Request, careful: bool | None = None) -> Minibatch:
+        (self.folder / f"{request.step} began").touch()
+        end = "was interrupted"
+        try:
+            until = time.monotonic() + 1
+            while time.monotonic() < until:
+                time.sleep(0.01)
+            end = "ended"
+        finally:
+            (self.folder / f"{request.step} {end}").touch()
+        return super().decode(request, careful)
 
 
 class Fed:

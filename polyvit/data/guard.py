@@ -11,6 +11,8 @@ import importlib
 import pickle
 import signal
 import socket
+import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,8 +66,29 @@ class TimeLimit:
 
 
 def import_decoders(modality: str) -> None:
-    """So that the time of an import is not the first example's."""
-    importlib.import_module(f"polyvit.data.{modality}")
+    """So that the time of an import is not the first example's, and that no import is cut short.
+
+    Ray cancels a task by KeyboardInterrupt and gives its process other tasks; torch cannot be imported by halves.
+    """
+    if (name := f"polyvit.data.{modality}") not in sys.modules:
+        with uninterrupted():
+            importlib.import_module(name)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Inside the block, a KeyboardInterrupt waits for its end."""
+    if threading.current_thread() is not threading.main_thread():  # others get none
+        yield
+        return
+    waiting: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda signum, _: waiting.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 @contextmanager

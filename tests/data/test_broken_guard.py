@@ -1,14 +1,17 @@
 """Files that crash or hang a decoder: the process that may die dies, the second try names the file and goes on."""
 
+import _thread
 import faulthandler
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +20,8 @@ from PIL import Image
 
 from polyvit.child import is_fatal
 from polyvit.config import RunConfig
-from polyvit.data.guard import MEMORY, TimeLimit, sandboxed
+from polyvit.data import guard
+from polyvit.data.guard import MEMORY, TimeLimit, import_decoders, sandboxed
 from polyvit.data.index import Example
 from polyvit.data.minibatch import Decoder, Minibatch, Request
 from polyvit.errors import BadMedia
@@ -182,3 +186,27 @@ def test_memory_of_a_child_is_bounded(decoder: FragileDecoder) -> None:
     assert MEMORY == 8 * 2**30
     with sandboxed(decoder, "pics") as tokens, pytest.raises(BadMedia, match="too much memory"):
         tokens("pics", BAD[2], 0, "f2")
+
+
+def test_an_interrupt_waits_for_the_end_of_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does Ray cancel a task. A process with half a torch could decode nothing more."""
+    imported = []
+
+    def slow(name: str) -> None:
+        _thread.interrupt_main()
+        for _ in range(1000):
+            time.sleep(1e-5)
+        imported.append(name)
+
+    monkeypatch.delitem(sys.modules, "polyvit.data.audio", raising=False)
+    monkeypatch.setattr(guard, "importlib", SimpleNamespace(import_module=slow))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        import_decoders("audio")
+    assert imported == ["polyvit.data.audio"]
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.setattr(guard, "importlib", SimpleNamespace(import_module=imported.append))
+    thread = threading.Thread(target=import_decoders, args=("none",))  # where signals cannot be handled
+    thread.start()
+    thread.join()
+    assert imported[1:] == ["polyvit.data.none"]

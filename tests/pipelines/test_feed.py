@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from feed_kit import Broken, Fed, KilledOnce
+from feed_kit import Broken, Fed, KilledOnce, Noted
 from pipelines_kit import pair_config, planned, scanned
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -160,27 +160,49 @@ def test_an_error_in_a_decoding_process_reaches_the_training_thread(
         next(broken.train(1))
 
 
+def assert_that_threads_come_to(number: int) -> None:
+    """Those that read ahead."""
+    until = time.monotonic() + 300
+    while (reading := sum(t.name == "polyvit-feed" for t in threading.enumerate())) != number:
+        assert time.monotonic() < until, f"{reading} threads read, expected {number}"
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize(("backend", "threads"), [("ray_core", 1), ("ray_data", 3)])
 def test_a_feed_that_is_left_stops_reading(
     config: RunConfig, indexes: Indexes, backend: str, threads: int
 ) -> None:
-    def comes_to(number: int) -> bool:
-        until = time.monotonic() + 20
-        while (reading := sum(t.name == "polyvit-feed" for t in threading.enumerate())) != number:
-            if time.monotonic() > until:
-                raise AssertionError(f"{reading} threads read, expected {number}")
-            time.sleep(0.1)
-        return True
-
-    assert comes_to(0)
+    assert_that_threads_come_to(0)
     # 4 steps used, 2 held by the feed. Of Ray Data, 2 are left in the first segment and 1 in the next, which has
     # begun with step 6: either thread has more to hand over (the end counts) than the one that may wait.
     stream = feed(with_feed(config, backend=backend, segment_steps=8, prefetch=1), indexes).train(1)
     for _ in range(4):
         next(stream)
-    assert comes_to(threads)
+    assert_that_threads_come_to(threads)
     stream.close()
-    assert comes_to(0)
+    assert_that_threads_come_to(0)
+
+
+def test_a_feed_that_is_left_interrupts_no_process(
+    config: RunConfig, indexes: Indexes, in_parts: None, tmp_path: Path
+) -> None:
+    """Which may be in the middle of an import, and could never do it again."""
+    left = feed(with_feed(config, decoders=1), indexes)
+    left.decoder = Noted(*(getattr(left.decoder, name) for name in Decoder.__dataclass_fields__), tmp_path)
+    stream = left.train(1)
+    next(stream)
+    stream.close()
+    assert_that_threads_come_to(0)
+
+    def steps(what: str) -> set[str]:
+        return {path.name.split()[0] for path in tmp_path.glob(f"* {what}")}
+
+    until = time.monotonic() + 300
+    while steps("began") != steps("ended") | steps("was interrupted"):
+        assert time.monotonic() < until, sorted(path.name for path in tmp_path.iterdir())
+        time.sleep(0.1)
+    assert len(steps("ended")) > 1
+    assert not steps("was interrupted")
 
 
 def test_parts_of_a_request_make_the_whole(config: RunConfig, indexes: Indexes) -> None:
