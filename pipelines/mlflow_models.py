@@ -123,14 +123,18 @@ def _recorded(checkpoint: Path) -> dict[str, str]:
 def _log(release: Path, name: str, config: RunConfig, run_id: str | None) -> dict[str, str]:
     import mlflow
 
-    if run_id is None and mlflow.get_experiment_by_name(config.tracking.experiment) is None:
-        local = f"{Path(config.storage).absolute()}/mlartifacts" if _is_sqlite() else None
-        mlflow.create_experiment(config.tracking.experiment, artifact_location=local)
+    experiment = None  # that of the run
     if run_id is None:
-        mlflow.set_experiment(config.tracking.experiment)
+        local = f"{Path(config.storage).absolute()}/mlartifacts" if _is_sqlite() else None
+        found = mlflow.get_experiment_by_name(config.tracking.experiment)
+        experiment = (
+            found.experiment_id
+            if found
+            else mlflow.create_experiment(config.tracking.experiment, artifact_location=local)
+        )
     warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
     run_name = None if run_id else f"register {config.name}"
-    with mlflow.start_run(run_id=run_id, run_name=run_name, nested=True) as run:
+    with mlflow.start_run(run_id=run_id, experiment_id=experiment, run_name=run_name, nested=True) as run:
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
