@@ -25,7 +25,7 @@ from polyvit.errors import BadMedia
 START_SECONDS = 120.0
 """Time for a child to import its decoders; seconds on a quiet machine."""
 ENDING_SECONDS = 10.0
-"""Time for a child that has hung up to end by itself, so that its exit status tells why."""
+"""Time for a child that has closed its connection to end by itself, so that its exit status tells why."""
 _FRAME = struct.Struct("<IQ")  # bytes of JSON, bytes of payload
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 Frame = tuple[dict[str, Any], bytes]
