@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import polyvit
-from pipelines.tracking import tracking_uri
+from pipelines.tracking import experiment_id, tracking_uri
 from polyvit.checkpoint import find_checkpoint, read_document
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
@@ -123,15 +123,7 @@ def _recorded(checkpoint: Path) -> dict[str, str]:
 def _log(release: Path, name: str, config: RunConfig, run_id: str | None) -> dict[str, str]:
     import mlflow
 
-    experiment = None  # that of the run
-    if run_id is None:
-        local = f"{Path(config.storage).absolute()}/mlartifacts" if _is_sqlite() else None
-        found = mlflow.get_experiment_by_name(config.tracking.experiment)
-        experiment = (
-            found.experiment_id
-            if found
-            else mlflow.create_experiment(config.tracking.experiment, artifact_location=local)
-        )
+    experiment = None if run_id else experiment_id(mlflow.MlflowClient(), config)
     warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
     run_name = None if run_id else f"register {config.name}"
     with mlflow.start_run(run_id=run_id, experiment_id=experiment, run_name=run_name, nested=True) as run:
@@ -219,12 +211,6 @@ def list_versions(uri: str | None = None) -> list[dict[str, Any]]:
                     }
                 )
         return found
-
-
-def _is_sqlite() -> bool:
-    import mlflow
-
-    return mlflow.get_tracking_uri().startswith("sqlite:")
 
 
 def _no_store() -> bool:

@@ -54,6 +54,15 @@ def import_client(config: RunConfig) -> None:
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
+def experiment_id(client: Any, config: RunConfig) -> str:
+    """Of `tracking.experiment`, made where it is not there; beside SQLite, with its artifacts in `storage`."""
+    name = config.tracking.experiment
+    if found := client.get_experiment_by_name(name):
+        return found.experiment_id
+    local = f"{Path(config.storage).absolute()}/mlartifacts" if client.tracking_uri.startswith("sqlite:") else None
+    return client.create_experiment(name, artifact_location=local)
+
+
 def _trial_run(client: Any, experiment_id: str, trial: str | None) -> str | None:
     """The run of a sweep's trial, if it was begun before."""
     if trial is None:
@@ -84,17 +93,11 @@ class Tracker:
             Path(config.storage).mkdir(parents=True, exist_ok=True)
         try:
             client = MlflowClient(tracking_uri=uri)
-            name = config.tracking.experiment
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                local = f"{Path(config.storage).absolute()}/mlartifacts" if uri.startswith("sqlite:") else None
-                experiment_id = client.create_experiment(name, artifact_location=local)
-            else:
-                experiment_id = found.experiment_id
+            experiment = experiment_id(client, config)
             tags = {"polyvit.recipe": config.name, **(tags or {})}
-            if known := _trial_run(client, experiment_id, tags.get(TRIAL)):
+            if known := _trial_run(client, experiment, tags.get(TRIAL)):
                 return cls(uri, known)
-            run = client.create_run(experiment_id, run_name=run_name, tags=tags)
+            run = client.create_run(experiment, run_name=run_name, tags=tags)
             tracker = cls(uri, run.info.run_id)
             tracker.params(flatten(config.model_dump(mode="json")))
         except (MlflowException, OSError) as error:

@@ -42,7 +42,7 @@ def task(modality: str, **augment: Any) -> TaskConfig:
     ],
 )
 def test_real_files_become_tokens(modality: str, spec: ModelInput, pattern: str) -> None:
-    changed = 0
+    changed = []
     for path in sorted(DATA_DIR.glob(pattern))[:3]:
         data = path.read_bytes()
         first, again, other = (
@@ -55,8 +55,8 @@ def test_real_files_become_tokens(modality: str, spec: ModelInput, pattern: str)
             assert tokens_NP.dtype == token_dtype(task(modality).modality)
             assert np.isfinite(tokens_NP).all()
         assert np.array_equal(first, again)
-        changed += not np.array_equal(first, other)
-    assert changed, "no augmentation"  # silence stays silence
+        changed.append(not np.array_equal(first, other))
+    assert (any if modality == "audio" else all)(changed)  # silence stays silence
 
 
 def test_pixels_need_no_decoding() -> None:

@@ -126,7 +126,7 @@ def test_every_video_of_the_kit() -> None:
         ours = read_clip(made, 8, 2)
         assert (ours.shape[1] > ours.shape[2]) == (theirs.shape[1] > theirs.shape[2])
         small = [cv2.resize(frame, ours.shape[2:0:-1], interpolation=cv2.INTER_AREA) for frame in theirs]
-        assert psnr(ours, np.stack(small)) > 27, path  # 32 to 34 of our kit: grain is what costs
+        assert psnr(ours, np.stack(small)) > 30, path
 
 
 def test_a_recording_becomes_mono_flac_at_the_rate() -> None:

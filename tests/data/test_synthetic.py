@@ -99,9 +99,9 @@ def test_every_path_is_as_in_the_real_set(root: Path, task: str) -> None:
         return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
     assert [name for name in names(root / task) if not re.fullmatch(PATHS[task], name)] == []
-    if (DATA_DIR / task).is_dir():  # real sets hold names of other sorts too
-        real = [name for name in names(DATA_DIR / task) if re.fullmatch(PATHS[task], name)]
-        assert len(real) > 1, "none is as ours are"
+    if (DATA_DIR / task).is_dir():  # real sets may hold names of other sorts too
+        real = names(DATA_DIR / task)
+        assert sum(bool(re.fullmatch(PATHS[task], name)) for name in real) > len(real) / 2
 
 
 @needs_data
@@ -184,7 +184,8 @@ def test_pets_lists(root: Path) -> None:
         real = (DATA_DIR / "pets/annotations/list.txt").read_text().splitlines()
         known = {line.split()[0].rpartition("_")[0]: line.split()[1:] for line in real if not line.startswith("#")}
         assert comments == real[:6]
-        ours = ((breed, species, index) for breed, species, index, *_ in synthetic_layouts.PETS)
+        ours = [(breed, species, index) for breed, species, index, *_ in synthetic_layouts.PETS]
+        assert known.keys() & {breed for breed, *_ in ours}
         for number, (breed, species, index) in enumerate(ours, start=1):
             assert known.get(breed) in (None, [str(number), str(species), str(index)])
 

@@ -22,7 +22,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 from nodes_kit import free_port
 
-from pipelines.cluster import STARTS
+from pipelines.cluster import started
 from pipelines.tracking import STEP_KEY
 from polyvit.data.synthetic import write_synthetic
 
@@ -65,21 +65,21 @@ class Head:
         folder = ["--temp-dir", str(self.temp / name)]
         sizes = ["--object-store-memory=200000000", "--dashboard-agent-listen-port", str(free_port())]
         command, log = [BIN / "ray", "start", *common, *sizes, *folder, *arguments], self.temp / f"{name}.log"
-        for _ in range(STARTS):
+
+        def start() -> subprocess.Popen:
             with log.open("w") as out:
                 node = subprocess.Popen(
                     command, env=self.env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
                 )
             while node.poll() is None and "Ray runtime started" not in log.read_text():
                 time.sleep(0.2)
-            if node.poll() is None:
-                self.nodes.append(node)
-                return
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(node.pid, signal.SIGKILL)
-            if "timed out during startup" not in log.read_text():
-                break
-        raise AssertionError(log.read_text())
+            if node.poll() is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(node.pid, signal.SIGKILL)
+                raise RuntimeError(log.read_text())
+            return node
+
+        self.nodes.append(started(start))
 
     def _wait_for(self, nodes: int) -> None:
         command = [sys.executable, "cluster/wait_for_nodes.py", self.address, str(nodes), "--timeout=240"]
