@@ -9,7 +9,7 @@ from polyvit import __version__
 COMMANDS = {
     "synth": "write the nine layouts at toy size",
     "index": "scan the data of a config and say what is there and what is not",
-    "inspect": "the data doctor: counts, classes, broken files, doubles, contact sheets",
+    "inspect": "a report on the data: counts, classes, broken files, duplicates, contact sheets",
     "shard": "write tasks as WebDataset tar shards with their index",
     "plan": "look before you spend: steps, probabilities, epochs, parameters, missing data",
     "cotrain": "co-train one model on all tasks of a config",
@@ -26,8 +26,8 @@ COMMANDS = {
     "recipes": "list the recipes that ship",
 }
 
-MODULES = {"inspect": "inspect_data"}
-"""Commands whose module has another name than they: no file is called like a module of the standard library."""
+MODULES = {"bench": "bench.main"}
+"""Commands whose module is not `pipelines.<command>`."""
 
 
 def usage() -> str:

@@ -16,11 +16,11 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines import command
-from pipelines.command import console
-from polyvit.compare import Comparison, compare, leaderboard, parameters_saved, read_runs
+from pipelines.runtime import command_line
+from pipelines.runtime.command_line import console
 from polyvit.errors import UserError
-from polyvit.pictures import amount
+from polyvit.reports.compare.comparison import Comparison, compare, leaderboard, parameters_saved, read_runs
+from polyvit.reports.compare.heat_maps import amount
 
 MOST_RUNS = 7
 """Columns of the table of tasks on the terminal, which so fits 100 letters: the best runs; the files have all."""
@@ -84,7 +84,7 @@ def _three(value: float | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit compare`."""
-    made = command.parser("compare", "Compare finished runs: leaderboard, pictures, one HTML page.")
+    made = command_line.parser("compare", "Compare finished runs: leaderboard, pictures, one HTML page.")
     made.add_argument("runs", metavar="RUN", nargs="+", help="a run, or a folder that holds runs")
     made.add_argument(
         "--baseline", metavar="RUN", nargs="+", action="extend", default=[],
@@ -92,11 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     made.add_argument("--out", metavar="DIR", type=Path, default=Path("comparison"), help="default: %(default)s")
     made.add_argument("--title", help="of the page")
-    return command.run(made, _body, argv)
+    return command_line.run(made, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from polyvit.page import write_report
+    from polyvit.reports.compare.page import write_report
 
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a file; give a folder")

@@ -22,18 +22,18 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from pipelines import command
-from pipelines.command import console
-from pipelines.stopping import Stopped
-from polyvit.checkpoint import TrainState
-from polyvit.config import RunConfig
+from pipelines.runtime import command_line
+from pipelines.runtime.command_line import console
+from pipelines.runtime.signals import Stopped
+from polyvit.checkpoint.state import TrainState
+from polyvit.checkpoint.store import best_step, folder_name, open_store, under
+from polyvit.config.loader import apply_override, load_config, validate_config, with_absolute_paths
+from polyvit.config.run import RunConfig
 from polyvit.errors import UserError
 from polyvit.model.polyvit import parameters_of
-from polyvit.model.pretrained import check_init
-from polyvit.recipes import apply_override, load_config, validate_config, with_absolute_paths
-from polyvit.report import draw_schedule, result_rows
-from polyvit.schedule import build_schedule
-from polyvit.store import best_step, folder_name, open_store, under
+from polyvit.model.pretrained.initialise import check_init
+from polyvit.reports.schedule_plot import draw_schedule, result_rows
+from polyvit.schedule.schedule import build_schedule
 
 _RESUMABLE = ("train", "data", "feed", "tracking", "storage")
 """Sections that a resumed run may change: where and how fast, not what is learned."""
@@ -123,10 +123,10 @@ def cotrain(
     UserError for the user's mistakes; what else ends it comes as Ray Train's error, after a line that says how to
     go on from the last checkpoint.
     """
-    from pipelines.cluster import check_resources, cluster
     from pipelines.index import build_indexes, index_report, load_indexes, task_roots
-    from pipelines.tracking import Tracker, import_client
-    from pipelines.train_worker import fit
+    from pipelines.runtime.cluster import check_resources, cluster
+    from pipelines.tracking.runs import Tracker, import_client
+    from pipelines.training.worker import fit
 
     task_roots(config)  # before anything is started
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
@@ -172,7 +172,7 @@ def cotrain(
 
 
 def _resume_command(place: RunPlace) -> str:
-    return f"{command.tool('polyvit')} cotrain --resume {place.folder}"
+    return f"{command_line.tool('polyvit')} cotrain --resume {place.folder}"
 
 
 def _stopped(place: RunPlace, state: TrainState, signum: int) -> Stopped:
@@ -289,16 +289,16 @@ def print_results(document: dict[str, Any]) -> None:
         console.print(f"best        step {best['step']} ({best['metric']} {best['value']:.3f}){where}")
     console.print(f"MLflow      run {document['run_id']} in {document['mlflow_uri']}")
     if document["mlflow_uri"].startswith("sqlite:"):
-        console.print(f"see it      {command.tool('mlflow')} ui --backend-store-uri {document['mlflow_uri']}")
+        console.print(f"see it      {command_line.tool('mlflow')} ui --backend-store-uri {document['mlflow_uri']}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit cotrain`."""
-    made = command.parser("cotrain", "Co-train one model on all tasks of a config.")
-    command.add_config(made, optional=True)
+    made = command_line.parser("cotrain", "Co-train one model on all tasks of a config.")
+    command_line.add_config(made, optional=True)
     made.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, or its name in `storage`")
     made.add_argument("--name", help="the new run's name (default: recipe, time and four random digits)")
-    return command.run(made, _body, argv)
+    return command_line.run(made, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -316,7 +316,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         check_init(config)
         document = cotrain(config, new_run(config, arguments.name))
     print_results(document)
-    polyvit = command.tool("polyvit")
+    polyvit = command_line.tool("polyvit")
     console.print(f"next        {polyvit} evaluate {document['checkpoint']}")
     if not arguments.resume:
         only = [f"--only {task}" for task in arguments.only]

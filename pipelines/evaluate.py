@@ -20,22 +20,22 @@ from typing import Any, get_args
 
 from rich.table import Table
 
-from pipelines import command
-from pipelines.command import console
-from pipelines.mlflow_models import model_folder
-from polyvit.checkpoint import load_trained, read_document
-from polyvit.config import RunConfig
-from polyvit.data.index import Scan, Split
-from polyvit.data.minibatch import Minibatch, Quarantined, Request
+from pipelines.runtime import command_line
+from pipelines.runtime.command_line import console
+from pipelines.tracking.registry import model_folder
+from polyvit.checkpoint.state import load_trained, read_document
+from polyvit.config.loader import apply_override, read_recipe, validate_config, with_absolute_paths
+from polyvit.config.run import RunConfig
+from polyvit.data.index.io import Scan, Split
+from polyvit.data.loading.minibatch import Minibatch, Quarantined, Request
+from polyvit.data.loading.requests import split_requests
+from polyvit.deploy.predict import class_names
 from polyvit.errors import UserError
-from polyvit.evaluate import evaluate
-from polyvit.feed import split_requests
-from polyvit.metrics import chance_level
+from polyvit.evaluation.evaluate import evaluate
+from polyvit.evaluation.metrics import chance_level
 from polyvit.model.polyvit import PolyViT
-from polyvit.predict import class_names
-from polyvit.recipes import apply_override, read_recipe, validate_config, with_absolute_paths
-from polyvit.report import label_shares
-from polyvit.step import Alone
+from polyvit.reports.schedule_plot import label_shares
+from polyvit.training.step import Alone
 
 
 def evaluation_config(
@@ -108,8 +108,8 @@ def class_problems(scans: Mapping[str, Scan], trained: Mapping[str, Sequence[str
 
 def evaluate_checkpoint(model: PolyViT, config: RunConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
     """Index the tasks, decode and measure on the cluster that is attached. Returns a row a task."""
-    from pipelines.cluster import check_resources, one_worker
     from pipelines.index import build_indexes, index_report
+    from pipelines.runtime.cluster import check_resources, one_worker
 
     # One process runs the model, whatever number trained it.
     alone = one_worker(config)
@@ -144,8 +144,8 @@ def _measure(model: PolyViT, config: RunConfig, alone: RunConfig, indexes: Any) 
     """`_forward` in a Ray task that holds a GPU, or here."""
     import ray
 
-    from pipelines.cluster import use_gpu
-    from pipelines.progress import Board, live_line
+    from pipelines.runtime.cluster import use_gpu
+    from pipelines.runtime.progress import Board, live_line
 
     board = Board.remote()  # type: ignore[attr-defined]
     ray.get(board.post.remote({"phase": "starting the feed ..."}))
@@ -160,8 +160,8 @@ def _forward(
     model: PolyViT, config: RunConfig, indexes: Any, board: Any, device: str
 ) -> tuple[dict[str, dict[str, Any]], list[Quarantined]]:
     """Results and undecodable examples of every task."""
-    from pipelines.feed import make_decoder, minibatches
-    from pipelines.progress import Poster
+    from pipelines.feed.worker_feed import make_decoder, minibatches
+    from pipelines.runtime.progress import Poster
 
     requests = evaluation_requests(config, indexes.scans)
     stream = minibatches(requests, make_decoder(config, indexes), config)
@@ -227,11 +227,11 @@ def print_results(document: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit evaluate`."""
-    made = command.parser("evaluate", "Evaluate a checkpoint on the tasks of its config.")
+    made = command_line.parser("evaluate", "Evaluate a checkpoint on the tasks of its config.")
     made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
-    command.add_config(made, optional=True)
+    command_line.add_config(made, optional=True)
     made.add_argument("--split", choices=get_args(Split), help="instead of each task's eval_split")
-    return command.run(made, _body, argv)
+    return command_line.run(made, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -241,8 +241,8 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint = model_folder(arguments.model)
     model, trained, state = load_trained(checkpoint)
     config = evaluation_config(trained, recipe, overrides, arguments.split, arguments.only)
-    from pipelines.cluster import cluster
     from pipelines.index import task_roots
+    from pipelines.runtime.cluster import cluster
 
     task_roots(config)  # before anything is started
     console.print("starting Ray ...")

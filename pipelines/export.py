@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from pipelines import command
-from pipelines.command import console
+from pipelines.runtime import command_line
+from pipelines.runtime.command_line import console
 from polyvit.errors import UserError
 
 if TYPE_CHECKING:
-    from polyvit.config import RunConfig
-    from polyvit.data.minibatch import Minibatch
-    from polyvit.export import Runner
+    from polyvit.config.run import RunConfig
+    from polyvit.data.loading.minibatch import Minibatch
+    from polyvit.deploy.export import Runner
 
 BATCH_VIEWS = 16
 """Views of one forward pass in the measurement on data."""
@@ -33,20 +33,20 @@ BATCH_VIEWS = 16
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit export`."""
-    made = command.parser("export", "Cut one task out of a trained model: torch.export, ONNX, int8.")
+    made = command_line.parser("export", "Cut one task out of a trained model: torch.export, ONNX, int8.")
     made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
     made.add_argument("--task", required=True, metavar="NAME", help="the task whose head is taken")
     made.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the files")
     made.add_argument("--int8", action="store_true", help="a third file, with weights quantised to int8")
     made.add_argument("--data", metavar="ROOT", type=Path, help="measure the files on ROOT/NAME (see data.root)")
-    return command.run(made, _body, argv)
+    return command_line.run(made, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.mlflow_models import model_folder
-    from polyvit.checkpoint import load_trained
-    from polyvit.export import description, require_onnx
-    from polyvit.predict import check_tasks, class_names, pad_names
+    from pipelines.tracking.registry import model_folder
+    from polyvit.checkpoint.state import load_trained
+    from polyvit.deploy.export import description, require_onnx
+    from polyvit.deploy.predict import check_tasks, class_names, pad_names
 
     require_onnx()
     folder = model_folder(arguments.model)
@@ -77,7 +77,7 @@ def export_task(
     """
     import torch
 
-    from polyvit.export import (
+    from polyvit.deploy.export import (
         TOLERANCE,
         TaskModel,
         accuracy,
@@ -124,8 +124,8 @@ def export_task(
 
 def _held_out(config: "RunConfig", name: str, root: Path, names: Sequence[str]) -> "Iterator[Minibatch]":
     """The task's evaluation split, decoded here; scanned now, so that mistakes show before anything is written."""
-    from polyvit.data.layouts import scan
-    from polyvit.data.minibatch import Decoder, evaluation_requests
+    from polyvit.data.layouts.scan import scan
+    from polyvit.data.loading.minibatch import Decoder, evaluation_requests
 
     task = config.tasks[name]
     folder = root / name

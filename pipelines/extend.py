@@ -19,18 +19,18 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines import command
-from pipelines.command import console
-from polyvit.config import RunConfig
-from polyvit.extend import ROLES, add_results, assemble, extension_config, write_extended
-from polyvit.recipes import load_config
+from pipelines.runtime import command_line
+from pipelines.runtime.command_line import console
+from polyvit.config.loader import load_config
+from polyvit.config.run import RunConfig
+from polyvit.deploy.extend import ROLES, add_results, assemble, extension_config, write_extended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit extend`."""
-    made = command.parser("extend", "Add tasks to a trained model; measure what the old tasks lose.")
+    made = command_line.parser("extend", "Add tasks to a trained model; measure what the old tasks lose.")
     made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
-    command.add_config(made)
+    command_line.add_config(made)
     made.add_argument(
         "--freeze", default=",".join(ROLES), metavar="PARTS",
         help=f"old parts that do not train, separated by commas: of {', '.join(ROLES)}; or parts such as "
@@ -40,16 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--old-root", metavar="DIR", type=Path, help="data.root of the old tasks, if it has moved")
     made.add_argument("--skip-forgetting", action="store_true", help="do not evaluate the old tasks")
     made.add_argument("--name", help="the new run's name")
-    return command.run(made, _body, argv)
+    return command_line.run(made, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.cluster import cluster
     from pipelines.cotrain import cotrain, new_run, print_results
     from pipelines.index import task_roots
-    from pipelines.mlflow_models import model_folder
-    from polyvit.checkpoint import load_trained
-    from polyvit.release import write_release
+    from pipelines.runtime.cluster import cluster
+    from pipelines.tracking.registry import model_folder
+    from polyvit.checkpoint.state import load_trained
+    from polyvit.deploy.package import write_release
 
     folder = model_folder(arguments.model)
     old, trained, document = load_trained(folder)
@@ -129,7 +129,7 @@ def print_forgetting(report: Mapping[str, Any]) -> None:
     words = f"{changed} old parameter tensors changed" if changed else "no old parameter changed, to the last bit"
     console.print(f"frozen      {', '.join(report['frozen']) or 'nothing'}: {words}", markup=False)
     console.print(f"extended    {report['extended']}", markup=False)
-    console.print(f"next        {command.tool('polyvit')} predict {report['extended']} FILE", markup=False)
+    console.print(f"next        {command_line.tool('polyvit')} predict {report['extended']} FILE", markup=False)
 
 
 if __name__ == "__main__":

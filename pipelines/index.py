@@ -3,7 +3,7 @@
 polyvit index CONFIG [key=value ...]      python -m pipelines.index CONFIG [key=value ...]
 
 Indexes are kept in `storage`/index-cache, where `plan`, training and the other commands find them: what has not
-changed is not read again (`polyvit.data.index_cache`).
+changed is not read again (`polyvit.data.layouts.index_cache`).
 """
 
 import argparse
@@ -17,16 +17,16 @@ from typing import Any
 import ray
 from rich.table import Table
 
-from pipelines import command
-from pipelines.cluster import cluster
-from pipelines.command import console
-from polyvit.config import RunConfig
-from polyvit.data.index import Scan, index_hash, read_index
-from polyvit.data.index_cache import scan_task
-from polyvit.data.root import Place, StoreUnavailable, as_place, is_url, open_root
+from pipelines.runtime import command_line
+from pipelines.runtime.cluster import cluster
+from pipelines.runtime.command_line import console
+from polyvit.checkpoint.store import under
+from polyvit.config.loader import load_config
+from polyvit.config.run import RunConfig
+from polyvit.data.index.io import Scan, index_hash, read_index
+from polyvit.data.layouts.index_cache import scan_task
 from polyvit.errors import UserError
-from polyvit.recipes import load_config
-from polyvit.store import under
+from polyvit.storage.root import Place, StoreUnavailable, as_place, is_url, open_root
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,11 @@ def classes_present(found: Scan) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit index`."""
-    made = command.parser("index", "Scan the data of a config; say what is there and what was left out, and why.")
-    command.add_config(made)
+    made = command_line.parser("index", "Scan the data of a config; say what is there and what is left out.")
+    command_line.add_config(made)
     made.add_argument("--out", type=Path, help="folder for the Parquet indexes too (default: the cache alone)")
     made.add_argument("--fresh", action="store_true", help="scan everything, what has not changed too")
-    return command.run(made, _body, argv)
+    return command_line.run(made, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What each train worker of a run needs: decoding cores, feed, network, checkpoints; the end of `polyvit plan`.
 
-Figures are predictions of `polyvit.scaling` for H200 machines; docs/scaling.md says how far to trust them.
+Figures are predictions of `cost/cluster_model.py` for H200 machines; docs/scaling.md says how far to trust them.
 """
 
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.command import console
-from polyvit.config import RunConfig
-from polyvit.scaling import Hardware, run_cost
-from polyvit.schedule import Schedule
+from pipelines.runtime.command_line import console
+from polyvit.config.run import RunConfig
+from polyvit.cost.cluster_model import Hardware, run_cost
+from polyvit.schedule.schedule import Schedule
 
 
 def needs_document(config: RunConfig, schedule: Schedule) -> dict[str, Any]:

@@ -15,28 +15,28 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines import command
-from pipelines.command import console
 from pipelines.needs import needs_document, print_needs
-from polyvit.config import RunConfig
-from polyvit.data.index import Scan
+from pipelines.runtime import command_line
+from pipelines.runtime.command_line import console
+from polyvit.config.loader import load_config
+from polyvit.config.run import RunConfig
+from polyvit.cost.estimate import estimate
+from polyvit.data.index.io import Scan
 from polyvit.errors import UserError
-from polyvit.estimate import estimate
-from polyvit.flops import training_flops
+from polyvit.model.flops import training_flops
 from polyvit.model.polyvit import parameters_of
-from polyvit.model.pretrained import init_problems
-from polyvit.recipes import load_config
-from polyvit.report import draw_schedule
-from polyvit.schedule import Schedule, build_schedule
+from polyvit.model.pretrained.initialise import init_problems
+from polyvit.reports.schedule_plot import draw_schedule
+from polyvit.schedule.schedule import Schedule, build_schedule
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit plan`."""
-    made = command.parser("plan", "What a run would do, and what stands in its way.")
-    command.add_config(made)
+    made = command_line.parser("plan", "What a run would do, and what stands in its way.")
+    command_line.add_config(made)
     made.add_argument("--no-measure", action="store_true", help="no steps are timed on this machine")
     made.add_argument("--picture", metavar="FILE", type=Path, help="draw the schedule as a PNG")
-    return command.run(made, _body, argv)
+    return command_line.run(made, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -92,8 +92,8 @@ def duration(seconds: float) -> str:
 
 def scan_given_data(config: RunConfig) -> tuple[Mapping[str, Scan], list[str]]:
     """The indexes, if the config says where data are, and every problem with them. No data named: neither."""
-    from pipelines.cluster import cluster
     from pipelines.index import build_indexes, task_roots
+    from pipelines.runtime.cluster import cluster
 
     if config.data.root is None and all(task.root is None for task in config.tasks.values()):
         return {}, []

@@ -8,7 +8,7 @@ MODEL is a checkpoint's folder, a run's, or `models:/name@alias`. With FILEs the
 stdout: path, modality and for each task its best classes, or `error` with the reason; exit status 2 where a file
 could not be used, after all others were answered. Files are decoded in a process of their own, so that one which
 crashes or stalls its decoder costs its own line alone. With --input the answers go to Parquet files in DIR, and a
-job that was stopped goes on where it was (`pipelines/label.py`).
+job that was stopped goes on where it was (`pipelines/batch/batch_predict.py`).
 """
 
 import argparse
@@ -19,15 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pipelines import command
-from pipelines.command import console
+from pipelines.runtime import command_line
+from pipelines.runtime.command_line import console
+from polyvit.config.inputs import Modality
 from polyvit.errors import UserError
-from polyvit.inputs import Modality
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit predict`. Status 0: every file was answered; 2: the user's mistake, or an unusable file."""
-    made = command.parser("predict", "Classify images, videos and recordings with a trained model.")
+    made = command_line.parser("predict", "Classify images, videos and recordings with a trained model.")
     made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
     made.add_argument(
         "files", metavar="FILE", nargs="*", help="media files; what they are is seen from their content"
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed.extend(answer["path"] for answer in document["answers"] if "error" in answer)
         return document
 
-    status = command.run(made, body, argv)
+    status = command_line.run(made, body, argv)
     return 2 if failed and status == 0 else status
 
 
@@ -67,9 +67,9 @@ def _here(arguments: argparse.Namespace) -> dict[str, Any]:
     """Answer FILEs on this machine."""
     import torch
 
-    from pipelines.mlflow_models import model_folder
-    from polyvit.predict import Predictor, as_json_line, check_tasks
-    from polyvit.sandbox import Limits, Sandbox
+    from pipelines.tracking.registry import model_folder
+    from polyvit.deploy.isolated_predict import Limits, Sandbox
+    from polyvit.deploy.predict import Predictor, as_json_line, check_tasks
 
     if not arguments.files:
         raise UserError("give FILEs to classify, or --input and --output for a job")
@@ -91,8 +91,8 @@ def _here(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _job(arguments: argparse.Namespace) -> dict[str, Any]:
     """Answer everything in --input, on Ray."""
-    from pipelines.label import LabelJob, label, list_files
-    from pipelines.mlflow_models import model_folder
+    from pipelines.batch.batch_predict import LabelJob, label, list_files
+    from pipelines.tracking.registry import model_folder
 
     if arguments.files or arguments.output is None:
         raise UserError("a job takes --input and --output DIR, and no FILEs")

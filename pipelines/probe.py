@@ -5,8 +5,8 @@
 
 MODEL is a checkpoint's folder, a run's, or `models:/name@alias`. The tasks of CONFIG are probed, in the input
 sizes of the model. Features of the train split (evaluation views, no augmentation) and of each task's
-`eval_split` are extracted once and cached (`pipelines/features.py`); a second probe reads no media. The protocol
-is in `polyvit/probe.py`.
+`eval_split` are extracted once and cached; a second probe reads no media. The protocol:
+`evaluation/probe.py`.
 """
 
 import argparse
@@ -20,17 +20,17 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines import command
-from pipelines.command import console
-from pipelines.mlflow_models import is_registered, model_folder
-from polyvit.checkpoint import load_trained
-from polyvit.config import AudioInput, RunConfig, VideoInput
+from pipelines.runtime import command_line
+from pipelines.runtime.command_line import console
+from pipelines.tracking.registry import is_registered, model_folder
+from polyvit.checkpoint.state import load_trained
+from polyvit.config.loader import load_config
+from polyvit.config.run import AudioInput, RunConfig, VideoInput
 from polyvit.errors import UserError
-from polyvit.features import Features
-from polyvit.loop import JUDGED_FROM
+from polyvit.evaluation.features import Features
+from polyvit.evaluation.probe import EPOCHS, LRS, ProbeResult, ProbeSettings, probe
 from polyvit.model.polyvit import PolyViT
-from polyvit.probe import EPOCHS, LRS, ProbeResult, ProbeSettings, probe
-from polyvit.recipes import load_config
+from polyvit.training.loop import JUDGED_FROM
 
 
 def probe_config(
@@ -63,9 +63,9 @@ def run_probes(
     model: PolyViT, config: RunConfig, model_digest: str, cache: Path, settings: ProbeSettings
 ) -> dict[str, dict[str, Any]]:
     """Index, get features, fit and score a head a task, on the cluster that is attached. Returns their rows."""
-    from pipelines.cluster import check_resources, one_worker, use_gpu
-    from pipelines.features import cached_or_extracted, wanted_features
+    from pipelines.batch.extract_features import cached_or_extracted, wanted_features
     from pipelines.index import build_indexes, index_report
+    from pipelines.runtime.cluster import check_resources, one_worker, use_gpu
 
     check_resources(one_worker(config))
     with tempfile.TemporaryDirectory(prefix="index-", dir=cache) as folder:
@@ -180,21 +180,21 @@ def _count(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit probe`."""
-    made = command.parser("probe", "Fit a new linear head a task on the frozen features of a checkpoint.")
+    made = command_line.parser("probe", "Fit a new linear head a task on the frozen features of a checkpoint.")
     made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
-    command.add_config(made)
+    command_line.add_config(made)
     made.add_argument("--cache", metavar="DIR", type=Path, help="folder of features (default: MODEL/features)")
     made.add_argument("--lrs", type=_rates, default=LRS, metavar="LR,LR", help="learning rates to choose from")
     made.add_argument("--epochs", type=_count, default=EPOCHS, help=f"passes over train (default: {EPOCHS})")
-    return command.run(made, _body, argv)
+    return command_line.run(made, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint = model_folder(arguments.model)
     model, trained, state = load_trained(checkpoint)
     config = probe_config(trained, arguments.config, arguments.overrides, arguments.only)
-    from pipelines.cluster import cluster
     from pipelines.index import task_roots
+    from pipelines.runtime.cluster import cluster
 
     task_roots(config)  # before anything is started
     cache = _cache_folder((arguments.cache or _default_cache(arguments.model)).expanduser().absolute())

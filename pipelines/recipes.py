@@ -10,14 +10,14 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines import command
-from pipelines.command import console
-from polyvit.recipes import load_config, recipe_names
+from pipelines.runtime import command_line
+from pipelines.runtime.command_line import console
+from polyvit.config.loader import load_config, recipe_names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit recipes`."""
-    return command.run(command.parser("recipes", "List the recipes that ship."), _body, argv)
+    return command_line.run(command_line.parser("recipes", "List the recipes that ship."), _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines import command
-from pipelines.command import console
+from pipelines.runtime import command_line
+from pipelines.runtime.command_line import console
 from polyvit.errors import UserError
 
 NAME = "polyvit"
@@ -28,7 +28,7 @@ NAME = "polyvit"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit register`."""
-    made = command.parser("register", "Register a trained model with MLflow; move and list aliases.")
+    made = command_line.parser("register", "Register a trained model with MLflow; move and list aliases.")
     made.add_argument("model", metavar="RUN_OR_CHECKPOINT", nargs="?", help="a run's folder, or a checkpoint's")
     made.add_argument("--name", default=NAME, help=f"the registered model's name (default: {NAME})")
     made.add_argument("--alias", help="give the new version this alias, such as champion")
@@ -37,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument(
         "--store", metavar="URI", help="MLflow store (default: the run's; else MLFLOW_TRACKING_URI, else runs/)"
     )
-    return command.run(made, _body, argv)
+    return command_line.run(made, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.mlflow_models import list_versions, registry_uri, set_alias
+    from pipelines.tracking.registry import list_versions, registry_uri, set_alias
 
     asked = [bool(arguments.model), arguments.set_alias is not None, arguments.list]
     if sum(asked) != 1:
@@ -61,7 +61,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _register(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.mlflow_models import log_model
+    from pipelines.tracking.registry import log_model
 
     given = Path(arguments.model).expanduser()
     console.print(f"registering {given} as {arguments.name} ...", markup=False)
@@ -70,7 +70,7 @@ def _register(arguments: argparse.Namespace) -> dict[str, Any]:
     console.print(f"registered  {done['name']} version {done['version']} of {done['checkpoint']}", markup=False)
     console.print(f"MLflow      run {done['run_id']} in {done['uri']}", markup=False)
     console.print(
-        f"next        MLFLOW_TRACKING_URI={done['uri']} {command.tool('polyvit')} predict "
+        f"next        MLFLOW_TRACKING_URI={done['uri']} {command_line.tool('polyvit')} predict "
         f"models:/{done['name']}{named} FILE",
         markup=False,
     )

@@ -5,7 +5,7 @@
     python -m pipelines.serve ...                            the same, for `ray job submit`
 
 GET /healthz and /metrics beside it. MODEL is a checkpoint's folder, a run's, or `models:/name@alias`, which every
-node that runs a replica must reach. Runs until Ctrl-C or SIGTERM. `pipelines/service.py` says how requests go.
+node that runs a replica must reach. Runs until Ctrl-C or SIGTERM. `serving/deployments.py` says how requests go.
 """
 
 import argparse
@@ -16,9 +16,9 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines import command
-from pipelines.command import console
 from pipelines.predict import command_count
+from pipelines.runtime import command_line
+from pipelines.runtime.command_line import console
 from polyvit.errors import UserError
 
 MIB = 2**20
@@ -26,7 +26,7 @@ MIB = 2**20
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit serve`."""
-    made = command.parser("serve", "Answer over HTTP with a trained model, on Ray Serve.")
+    made = command_line.parser("serve", "Answer over HTTP with a trained model, on Ray Serve.")
     made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
     made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     made.add_argument("--port", type=command_count, default=8000)
@@ -46,11 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--max-memory", type=command_count, default=2048 * MIB, help="of a decoder (default: 2 GiB)"
     )
     limits.add_argument("--max-requests", type=command_count, default=64, help="under way at a time (default: 64)")
-    return command.run(made, _body, argv)
+    return command_line.run(made, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.cluster import cluster
+    from pipelines.runtime.cluster import cluster
 
     with cluster(1 + arguments.replicas):
         address = start(arguments)
@@ -76,9 +76,9 @@ def start(arguments: argparse.Namespace) -> str:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    from pipelines.mlflow_models import is_registered, model_folder, registry_uri
-    from pipelines.service import Back, Front, ServiceLimits
-    from polyvit.sandbox import Limits
+    from pipelines.serving.deployments import Back, Front, ServiceLimits
+    from pipelines.tracking.registry import is_registered, model_folder, registry_uri
+    from polyvit.deploy.isolated_predict import Limits
 
     folder = model_folder(arguments.model)  # a mistake shows here, not in a replica
     model = arguments.model if is_registered(arguments.model) else str(folder)

@@ -20,16 +20,16 @@ from typing import Any
 import ray.data
 from rich.table import Table
 
-from pipelines import command
-from pipelines.cluster import cluster
-from pipelines.command import console
 from pipelines.index import Indexes, build_indexes, task_roots
-from polyvit.config import RunConfig
-from polyvit.data.root import Place, StoreUnavailable, as_place, is_url
-from polyvit.data.shards import ShardOptions, ShardReport, shard_specs, write_shard, write_text
+from pipelines.runtime import command_line
+from pipelines.runtime.cluster import cluster
+from pipelines.runtime.command_line import console
+from polyvit.checkpoint.store import under
+from polyvit.config.loader import load_config
+from polyvit.config.run import RunConfig
+from polyvit.data.shards.writer import ShardOptions, ShardReport, shard_specs, write_shard, write_text
 from polyvit.errors import UserError
-from polyvit.recipes import load_config
-from polyvit.store import under
+from polyvit.storage.root import Place, StoreUnavailable, as_place, is_url
 
 SHOWN = 5
 """Examples that cannot be used which are printed for each task; all of them are in its quarantine.json."""
@@ -95,9 +95,9 @@ def next_overrides(config: RunConfig, out: Place) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit shard`."""
-    made = command.parser("shard", "Write tasks as WebDataset tar shards with their index, to a folder or a URL.")
-    command.add_config(made)
-    made.add_argument("--out", required=True, metavar="DIR|URL", help="a folder a task is made in it")
+    made = command_line.parser("shard", "Write tasks as WebDataset tar shards with their index.")
+    command_line.add_config(made)
+    made.add_argument("--out", required=True, metavar="DIR|URL", help="folder or URL; each task gets a subfolder")
     made.add_argument(
         "--size",
         type=int,
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument(
         "--per-shard", type=int, metavar="N", help="examples (default 2000 image, 1000 audio, 200 video)"
     )
-    return command.run(made, _body, argv)
+    return command_line.run(made, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _print(tasks: Mapping[str, dict[str, Any]], arguments: argparse.Namespace, o
                 " is another than on the originals"
             )
     shown = " ".join(f"'{text}'" if set(text) & set("?&{}*") else text for text in overrides)
-    console.print(f"next        {command.tool('polyvit')} cotrain {arguments.config} {shown}")
+    console.print(f"next        {command_line.tool('polyvit')} cotrain {arguments.config} {shown}")
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ from typing import Any
 
 import yaml
 
-from pipelines import command
-from pipelines.command import console
-from pipelines.stopping import Stopped
-from pipelines.trials import METRIC, PROGRESS, EarlyStopping, Lines, run_trial, trial_config, words
-from polyvit.config import Range, RunConfig
+from pipelines.runtime import command_line
+from pipelines.runtime.command_line import console
+from pipelines.runtime.signals import Stopped
+from pipelines.tuning.trial import METRIC, PROGRESS, EarlyStopping, Lines, run_trial, trial_config, words
+from polyvit.config.loader import load_config, validate_config
+from polyvit.config.run import Range, RunConfig
 from polyvit.errors import UserError
-from polyvit.recipes import load_config, validate_config
 
 TRIAL_CPUS = 0.01
 """Of the process that follows a trial and hardly computes; Tune reserves it for as long as the trial lasts."""
@@ -143,9 +143,9 @@ def sweep(config: RunConfig, folder: Path, resume: bool, baselines: Sequence[Pat
 
     baselines: folders of runs of one task each, for the report.
     """
-    from pipelines.cluster import check_resources, cluster
     from pipelines.index import build_indexes
-    from pipelines.tracking import Tracker
+    from pipelines.runtime.cluster import check_resources, cluster
+    from pipelines.tracking.runs import Tracker
 
     # A stopped trial's workers are cleaned up by way of the state API, which comes with the dashboard.
     os.environ.setdefault("POLYVIT_RAY_DASHBOARD", "1")
@@ -177,7 +177,7 @@ def sweep(config: RunConfig, folder: Path, resume: bool, baselines: Sequence[Pat
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
-            again = f"{command.tool('polyvit')} sweep --resume {folder}"
+            again = f"{command_line.tool('polyvit')} sweep --resume {folder}"
             raise Stopped(f"stopped; go on: {again}", signal.SIGINT, {"sweep": folder.name}) from None
         finally:
             tracker.finish(status)
@@ -195,8 +195,8 @@ def _conclude(
     config: RunConfig, folder: Path, tracker: Any, results: Any, baselines: Sequence[str]
 ) -> dict[str, Any]:
     """Report of all trials, pictures to MLflow, the winner into the registry."""
-    from pipelines.mlflow_models import log_model
-    from polyvit.checkpoint import read_document
+    from pipelines.tracking.registry import log_model
+    from polyvit.checkpoint.state import read_document
 
     trials = _ended_trials(folder, results)
     if not trials or trials[0]["state"] != "finished":
@@ -219,7 +219,7 @@ def _conclude(
 
 def _ended_trials(folder: Path, results: Any) -> list[dict[str, Any]]:
     """Each trial's state, values and objective, best first; MLflow runs of trials stopped early are ended."""
-    from pipelines.tracking import Tracker
+    from pipelines.tracking.runs import Tracker
 
     trials: list[dict[str, Any]] = []
     for result in results:
@@ -244,8 +244,8 @@ def _ended_trials(folder: Path, results: Any) -> list[dict[str, Any]]:
 def _report(trials: Sequence[Mapping[str, Any]], folder: Path, tracker: Any, baselines: Sequence[str]) -> str:
     """Tables, pictures and page of all trials whose folder can be read."""
     from pipelines.compare import print_comparison
-    from polyvit.compare import compare, read_run, read_runs
-    from polyvit.page import write_report
+    from polyvit.reports.compare.comparison import compare, read_run, read_runs
+    from polyvit.reports.compare.page import write_report
 
     runs = []
     for trial in trials:
@@ -268,8 +268,8 @@ def _report(trials: Sequence[Mapping[str, Any]], folder: Path, tracker: Any, bas
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit sweep`."""
-    made = command.parser("sweep", "Try several values of any keys of a config; register the best model.")
-    command.add_config(made, optional=True)
+    made = command_line.parser("sweep", "Try several values of any keys of a config; register the best model.")
+    command_line.add_config(made, optional=True)
     made.add_argument("--over", action="append", default=[], metavar="KEY=A,B", help="values to try (repeatable)")
     made.add_argument(
         "--baseline", action="append", default=[], metavar="RUN",
@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     made.add_argument("--name", help="the sweep's name (default: recipe, time and four random digits)")
     made.add_argument("--resume", metavar="NAME", help="go on with a sweep: its folder, or its name in `storage`")
-    return command.run(made, _body, argv)
+    return command_line.run(made, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         if not arguments.config:
             raise UserError("give a CONFIG (a recipe's name or a YAML file), or --resume NAME")
         from pipelines.index import task_roots
-        from polyvit.compare import baselines_of, read_runs
+        from polyvit.reports.compare.comparison import baselines_of, read_runs
 
         alone = read_runs(arguments.baseline, _storage(arguments.overrides))
         measured = [f"sweep.baselines.{task}={found.value}" for task, found in baselines_of(alone).items()]

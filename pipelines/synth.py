@@ -11,17 +11,17 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from pipelines import command
-from pipelines.command import console
-from polyvit.data.synthetic import write_synthetic
+from pipelines.runtime import command_line
+from pipelines.runtime.command_line import console
 from polyvit.errors import UserError
+from polyvit.synthetic.write import write_synthetic
 
 TRAIN, EVALUATION = 96, 48
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit synth`."""
-    made = command.parser("synth", "Write the nine datasets at toy size, in their true on-disk layouts.")
+    made = command_line.parser("synth", "Write the nine datasets at toy size, in their true on-disk layouts.")
     made.add_argument("folder", metavar="DIR", type=Path)
     made.add_argument("--task", action="append", metavar="TASK", help="only this one (repeatable)")
     made.add_argument("--train", type=int, default=TRAIN, help="training examples a task (default %(default)s)")
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--classes", type=int, default=4, help="classes a task (default %(default)s)")
     made.add_argument("--side", type=int, default=64, help="pixels of pictures and clips (default %(default)s)")
     made.add_argument("--seed", type=int, default=0)
-    return command.run(made, _body, argv)
+    return command_line.run(made, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
     total = sum(sum(splits.values()) for splits in counts.values())
     console.print(f"{total} examples of {len(counts)} tasks in {arguments.folder}")
-    console.print(f"next        {command.tool('polyvit')} cotrain demo data.root={arguments.folder}")
+    console.print(f"next        {command_line.tool('polyvit')} cotrain demo data.root={arguments.folder}")
     return {"folder": str(arguments.folder.absolute()), "tasks": counts}
 
 

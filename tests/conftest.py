@@ -27,7 +27,7 @@ def ray_cluster() -> Iterator[None]:
 
     Five on any machine: tests say what fits into them and what fills them.
     """
-    from pipelines.cluster import cluster
+    from pipelines.runtime.cluster import cluster
 
     with pytest.MonkeyPatch.context() as patch, ExitStack() as started:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # its workers find the kits too
@@ -40,7 +40,7 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def pair_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`shapes` and `sounds`, with one training picture that is no picture."""
-    from polyvit.data.synthetic import write_example_pair
+    from polyvit.synthetic.write import write_example_pair
 
     root = tmp_path_factory.mktemp("pair") / "data"
     write_example_pair(root)

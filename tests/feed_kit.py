@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.feed import RayFeed
-from polyvit.data.minibatch import Decoder, Minibatch, Request
+from pipelines.feed.worker_feed import RayFeed
+from polyvit.data.loading.minibatch import Decoder, Minibatch, Request
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 In: real files (the kit's, where it is there, and made ones) and a seed. Each case is a function of (kind, seed,
 number) alone: `--kind video --first 1234 --count 1` plays one again. Out: counts of each kind, as JSON: files;
 decoded or read; refused (BadMedia of the decoders, UserError of the index readers); crashed, hung and memory (what
-`polyvit/data/guard.py` is there for); bugs: any other exception, and tokens that are not finite.
+`polyvit/data/isolation/limits.py` is there for); bugs: any other exception, and tokens that are not finite.
 
 The cases run in worker processes of this file, which say what they begin, so that a native crash is counted and
 the next one goes on behind it.
@@ -92,8 +92,8 @@ def media_case(kind: str) -> Callable[[int, int], str]:
     """Decode for training or evaluation, after the look that `predict` takes."""
     from fuzz_corpus import decoding
 
-    from polyvit.data.example import evaluation_tokens, example_tokens
-    from polyvit.data.sniff import detect_modality
+    from polyvit.data.decode.media_type import detect_modality
+    from polyvit.data.loading.example import evaluation_tokens, example_tokens
     from polyvit.errors import BadMedia
 
     corpus = media_corpus(kind)
@@ -120,9 +120,9 @@ def media_case(kind: str) -> Callable[[int, int], str]:
 
 def index_case(kind: str, folder: Path) -> Callable[[int, int], str]:
     """Scan a copy of a small data set in which one file is mutated, and load what was found."""
-    from polyvit.data import source
-    from polyvit.data.index import read_index, write_index
-    from polyvit.data.layouts import scan
+    from polyvit.data.index.io import read_index, write_index
+    from polyvit.data.layouts.scan import scan
+    from polyvit.data.loading import reader
     from polyvit.errors import BadMedia, UserError
 
     task, targets = write_roots(folder, kind)
@@ -139,14 +139,14 @@ def index_case(kind: str, folder: Path) -> Callable[[int, int], str]:
         content = whole_index if forged else whole[target]
         content = mutate(content, rng, others[int(rng.integers(len(others)))])
         (written if forged else folder / target).write_bytes(content)
-        for cached in vars(source).values():
+        for cached in vars(reader).values():
             if hasattr(cached, "cache_clear"):
                 cached.cache_clear()
         try:
             found = read_index(written) if forged else scan(task, folder)
             for example in itertools.islice(found.examples, 8):
                 try:
-                    source.load(example, folder)
+                    reader.load(example, folder)
                 except BadMedia:
                     continue
             for problem in found.problems:

@@ -14,8 +14,8 @@ import soundfile
 from kit import DATA_DIR, task
 from PIL import Image
 
-from polyvit.config import AudioInput, ImageInput, ModelInput, VideoInput
-from polyvit.task_config import TaskConfig
+from polyvit.config.run import AudioInput, ImageInput, ModelInput, VideoInput
+from polyvit.config.tasks import TaskConfig
 
 LARGEST = 60_000
 """Bytes of a kit file that is taken: small ones are decoded faster, and damage meets more of their structure."""

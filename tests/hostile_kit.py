@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from polyvit.data.index import Example
-from polyvit.data.minibatch import Decoder
+from polyvit.data.index.io import Example
+from polyvit.data.loading.minibatch import Decoder
 from polyvit.errors import BadMedia
 
 CRASH, HANG, GREED, BUG = b"CRASH", b"HANG", b"GREED", b"BUG"
@@ -31,7 +31,7 @@ class FragileDecoder(Decoder):
         try:
             return super().tokens(task_name, example, epoch, seed_key, seconds, read)
         except BadMedia:
-            from polyvit.data.guard import TimeLimit
+            from polyvit.data.isolation.limits import TimeLimit
 
             content = (Path(self.roots[task_name]) / example.path).read_bytes()
             with TimeLimit(seconds):

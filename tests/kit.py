@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from polyvit.data.index import Scan, key_fraction
-from polyvit.task_config import TaskConfig
+from polyvit.config.tasks import TaskConfig
+from polyvit.data.index.io import Scan, key_fraction
 
 DATA_DIR = Path(os.environ.get("POLYVIT_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data")
 needs_data = pytest.mark.skipif(not (DATA_DIR / "imagenet").is_dir(), reason=f"no test kit in {DATA_DIR}")

@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyvit.config import AudioInput, ImageInput, ModelConfig, RunConfig, VideoInput
-from polyvit.data.patchify import patchify_audio, patchify_image, patchify_video
-from polyvit.model.convert import official_to_state
+from polyvit.config.run import AudioInput, ImageInput, ModelConfig, RunConfig, VideoInput
+from polyvit.data.transforms.patchify import patchify_audio, patchify_image, patchify_video
 from polyvit.model.polyvit import PolyViT
+from polyvit.model.pretrained.convert import official_to_state
 
 DIR = Path(os.environ.get("POLYVIT_PARITY_DIR") or Path(__file__).parents[2] / "shared" / "parity")
 LOSSES = {"multilabel": "sigmoid", "label": "softmax"}

@@ -6,11 +6,11 @@ from typing import Any
 from small import write_yaml
 
 from pipelines.index import Indexes
-from polyvit.config import RunConfig
-from polyvit.data.layouts import scan
-from polyvit.plan import Plan
-from polyvit.recipes import load_config
-from polyvit.schedule import build_schedule
+from polyvit.config.loader import load_config
+from polyvit.config.run import RunConfig
+from polyvit.data.layouts.scan import scan
+from polyvit.schedule.plan import Plan
+from polyvit.schedule.schedule import build_schedule
 
 
 def pair_document(root: Path) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 from small import ArrayFeed, Heard, fresh
 from torch import Tensor
 
-import polyvit.reduce
-from polyvit.checkpoint import Learner, TrainState
-from polyvit.config import RunConfig
-from polyvit.loop import train
-from polyvit.reduce import Alone, ProcessGroup, World
+import polyvit.distributed.reducer
+from polyvit.checkpoint.state import Learner, TrainState
+from polyvit.config.run import RunConfig
+from polyvit.distributed.reducer import Alone, ProcessGroup, World
+from polyvit.training.loop import train
 
 BAD = frozenset({("picture", 3), ("clip", 1), ("sound", 5)})
 
@@ -32,7 +32,7 @@ def trained(config: RunConfig, world: World) -> tuple[dict[str, Tensor], TrainSt
 def meet(rank: int, world_size: int, folder: str) -> None:
     """The process group of a test, and buckets so small that a tiny model fills several."""
     torch.set_num_threads(1)
-    polyvit.reduce.BUCKET_BYTES = 8192
+    polyvit.distributed.reducer.BUCKET_BYTES = 8192
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world_size)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from small import document
 
-from polyvit.config import RunConfig
-from polyvit.recipes import apply_override, validate_config
+from polyvit.config.loader import apply_override, validate_config
+from polyvit.config.run import RunConfig
 
 TASKS = ("picture", "clip", "sound", "word")
 VALUES = {"picture": 0.5, "clip": 0.25, "sound": 0.75, "word": 0.5}
@@ -68,3 +68,20 @@ def write_singles(folder: Path, values: Mapping[str, float], total: int = 600) -
 def _write(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
+
+
+CURVE = {
+    6: {"picture": 0.6, "clip": 0.1, "sound": 0.2, "word": 0.5},
+    12: {"picture": 0.3, "clip": 0.4, "sound": 0.5, "word": 0.5},
+    18: {"picture": 0.5, "clip": 0.25, "sound": 0.75, "word": 0.5},
+}
+
+
+def sweep_of_four(folder: Path) -> Path:
+    for kind in ("uniform", "task_by_task"):
+        for l_adapt in (2, 0):
+            value = 0.5 + 0.1 * l_adapt + (0.05 if kind == "uniform" else 0)
+            values = {**VALUES, "picture": value}
+            write_run(folder / f"{kind}-{l_adapt}", f"schedule.kind={kind}", f"model.l_adapt={l_adapt}",
+                      "storage=/elsewhere", values=values, total=900 + l_adapt)  # fmt: skip
+    return folder

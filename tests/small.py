@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from polyvit.checkpoint import TrainState
-from polyvit.config import RunConfig
-from polyvit.data.example import token_dtype, token_shape
-from polyvit.data.minibatch import Minibatch, Quarantined, multi_hot
+from polyvit.checkpoint.state import TrainState
+from polyvit.config.loader import apply_override, validate_config
+from polyvit.config.run import RunConfig
+from polyvit.data.loading.example import token_dtype, token_shape
+from polyvit.data.loading.minibatch import Minibatch, Quarantined, multi_hot
 from polyvit.model.polyvit import PolyViT
-from polyvit.optim import Optimiser, build_optimiser
-from polyvit.plan import Plan, PlannedBatch
-from polyvit.recipes import apply_override, validate_config
-from polyvit.schedule import Schedule, build_schedule
+from polyvit.schedule.plan import Plan, PlannedBatch
+from polyvit.schedule.schedule import Schedule, build_schedule
+from polyvit.training.optim import Optimiser, build_optimiser
 
 DOCUMENT: dict[str, Any] = {
     "name": "small",

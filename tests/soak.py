@@ -49,7 +49,7 @@ class Cluster:
     def __enter__(self) -> "Cluster":
         from ray.cluster_utils import Cluster as Nodes
 
-        from pipelines.cluster import started
+        from pipelines.runtime.cluster import started
 
         head = {"num_cpus": 3, "include_dashboard": False}
         self.inner = started(lambda: Nodes(initialize_head=True, head_node_args=head))
@@ -64,7 +64,7 @@ class Cluster:
 
     def add(self) -> None:
         """One more node, with room for train workers and decoding."""
-        from pipelines.cluster import started
+        from pipelines.runtime.cluster import started
 
         self.extra.append(started(lambda: self.inner.add_node(num_cpus=2)))
 
@@ -204,8 +204,8 @@ def _gone(session: str) -> None:
 
 def differences(folder: Path, reference: str, other: str) -> list[str]:
     """What of a run is not as in the reference: files, state, history, MLflow; empty when all is equal."""
-    from polyvit.checkpoint import find_checkpoint, read_document
-    from polyvit.history import read_history
+    from polyvit.checkpoint.metrics_log import read_history
+    from polyvit.checkpoint.state import find_checkpoint, read_document
 
     one, two = (folder / "runs" / name for name in (reference, other))
     problems = []
@@ -247,7 +247,7 @@ def _mlflow_problems(run: Path, points: list[tuple[int, dict[str, float]]]) -> l
 
 def write_config(folder: Path, steps: int) -> Path:
     """A small run on synthetic pictures, clips and sounds, with frequent checkpoints."""
-    from polyvit.data.synthetic import write_synthetic
+    from polyvit.synthetic.write import write_synthetic
 
     tasks = ["cifar10", "pets", "kinetics400", "audioset"]
     write_synthetic(folder / "data", tasks=tasks, train=12, evaluation=4)

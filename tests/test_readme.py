@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import COMMANDS
-from polyvit.data.layouts import scan
-from polyvit.data.synthetic import write_example_pair
-from polyvit.recipes import load_config, recipe_names
+from polyvit.config.loader import load_config, recipe_names
+from polyvit.data.layouts.scan import scan
+from polyvit.synthetic.write import write_example_pair
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from small import fresh, small_config
 
-from polyvit.checkpoint import Learner, TrainState, save_checkpoint
-from polyvit.config import RunConfig
-from polyvit.data.synthetic_media import encode_image, encode_mp4, encode_sound
+from polyvit.checkpoint.state import Learner, TrainState, save_checkpoint
+from polyvit.config.run import RunConfig
 from polyvit.model.polyvit import PolyViT
-from polyvit.optim import build_optimiser
+from polyvit.synthetic.media import encode_image, encode_mp4, encode_sound
+from polyvit.training.optim import build_optimiser
 
 CLASSES = {
     "picture": ["ant", "bee", "cat", "dog", "elk"],

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from polyvit.config import Modality, ModelConfig, RunConfig
+from polyvit.config.run import Modality, ModelConfig, RunConfig
+from polyvit.config.tasks import TaskConfig
 from polyvit.errors import UserError
 from polyvit.model.encoder import Block
 from polyvit.model.tokenizer import Tokenizer
-from polyvit.task_config import TaskConfig
 
 
 class Trunk(nn.Module):

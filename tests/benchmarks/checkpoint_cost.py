@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from polyvit.checkpoint import Learner, TrainState, contents, training_tensors
-from polyvit.checkpointer import Checkpointer, Keep
-from polyvit.config import RunConfig
-from polyvit.data.minibatch import Minibatch, multi_hot
+from polyvit.checkpoint.async_writer import Checkpointer, Keep
+from polyvit.checkpoint.state import Learner, TrainState, contents, training_tensors
+from polyvit.checkpoint.store import LocalStore
+from polyvit.config.loader import load_config
+from polyvit.config.run import RunConfig
+from polyvit.data.loading.minibatch import Minibatch, multi_hot
 from polyvit.model.polyvit import PolyViT
-from polyvit.optim import build_optimiser
-from polyvit.recipes import load_config
-from polyvit.step import Alone, train_step
-from polyvit.store import LocalStore
+from polyvit.training.optim import build_optimiser
+from polyvit.training.step import Alone, train_step
 
 
 def made(config: RunConfig, batch: int) -> Minibatch:

@@ -27,22 +27,22 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from pipelines.feed import make_decoder
+from pipelines.feed.worker_feed import make_decoder
 from pipelines.index import Indexes, task_roots
-from polyvit.checkpoint import Learner, TrainState
-from polyvit.config import RunConfig, ScheduleConfig
-from polyvit.data.example import token_dtype, token_shape
-from polyvit.data.layouts import scan
-from polyvit.data.minibatch import Decoder, Minibatch, Quarantined, Request, multi_hot
-from polyvit.feed import InlineFeed, Requests
-from polyvit.loop import train
+from polyvit.checkpoint.state import Learner, TrainState
+from polyvit.config.loader import load_config
+from polyvit.config.run import RunConfig, ScheduleConfig
+from polyvit.data.layouts.scan import scan
+from polyvit.data.loading.example import token_dtype, token_shape
+from polyvit.data.loading.minibatch import Decoder, Minibatch, Quarantined, Request, multi_hot
+from polyvit.data.loading.requests import InlineFeed, Requests
 from polyvit.model.polyvit import PolyViT
-from polyvit.optim import build_optimiser
-from polyvit.plan import Plan
-from polyvit.recipes import load_config
-from polyvit.report import result_rows
-from polyvit.schedule import build_schedule
-from polyvit.step import Alone
+from polyvit.reports.schedule_plot import result_rows
+from polyvit.schedule.plan import Plan
+from polyvit.schedule.schedule import build_schedule
+from polyvit.training.loop import train
+from polyvit.training.optim import build_optimiser
+from polyvit.training.step import Alone
 
 SCHEDULES = ("weighted", "uniform", "alternating", "accumulating", "task_by_task")
 assert set(SCHEDULES) == set(get_args(ScheduleConfig.model_fields["kind"].annotation))

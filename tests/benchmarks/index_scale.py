@@ -67,7 +67,7 @@ def make_webdataset(root: Path, rows: int) -> None:
 
 def make_shards(root: Path, rows: int) -> None:
     """Shards of 20,000 samples with their index; the tar files are holes of the right size, which nobody reads."""
-    from polyvit.data.index import Example, Scan, write_index
+    from polyvit.data.index.io import Example, Scan, write_index
 
     classes = [f"class_{label:04d}" for label in range(CLASSES)]
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
@@ -110,13 +110,13 @@ def stage(name: str, layout: str, folder: Path) -> dict[str, float]:
     """One stage in this process: seconds after the imports, peak memory of the process in GB."""
     from pydantic import TypeAdapter
 
-    from polyvit.config import RunConfig
-    from polyvit.data.index import read_index
-    from polyvit.data.index_cache import write_task_index
-    from polyvit.feed import Requests
-    from polyvit.plan import Plan
-    from polyvit.schedule import build_schedule
-    from polyvit.task_config import TaskConfig
+    from polyvit.config.run import RunConfig
+    from polyvit.config.tasks import TaskConfig
+    from polyvit.data.index.io import read_index
+    from polyvit.data.layouts.index_cache import write_task_index
+    from polyvit.data.loading.requests import Requests
+    from polyvit.schedule.plan import Plan
+    from polyvit.schedule.schedule import build_schedule
 
     modality, known = ("audio" if layout == "csv" else "image"), {"shards": "webdataset"}.get(layout, layout)
     keys = {"modality": modality, "layout": known, "num_classes": CLASSES}

@@ -1,4 +1,4 @@
-"""The scaling model of polyvit/scaling.py against real processes on this machine.
+"""The scaling model of polyvit/cost/cluster_model.py against real processes on this machine.
 
     python tests/benchmarks/scaling_check.py [--workers 1,2,4] [--steps 12] [--rounds 5] [--json FILE]
     python tests/benchmarks/scaling_check.py --decode DATA        core-seconds of an example, by medium
@@ -29,13 +29,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from ranks_kit import GlooWorld
 from small import SIZES, ArrayFeed, fresh
 
-from polyvit.config import RunConfig
-from polyvit.plan import Plan
-from polyvit.recipes import load_config, validate_config
-from polyvit.reduce import Done
-from polyvit.scaling import Hardware, RunCost, StepCost, cores_for, run_cost, step_cost, update_passes
-from polyvit.schedule import build_schedule
-from polyvit.step import train_step
+from polyvit.config.loader import load_config, validate_config
+from polyvit.config.run import RunConfig
+from polyvit.cost.cluster_model import Hardware, RunCost, StepCost, cores_for, run_cost, step_cost, update_passes
+from polyvit.distributed.reducer import Done
+from polyvit.schedule.plan import Plan
+from polyvit.schedule.schedule import build_schedule
+from polyvit.training.step import train_step
 
 NUMBERS = 4 * 4
 """Bytes beside the gradients: loss, bad examples, examples and the stop flag."""
@@ -176,10 +176,10 @@ def compare(found: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def decode_costs(data: Path, most: int = 40) -> dict[str, dict[str, float]]:
     """Least core-seconds over 3 of an example of each medium at each input size, mean over examples."""
-    from polyvit.data.augment import example_rng
-    from polyvit.data.example import example_tokens
-    from polyvit.data.layouts import scan
-    from polyvit.data.source import load
+    from polyvit.data.layouts.scan import scan
+    from polyvit.data.loading.example import example_tokens
+    from polyvit.data.loading.reader import load
+    from polyvit.data.transforms.augment import example_rng
 
     torch.set_num_threads(1)
     nine = load_config("polyvit-b-nine")

@@ -22,14 +22,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from polyvit.data import source
-from polyvit.data.index import Example, Scan
-from polyvit.data.layouts import scan
-from polyvit.data.root import Folder, LocalRoot
-from polyvit.data.shards import ShardOptions, shard_specs, write_shard, write_text
-from polyvit.data.source import load_many
+from polyvit.config.tasks import ImageTask
+from polyvit.data.index.io import Example, Scan
+from polyvit.data.layouts.scan import scan
+from polyvit.data.loading import reader
+from polyvit.data.loading.reader import load_many
+from polyvit.data.shards.writer import ShardOptions, shard_specs, write_shard, write_text
 from polyvit.errors import BadMedia
-from polyvit.task_config import ImageTask
+from polyvit.storage.root import Folder, LocalRoot
 
 
 class SlowStore(LocalRoot):
@@ -93,7 +93,7 @@ def make_shards(root: Path, found: Scan, out: Path, options: ShardOptions) -> Pa
 
 def rate(examples: Sequence[Example], store: SlowStore, ahead: int) -> float:
     """Examples a second, reading them in this order with `ahead` on their way."""
-    source.AHEAD = ahead
+    reader.AHEAD = ahead
     began = time.perf_counter()
     for media in load_many(examples, store):
         assert not isinstance(media, BadMedia)

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from polyvit.config import AudioInput, ImageInput, Modality, ModelConfig, RunConfig, VideoInput
+from polyvit.config.paper_tasks import PAPER_TASKS
+from polyvit.config.run import AudioInput, ImageInput, Modality, ModelConfig, RunConfig, VideoInput
 from polyvit.errors import UserError
 from polyvit.model.encoder import Block, draw_keep, drop_path_rates
 from polyvit.model.polyvit import PolyViT, parameter_table
-from polyvit.tasks import PAPER_TASKS
 
 DEPTH = 3
 TINY = ModelConfig(

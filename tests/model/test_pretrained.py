@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from polyvit.config import AudioInput, ImageInput, ModelConfig, VideoInput
+from polyvit.config.run import AudioInput, ImageInput, ModelConfig, VideoInput
+from polyvit.config.tasks import AudioTask, ImageTask, TaskConfig, VideoTask
 from polyvit.errors import UserError
-from polyvit.model.convert import HF_BLOCK_NAMES, official_to_state, state_to_official
 from polyvit.model.polyvit import PolyViT
-from polyvit.model.pretrained import inflate, initialise, resize_positions
-from polyvit.model.vit_files import load_vit
-from polyvit.task_config import AudioTask, ImageTask, TaskConfig, VideoTask
+from polyvit.model.pretrained.convert import HF_BLOCK_NAMES, official_to_state, state_to_official
+from polyvit.model.pretrained.initialise import inflate, initialise, resize_positions
+from polyvit.model.pretrained.vit_files import load_vit
 
 DEPTH, HEADS, WIDTH = 3, 2, 8
 CONFIG = ModelConfig(

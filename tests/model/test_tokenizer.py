@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyvit.config import AudioInput, ImageInput, ModelConfig, ModelInput, VideoInput
-from polyvit.data.patchify import patchify_audio, patchify_image, patchify_video
+from polyvit.config.run import AudioInput, ImageInput, ModelConfig, ModelInput, VideoInput
+from polyvit.data.transforms.patchify import patchify_audio, patchify_image, patchify_video
 from polyvit.model.tokenizer import Tokenizer, normalise
 
 WIDTH = 8

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from runs_kit import write_run, write_singles
-from test_compare import CURVE, sweep_of_four
+from runs_kit import CURVE, sweep_of_four, write_run, write_singles
 
 from pipelines import cli
 

@@ -12,10 +12,10 @@ from pipelines_kit import pair_document
 from small import write_yaml
 
 from pipelines import cli
-from polyvit.checkpoint import read_document
-from polyvit.data.synthetic import write_synthetic
-from polyvit.recipes import load_config
-from polyvit.schedule import build_schedule
+from polyvit.checkpoint.state import read_document
+from polyvit.config.loader import load_config
+from polyvit.schedule.schedule import build_schedule
+from polyvit.synthetic.write import write_synthetic
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

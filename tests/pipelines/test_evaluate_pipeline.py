@@ -10,14 +10,14 @@ import torch
 from pipelines_kit import pair_config, planned, scanned
 
 from pipelines import cli
-from pipelines.feed import make_decoder
-from polyvit.checkpoint import Learner, TrainState, load_trained, save_checkpoint
-from polyvit.config import RunConfig
-from polyvit.data.index import write_index
-from polyvit.evaluate import evaluate
-from polyvit.feed import InlineFeed, Requests
+from pipelines.feed.worker_feed import make_decoder
+from polyvit.checkpoint.state import Learner, TrainState, load_trained, save_checkpoint
+from polyvit.config.run import RunConfig
+from polyvit.data.index.io import write_index
+from polyvit.data.loading.requests import InlineFeed, Requests
+from polyvit.evaluation.evaluate import evaluate
 from polyvit.model.polyvit import PolyViT
-from polyvit.optim import build_optimiser
+from polyvit.training.optim import build_optimiser
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster", "one_thread")]
 

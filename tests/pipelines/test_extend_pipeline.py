@@ -10,10 +10,10 @@ from small import write_yaml
 from use_kit import write_checkpoint
 
 from pipelines.extend import forgetting, main
-from polyvit.checkpoint import load_trained
+from polyvit.checkpoint.state import load_trained
+from polyvit.config.loader import validate_config
+from polyvit.deploy.predict import Predictor
 from polyvit.model.polyvit import PolyViT
-from polyvit.predict import Predictor
-from polyvit.recipes import validate_config
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pipelines_kit import pair_config, scanned
 
 from pipelines import cli
 from pipelines.index import build_indexes, index_report, load_indexes, split_problems, task_roots
-from polyvit.data.index import Example, Problem, Scan
+from polyvit.data.index.io import Example, Problem, Scan
 from polyvit.errors import UserError
 
 

@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 from small import write_yaml
 
 from pipelines import cli
-from pipelines.train_worker import initialise_all, starting_point
-from polyvit.checkpoint import Learner, TrainState, save_checkpoint
-from polyvit.config import ImageInput, RunConfig
+from pipelines.training.worker import initialise_all, starting_point
+from polyvit.checkpoint.state import Learner, TrainState, save_checkpoint
+from polyvit.checkpoint.store import LocalStore
+from polyvit.config.run import ImageInput, RunConfig
+from polyvit.config.tasks import ImageTask
 from polyvit.errors import UserError
-from polyvit.model.convert import state_to_official
 from polyvit.model.polyvit import PolyViT
-from polyvit.model.pretrained import check_init, init_problems
-from polyvit.optim import build_optimiser
-from polyvit.step import Alone
-from polyvit.store import LocalStore
-from polyvit.task_config import ImageTask
+from polyvit.model.pretrained.convert import state_to_official
+from polyvit.model.pretrained.initialise import check_init, init_problems
+from polyvit.training.optim import build_optimiser
+from polyvit.training.step import Alone
 
 
 def write_vit(path: Path, config: RunConfig, **changes: Any) -> Path:

@@ -11,11 +11,11 @@ from PIL import Image
 from pipelines_kit import pair_document, scanned
 from small import write_yaml
 
-from pipelines import cli, inspect_data
-from pipelines.look import chunks, pick
-from polyvit.inspection import Facts
-from polyvit.inspection_report import Look, report_task
-from polyvit.recipes import load_config
+from pipelines import cli, inspect
+from pipelines.batch.inspect_job import chunks, pick
+from polyvit.config.loader import load_config
+from polyvit.reports.inspect.examine import Facts
+from polyvit.reports.inspect.task_report import Look, report_task
 
 pytestmark = pytest.mark.ray
 
@@ -124,7 +124,7 @@ def test_a_store_that_is_gone_costs_a_warning(tmp_path: Path, capsys: pytest.Cap
         "demo", [f"tracking.uri=sqlite:///{tmp_path}/none/mlflow.db", f"storage={tmp_path}/file/x"]
     )
     (tmp_path / "file").write_text("")
-    assert inspect_data.log(config, {}, [], {}) is None
+    assert inspect.log(config, {}, [], {}) is None
     assert "not logged to MLflow" in capsys.readouterr().out
 
 

@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 from small import Heard, write_yaml
 
 from pipelines import cli
-from pipelines.cluster import Node, placement_problems
-from pipelines.feed import make_decoder
-from polyvit.checkpoint import Learner, TrainState, read_document
-from polyvit.config import RunConfig
-from polyvit.feed import InlineFeed, Requests
-from polyvit.loop import train
+from pipelines.feed.worker_feed import make_decoder
+from pipelines.runtime.cluster import Node, placement_problems
+from polyvit.checkpoint.state import Learner, TrainState, read_document
+from polyvit.config.loader import load_config, validate_config
+from polyvit.config.run import RunConfig
+from polyvit.data.loading.requests import InlineFeed, Requests
 from polyvit.model.polyvit import PolyViT
-from polyvit.optim import build_optimiser
-from polyvit.recipes import load_config, validate_config
-from polyvit.step import Alone
+from polyvit.training.loop import train
+from polyvit.training.optim import build_optimiser
+from polyvit.training.step import Alone
 
 CPU, TRAIN = {"pool": "cpu"}, {"pool": "train"}
 STEPS = 300

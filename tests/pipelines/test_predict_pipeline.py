@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from use_kit import media, trained
 
-from pipelines.label import LabelJob, label, list_files
+from pipelines.batch.batch_predict import LabelJob, label, list_files
 from pipelines.predict import main
-from polyvit.data.sniff import UNKNOWN
+from polyvit.data.decode.media_type import UNKNOWN
+from polyvit.deploy.isolated_predict import Sandbox
+from polyvit.deploy.predict import Predictor, Prepared
 from polyvit.errors import UserError
-from polyvit.predict import Predictor, Prepared
-from polyvit.sandbox import Sandbox
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_file_that_kills_its_decoder_costs_its_own_line(
                 os.kill(self.pid, signal.SIGSEGV)
             return super().prepare(data, *asked)
 
-    monkeypatch.setattr("polyvit.sandbox.Sandbox", Fragile)
+    monkeypatch.setattr("polyvit.deploy.isolated_predict.Sandbox", Fragile)
     given = [str(files[name]) for name in ("image", "photo", "song")]
     assert main([str(checkpoint), *given]) == 2
     first, second, third = (json.loads(line) for line in capsys.readouterr().out.splitlines())

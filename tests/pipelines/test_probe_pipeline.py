@@ -16,17 +16,17 @@ from pipelines_kit import pair_document, scanned
 from small import fresh, write_yaml
 
 from pipelines import cli, probe
-from pipelines.features import Wanted, minibatch_features, split_requests
-from pipelines.feed import make_decoder
-from polyvit.checkpoint import Learner, TrainState, save_checkpoint
-from polyvit.config import RunConfig
-from polyvit.data.index import Example
-from polyvit.data.minibatch import Minibatch, Quarantined, evaluation_requests, multi_hot
+from pipelines.batch.extract_features import Wanted, minibatch_features, split_requests
+from pipelines.feed.worker_feed import make_decoder
+from polyvit.checkpoint.state import Learner, TrainState, save_checkpoint
+from polyvit.config.loader import load_config
+from polyvit.config.run import RunConfig
+from polyvit.data.index.io import Example
+from polyvit.data.loading.minibatch import Minibatch, Quarantined, evaluation_requests, multi_hot
 from polyvit.errors import UserError
-from polyvit.features import Features, read_features
+from polyvit.evaluation.features import Features, read_features
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.tokenizer import normalise
-from polyvit.recipes import load_config
 
 ray = pytest.mark.ray
 with_ray = pytest.mark.usefixtures("ray_cluster")
@@ -115,7 +115,7 @@ def test_features_are_those_of_the_model_here(first: tuple[dict, str], trained: 
             tokens = normalise(torch.from_numpy(minibatch.tokens))
             expected = trained.model.forward_features(tokens, trained.model.modality[name])
         (path,) = (trained.run / "features").glob(f"{name}-{split}-*.parquet")
-        key = pq.read_schema(path).metadata[b"polyvit.features"].decode()
+        key = pq.read_schema(path).metadata[b"polyvit.evaluation.features"].decode()
         found = read_features(path, key, len(examples), 3)
         assert found.keys == minibatch.keys
         assert (found.labels == minibatch.labels).all()

@@ -10,10 +10,10 @@ import pytest
 from use_kit import media, trained
 
 from pipelines import predict, register
-from pipelines.mlflow_models import REQUIREMENTS, download, list_versions, log_model, model_folder
-from polyvit.checkpoint import load_trained
+from pipelines.tracking.registry import REQUIREMENTS, download, list_versions, log_model, model_folder
+from polyvit.checkpoint.state import load_trained
+from polyvit.deploy.predict import Predictor
 from polyvit.errors import UserError
-from polyvit.predict import Predictor
 
 CLEAN = """
 import json, sys
@@ -105,7 +105,7 @@ def test_what_is_logged(store: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
     required = (logged / "requirements.txt").read_text().split()
     assert {line.partition("==")[0] for line in required} == set(REQUIREMENTS)
     assert "ray" not in REQUIREMENTS
-    assert (logged / "code" / "polyvit" / "predict.py").is_file()
+    assert (logged / "code" / "polyvit" / "deploy" / "predict.py").is_file()
     assert not (logged / "code" / "pipelines").exists()
     (version,) = list_versions()
     assert version["aliases"] == ["champion"]
@@ -124,7 +124,7 @@ def test_the_command_registers_moves_aliases_and_lists(
     checkpoint, _, config = trained(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = checkpoint.parent
-    from pipelines.tracking import Tracker
+    from pipelines.tracking.runs import Tracker
 
     tracker = Tracker.start(config, "run")
     tracker.finish("FINISHED")

@@ -15,11 +15,11 @@ from starlette.datastructures import QueryParams
 from use_kit import media, trained
 
 from pipelines.serve import main, start
-from pipelines.service import Refused, asked, media_of_body, refusal_of
-from polyvit.data.sniff import UNKNOWN
+from pipelines.serving.deployments import Refused, asked, media_of_body, refusal_of
+from polyvit.data.decode.media_type import UNKNOWN
+from polyvit.deploy.isolated_predict import DecoderDied, OverLimit
+from polyvit.deploy.predict import Predictor
 from polyvit.errors import BadMedia
-from polyvit.predict import Predictor
-from polyvit.sandbox import DecoderDied, OverLimit
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,11 @@ def decoders_of_the_service() -> list[psutil.Process]:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # processes of Ray come and go
             parent = process.parent()
-            if parent and "polyvit.sandbox" in process.cmdline() and "ServeReplica" in " ".join(parent.cmdline()):
+            if (
+                parent
+                and "polyvit.deploy.isolated_predict" in process.cmdline()
+                and "ServeReplica" in " ".join(parent.cmdline())
+            ):
                 found.append(process)
     return found
 

@@ -10,8 +10,8 @@ from pipelines_kit import pair_config, planned, scanned
 
 from pipelines import cli
 from pipelines.shard import next_overrides
-from polyvit.data.source import load
-from polyvit.recipes import load_config
+from polyvit.config.loader import load_config
+from polyvit.data.loading.reader import load
 
 
 @pytest.mark.ray

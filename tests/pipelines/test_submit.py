@@ -22,9 +22,9 @@ import yaml
 from mlflow.tracking import MlflowClient
 from nodes_kit import free_port
 
-from pipelines.cluster import started
-from pipelines.tracking import STEP_KEY
-from polyvit.data.synthetic import write_synthetic
+from pipelines.runtime.cluster import started
+from pipelines.tracking.runs import STEP_KEY
+from polyvit.synthetic.write import write_synthetic
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]

@@ -20,12 +20,12 @@ from small import document as small_document
 from small import small_config, write_yaml
 
 from pipelines import cli
-from pipelines.events import RayEvents
 from pipelines.sweep import _search, check_space, concurrent_trials, fit, param_space
-from pipelines.trials import trial_config
-from polyvit.config import Range
+from pipelines.training.reporting import RayEvents
+from pipelines.tuning.trial import trial_config
+from polyvit.config.loader import load_config
+from polyvit.config.run import Range
 from polyvit.errors import UserError
-from polyvit.recipes import load_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -253,8 +253,8 @@ def test_a_sweep_that_is_interrupted_says_how_to_go_on_and_registers_nothing(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("pipelines.cluster.cluster", lambda *sizes: contextlib.nullcontext())
-    monkeypatch.setattr("pipelines.cluster.check_resources", lambda config: None)
+    monkeypatch.setattr("pipelines.runtime.cluster.cluster", lambda *sizes: contextlib.nullcontext())
+    monkeypatch.setattr("pipelines.runtime.cluster.check_resources", lambda config: None)
     monkeypatch.setattr("pipelines.index.build_indexes", lambda config, folder: None)
     monkeypatch.setattr("pipelines.sweep.fit", interrupted)
     before, storage = signal.getsignal(signal.SIGTERM), folder / "interrupted"

@@ -22,8 +22,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from polyvit.data.index import Example, Scan, Split
-from polyvit.data.layouts.common import (
+from polyvit.data.index.io import Example, Scan, Split
+from polyvit.data.layouts.scanning.context import (
     OUTSIDE,
     SPLIT_NAMES,
     Survey,
@@ -32,8 +32,8 @@ from polyvit.data.layouts.common import (
     inside,
     read_options,
 )
-from polyvit.data.layouts.labels import Row, Rows, label_rows
-from polyvit.data.layouts.tables import need_columns, read_table
+from polyvit.data.layouts.scanning.labels import Row, Rows, label_rows
+from polyvit.data.layouts.scanning.tables import need_columns, read_table
 from polyvit.errors import UserError
 
 EXPECTS = "data.csv, or train.csv (val.csv, test.csv), with columns path and label: see options"

@@ -1,0 +1,255 @@
+"""Ray Data: label any number of files, in parts that are never done twice.
+
+    paths --[decode: Ray tasks on CPUs, a sandbox each]--> tokens --[model: an actor pool]--> answers --> Parquet
+
+In: a sorted list of paths. Out: DIR/part-00000.parquet ..., `part_size` rows each in the list's order: `path`,
+`modality`, `error`, and for each task a column named like it, a list of {label, index, probability} or null. A
+file that cannot be used is a row with its reason in `error`. A part is written beside and renamed when all its
+rows are there; DIR/job.json says which job it is, and a job that is started again does the parts that are
+missing. The driver holds the list of paths and the answers of the parts in work.
+"""
+
+import hashlib
+import json
+import pickle
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipelines.runtime.command_line import console
+from polyvit.checkpoint.state import load_trained
+from polyvit.config.inputs import Modality
+from polyvit.config.run import RunConfig
+from polyvit.deploy.isolated_predict import Limits, Sandbox
+from polyvit.deploy.predict import Predictor, check_tasks, class_names, read_media
+from polyvit.errors import BadMedia, UserError
+
+FILES_A_TASK = 16
+"""Files that one decoding task takes, and one forward pass at most."""
+SAY_EVERY_S = 5.0
+_OWN_COLUMNS = ("path", "modality", "error")
+_ANSWER = pa.list_(pa.struct([("label", pa.string()), ("index", pa.int32()), ("probability", pa.float32())]))
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """What a job is asked for; `file_seconds` is the time limit for decoding one file."""
+
+    output: Path
+    tasks: tuple[str, ...] = ()
+    top_k: int = 5
+    modality: Modality | None = None
+    part_size: int = 1000
+    file_seconds: float = 60.0
+
+    def part(self, number: int) -> Path:
+        """The file of a part."""
+        return self.output / f"part-{number:05d}.parquet"
+
+
+# ------------------------------------------------------------------------------------------- the list
+
+
+def list_files(given: str, column: str = "path") -> list[str]:
+    """Absolute paths: of every file below a folder, sorted; or those of a .txt (one a line), .csv or .parquet, in
+    its order, relative ones seen from its folder. Raises UserError.
+    """
+    source = Path(given).expanduser().absolute()
+    if source.is_dir():
+        below = (path.relative_to(source) for path in source.rglob("*"))
+        kept = [path for path in below if not any(part.startswith(".") for part in path.parts)]
+        found = sorted(str(source / path) for path in kept if (source / path).is_file())
+    elif source.is_file():
+        found = [str(source.parent / line) for line in _listed(source, column)]
+    else:
+        raise UserError(f"--input {given}: no such file or folder")
+    if not found:
+        raise UserError(f"--input {given}: no file in it")
+    return found
+
+
+def _listed(source: Path, column: str) -> Iterable[str]:
+    if source.suffix not in (".txt", ".csv", ".parquet"):
+        raise UserError(f"--input {source}: give a folder, or a .txt, .csv or .parquet of paths")
+    try:
+        if source.suffix == ".txt":
+            return [line.strip() for line in source.read_text().splitlines() if line.strip()]
+        if source.suffix == ".csv":
+            text = pyarrow.csv.ConvertOptions(column_types={column: pa.string()})
+            table = pyarrow.csv.read_csv(source, convert_options=text)
+        else:
+            table = pq.read_table(source)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"--input {source} cannot be read ({error})") from None
+    if column not in table.column_names:
+        raise UserError(
+            f"--input {source} has no column {column!r}, but {', '.join(table.column_names)}; --column"
+        )
+    return [str(value) for value in table.column(column).to_pylist() if value]
+
+
+# --------------------------------------------------------------------------------------------- the job
+
+
+def label(folder: Path, paths: Sequence[str], job: LabelJob) -> dict[str, Any]:
+    """Do the parts that are missing. `folder`: a checkpoint's. Returns files, parts, done_before, failed.
+
+    Raises UserError where the output folder holds another job.
+    """
+    from pipelines.runtime.cluster import cluster
+
+    model, config, document = load_trained(folder)
+    tasks = check_tasks(config, job.tasks)
+    if clash := [name for name in config.tasks if name in _OWN_COLUMNS]:
+        raise UserError(f"task {clash[0]} has the name of a column of the answers; leave it out with --task")
+    count = -(-len(paths) // job.part_size)
+    _claim(job, folder, paths)
+    missing = [number for number in range(count) if not job.part(number).exists()]
+    if missing:
+        console.print(f"{len(missing)} of {count} parts to do: starting Ray ...")
+        columns = [n for n in config.tasks if n in tasks or not tasks]
+        schema = pa.schema([*((name, pa.string()) for name in _OWN_COLUMNS), *((n, _ANSWER) for n in columns)])
+        with cluster():
+            predictor = Predictor(model, config, class_names(folder, config, document))
+            answers = _answers(predictor, paths, missing, job, tasks)
+            _write(answers, missing, len(paths), job, schema)
+    failed = sum(_failures(job.part(number)) for number in range(count))
+    done_before = count - len(missing)
+    return {"files": len(paths), "parts": count, "done_before": done_before, "failed": failed}
+
+
+def _claim(job: LabelJob, folder: Path, paths: Sequence[str]) -> None:
+    """Write or check job.json: one folder, one model, one list, one set of questions."""
+    with (folder / "model.safetensors").open("rb") as file:
+        model = hashlib.file_digest(file, "sha256").hexdigest()
+    listed = hashlib.sha256("\n".join(paths).encode()).hexdigest()
+    asked = {
+        "model": model, "input": listed, "files": len(paths), "tasks": list(job.tasks), "top_k": job.top_k,
+        "modality": job.modality, "part_size": job.part_size,
+    }  # fmt: skip
+    record = job.output / "job.json"
+    try:
+        job.output.mkdir(parents=True, exist_ok=True)
+        if not record.exists():
+            record.write_text(json.dumps(asked, indent=1) + "\n")
+            return
+        known = json.loads(record.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--output {job.output} cannot be used ({error}); give another folder") from None
+    if differ := [key for key in asked if known.get(key) != asked[key]]:
+        raise UserError(
+            f"--output {job.output} holds another job: {', '.join(differ)} differ; give another folder, or go on "
+            "with the same model, input and options"
+        )
+
+
+def _answers(
+    predictor: Predictor, paths: Sequence[str], missing: Sequence[int], job: LabelJob, tasks: Sequence[str]
+) -> Any:
+    """The answers of the missing parts, as an iterator of Arrow tables (part, row, path, answer in JSON)."""
+    import ray
+
+    config, size = predictor.config, job.part_size
+    tables = []
+    for number in missing:
+        own = list(paths[number * size : (number + 1) * size])
+        tables.append(pa.table({"part": [number] * len(own), "row": range(len(own)), "path": own}))
+    asked = {
+        "config": config.model_dump_json(), "tasks": tuple(tasks), "modality": job.modality,
+        "seconds": job.file_seconds,
+    }  # fmt: skip
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    decoded = ray.data.from_arrow(tables).map_batches(
+        decode_files,  # type: ignore[arg-type]
+        batch_size=FILES_A_TASK,
+        batch_format="pyarrow",
+        num_cpus=config.data.decode_cpus,
+        fn_kwargs={"asked": asked},
+    )
+    answered = decoded.map_batches(
+        Answerer,
+        batch_size=FILES_A_TASK,
+        batch_format="pyarrow",
+        # In a list, so that a restarted actor can fetch it again.
+        fn_constructor_args=([ray.put(predictor)], job.top_k, "cuda" if gpus else "cpu"),
+        num_gpus=1 if gpus else 0,
+        # Not the decoders' number: Ray Data would fuse the two stages into one, and decode in this actor.
+        num_cpus=0 if config.data.decode_cpus == 1 else 1,
+        concurrency=(1, max(1, gpus or int(ray.cluster_resources()["CPU"]) // 4)),
+    )
+    return answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+@lru_cache(maxsize=1)
+def _sandbox(config: str, seconds: float) -> Sandbox:
+    """One for the life of a Ray worker process."""
+    return Sandbox(RunConfig.model_validate_json(config), Limits(decode_seconds=seconds))
+
+
+def decode_files(table: pa.Table, asked: dict[str, Any]) -> pa.Table:
+    """Add `prepared`: pickled `Prepared`, or the reason why not; to be read in this job only."""
+    sandbox = _sandbox(asked["config"], asked["seconds"])
+    prepared = []
+    for path in table.column("path").to_pylist():
+        try:
+            found: Any = sandbox.prepare(read_media(Path(path)), asked["tasks"], asked["modality"])
+        except BadMedia as error:
+            found = error.reason
+        prepared.append(pickle.dumps(found, protocol=5))
+    return table.append_column("prepared", pa.array(prepared, pa.large_binary()))
+
+
+class Answerer:
+    """The model, in an actor of its own."""
+
+    def __init__(self, predictor: list[Any], top_k: int, device: str) -> None:
+        import ray
+
+        given = ray.get(predictor[0])
+        self.top_k = top_k
+        self.predictor = Predictor(given.model, given.config, given.classes, device)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Replace `prepared` by `answer`, in JSON."""
+        prepared = [pickle.loads(value.as_py()) for value in table.column("prepared")]
+        answers = [json.dumps(answer) for answer in self.predictor.answers(prepared, self.top_k)]
+        return table.drop_columns("prepared").append_column("answer", pa.array(answers, pa.large_string()))
+
+
+def _write(answers: Any, missing: Sequence[int], files: int, job: LabelJob, schema: pa.Schema) -> None:
+    """Gather the rows of each part, in whatever order they come, and write it when it is whole."""
+    sizes = {n: min(job.part_size, files - n * job.part_size) for n in missing}
+    waiting: dict[int, dict[int, dict[str, Any]]] = {}
+    done, total, said, began = 0, sum(sizes.values()), time.monotonic(), time.monotonic()
+    for table in answers:
+        for each in table.to_pylist():
+            rows = waiting.setdefault(each["part"], {})
+            answer = json.loads(each["answer"])
+            known = {"path": each["path"], "modality": answer.get("modality"), "error": answer.get("error")}
+            rows[each["row"]] = known | answer.get("tasks", {})
+            done += 1
+            if len(rows) == sizes[each["part"]]:
+                _write_part(job.part(each["part"]), waiting.pop(each["part"]), schema)
+        if time.monotonic() - said >= SAY_EVERY_S:
+            said = time.monotonic()
+            console.print(f"{done} of {total} files, {done / (said - began):.1f} a second")
+    if waiting:
+        raise RuntimeError(f"{len(waiting)} parts came back with rows missing: {sorted(waiting)[:5]}")
+
+
+def _write_part(path: Path, rows: dict[int, dict[str, Any]], schema: pa.Schema) -> None:
+    beside = path.with_suffix(".writing")
+    pq.write_table(pa.Table.from_pylist([rows[i] for i in sorted(rows)], schema), beside)
+    beside.replace(path)
+
+
+def _failures(path: Path) -> int:
+    column = pq.read_table(path, columns=["error"]).column("error")
+    return len(column) - column.null_count

@@ -1,0 +1,208 @@
+"""Ray Data: look at the examples of every task, and draw contact sheets of some; what `polyvit inspect` does.
+
+    examples --[Ray tasks on CPUs: read, hash; decode in a child process]--> `Look`s
+    a few sound examples a task --[Ray tasks: augment, patchify, draw]--> PNG
+
+In: a config and the indexes of its tasks. A row is a chunk of examples of one task, pickled for this job alone. A
+file that crashes or hangs a decoder takes a child process with it (`examine_worker.py`) and is named.
+"""
+
+import hashlib
+import io
+import itertools
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.data
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipelines.index import Indexes
+from pipelines.runtime.command_line import console
+from polyvit.config.inputs import Modality
+from polyvit.config.run import RunConfig
+from polyvit.data.index.io import SPLITS, Example, Scan
+from polyvit.data.loading.reader import load
+from polyvit.data.transforms.augment import example_rng
+from polyvit.errors import BadMedia
+from polyvit.reports.inspect.contact_sheet import ROWS, Sample, draw_sheet
+from polyvit.reports.inspect.examine import Facts, sample_positions
+from polyvit.reports.inspect.examine_worker import Examiner
+from polyvit.reports.inspect.task_report import Look, TaskReport
+
+HASHED = 100_000
+"""A task of up to so many examples is read and hashed whole, to find doubles; of a larger one, the sample."""
+CHUNK = 16
+"""Examples of one row that are decoded; 64 times as many where they are only hashed."""
+MOST_BLOCKS = 400
+"""Ray tasks that the rows are divided into, at most."""
+Chunk = tuple[str, list[tuple[bool, Example]]]
+"""(task, [(whether to decode it too, example)])"""
+
+
+# ----------------------------------------------------------------------------------------------- reading
+
+
+def chunks(config: RunConfig, indexes: Indexes, sample: int | None) -> Iterator[Chunk]:
+    """What is to be read."""
+    for name, found in indexes.scans.items():
+        splits = {split: found.split(split) for split in SPLITS}
+        sizes: dict[str, int] = {split: len(listed) for split, listed in splits.items()}
+        drawn = sample_positions(sizes, sample, config.seed, name)
+        whole = sum(sizes.values()) <= HASHED
+        wanted: list[tuple[bool, Example]] = []
+        for split, listed in splits.items():
+            decoded = set(drawn[split])
+            positions = range(len(listed)) if whole else drawn[split]
+            wanted += [(position in decoded, listed[position]) for position in positions]  # type: ignore[misc]
+        # Dear rows first, and of equal length: decoding costs a hundred times as much as hashing.
+        dear, cheap = [item for item in wanted if item[0]], [item for item in wanted if not item[0]]
+        for size, items in ((CHUNK, dear), (64 * CHUNK, cheap)):
+            for start in range(0, len(items), size):
+                yield name, items[start : start + size]
+
+
+def look_at_all(config: RunConfig, indexes: Indexes, sample: int | None, seconds: float) -> dict[str, list[Look]]:
+    """Read, hash and decode on the cluster. sample: examples a task to decode; None: all of them."""
+    rows: list[dict[str, Any]] = [
+        {"chunk": pickle.dumps(chunk), "count": len(chunk[1])} for chunk in chunks(config, indexes, sample)
+    ]
+    dataset = ray.data.from_items(rows, override_num_blocks=max(1, min(len(rows), MOST_BLOCKS))).map_batches(
+        look_at_chunk,  # type: ignore[arg-type]
+        batch_size=1,
+        batch_format="numpy",
+        fn_args=(config.model_dump_json(), dict(indexes.roots), seconds),
+        num_cpus=config.data.decode_cpus,
+        label_selector=dict(config.data.decode_labels) or None,
+    )
+    looks: dict[str, list[Look]] = {name: [] for name in config.tasks}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    total = sum(row["count"] for row in rows)
+    console.print(f"reading {total:,} examples ...")
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        row = bar.add_task("examples", total=total)
+        for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
+            for packed in batch["looks"]:
+                name, found = pickle.loads(packed)
+                looks[name] += found
+                bar.advance(row, len(found))
+    return looks
+
+
+def look_at_chunk(
+    batch: dict[str, np.ndarray], config: str, roots: Mapping[str, Any], seconds: float
+) -> dict[str, np.ndarray]:
+    """One row in, one row out: (task, [Look]), pickled."""
+    name, items = pickle.loads(batch["chunk"][0])
+    found = [_look(name, example, decode, config, roots[name], seconds) for decode, example in items]
+    return {"looks": np.array([pickle.dumps((name, found))], dtype=object)}
+
+
+def _look(name: str, example: Example, decode: bool, config: str, root: Any, seconds: float) -> Look:
+    known = (example.key, example.path, example.split, tuple(example.labels))
+    try:
+        media = load(example, root)
+    except BadMedia as error:
+        return Look(*known, facts=Facts(reason=error.reason))
+    digest = hashlib.blake2b(media if isinstance(media, bytes) else media.tobytes(), digest_size=16)
+    if example.end >= 0 or example.start > 0:  # several segments of one file are no doubles
+        digest.update(f"{example.start} {example.end}".encode())
+    if not decode:
+        return Look(*known, digest.digest())
+    examiner = _examiner(config, name, seconds)
+    return Look(*known, digest.digest(), examiner.facts(media, name, example.start, example.end))
+
+
+def _examiner(config: str, task: str, seconds: float) -> Examiner:
+    return _modality_examiner(config, _config(config).tasks[task].modality, seconds)
+
+
+@lru_cache(maxsize=3)
+def _modality_examiner(config: str, modality: Modality, seconds: float) -> Examiner:
+    """One a modality for the life of a Ray worker process."""
+    return Examiner(_config(config), modality, seconds)
+
+
+@lru_cache(maxsize=1)
+def _config(config: str) -> RunConfig:
+    return RunConfig.model_validate_json(config)
+
+
+# ---------------------------------------------------------------------------------------- contact sheets
+
+
+def pick(report: TaskReport, seed: int, suspects: bool = False) -> list[Look]:
+    """Up to ROWS examples for a contact sheet, in the order of their labels.
+
+    Sound ones of many classes, of train where it has any; `suspects`: those that show or sound nothing.
+    """
+    usable = [look for look in report.seen if look.facts and not look.facts.reason]
+    odd = [look for look in usable if look.facts and (look.facts.silent or look.facts.flat or look.facts.still)]
+    if suspects:
+        return sorted(odd[:ROWS], key=lambda look: look.labels)
+    sound = [look for look in usable if look not in odd] or usable
+    sound = [look for look in sound if look.split == "train"] or sound
+    order = example_rng(seed, report.name, 0, "inspect sheet").permutation(len(sound))
+    first: dict[tuple[int, ...], Look] = {}
+    rest = []
+    for i in order:
+        if sound[i].labels in first:
+            rest.append(sound[i])
+        else:
+            first[sound[i].labels] = sound[i]
+    return sorted([*first.values(), *rest][:ROWS], key=lambda look: look.labels)
+
+
+def draw_sheets(
+    config: RunConfig, indexes: Indexes, reports: Mapping[str, TaskReport], out: Path
+) -> dict[str, dict[str, str]]:
+    """Contact sheets, drawn on the cluster, into `out`. Returns {task: {PNG's name: what it shows}}."""
+    rows = []
+    for name, report in reports.items():
+        for kind, suspects in (("sheet", False), ("suspects", True)):
+            if looks := pick(report, config.seed, suspects):
+                examples = _examples(indexes.scans[name], looks)
+                rows.append({"sheet": pickle.dumps((name, kind, examples, report.classes))})
+    if not rows:
+        return {}
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        draw_row,  # type: ignore[arg-type]
+        batch_size=1,
+        batch_format="numpy",
+        fn_args=(config, dict(indexes.roots)),
+        num_cpus=config.data.decode_cpus,
+        label_selector=dict(config.data.decode_labels) or None,
+    )
+    drawn: dict[str, dict[str, str]] = {name: {} for name in reports}
+    for row in dataset.take_all():
+        name, kind, says, png = pickle.loads(row["drawn"])
+        if png:
+            (out / f"{name}_{kind}.png").write_bytes(png)
+            drawn[name][f"{name}_{kind}.png"] = says
+    return {name: dict(sorted(sheets.items())) for name, sheets in drawn.items()}
+
+
+def draw_row(batch: dict[str, np.ndarray], config: RunConfig, roots: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """One sheet: (task, kind, what it shows, PNG), pickled; without PNG where nothing can be drawn."""
+    name, kind, examples, classes = pickle.loads(batch["sheet"][0])
+    task, samples, target = config.tasks[name], [], io.BytesIO()
+    what = f"{name}: silent, of one colour, black or still" if kind == "suspects" else ""
+    try:
+        for example in examples:
+            title = ", ".join(classes[label] for label in example.labels)
+            samples.append(Sample(title, example.key, load(example, roots[name]), example.start, example.end))
+        says = draw_sheet(name, samples, task, config.model.input(task.modality), target, config.seed, what)
+    except BadMedia:
+        says = ""
+    return {"drawn": np.array([pickle.dumps((name, kind, says, target.getvalue()))], dtype=object)}
+
+
+def _examples(found: Scan, looks: Sequence[Look]) -> list[Example]:
+    """The examples behind some looks, in their order."""
+    wanted = {look.key for look in looks}
+    listed = itertools.chain.from_iterable(found.split(split) for split in {look.split for look in looks})  # type: ignore[arg-type]
+    known = {example.key: example for example in listed if example.key in wanted}
+    return [known[look.key] for look in looks]

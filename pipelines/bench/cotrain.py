@@ -1,0 +1,115 @@
+"""What mixing tasks costs: N weighted co-training steps against the same steps run task by task, in one process.
+
+    polyvit bench cotrain [CONFIG] [key=value ...] [--steps N] [--rounds N] [--threads N] [--json FILE]
+
+The minibatches are made beforehand (no feed), so the difference is what switching tasks costs the step: caches,
+allocator, graphs, optimiser. Both orders take turns, each starting from the same parameters.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.bench import kit
+from pipelines.runtime import command_line
+from pipelines.runtime.command_line import console
+from polyvit.config.loader import load_config
+from polyvit.config.run import RunConfig
+from polyvit.data.loading.example import token_dtype, token_shape
+from polyvit.data.loading.minibatch import Minibatch, multi_hot
+from polyvit.errors import UserError
+from polyvit.model.polyvit import PolyViT
+from polyvit.schedule.schedule import build_schedule
+from polyvit.training.optim import build_optimiser
+from polyvit.training.step import Alone, train_step
+
+LIMIT = 1.03
+"""Co-training may cost this many times the sum of its tasks."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`polyvit bench cotrain`."""
+    made = command_line.parser("bench cotrain", "Co-training's steps against the same steps run task by task.")
+    made.add_argument("config", metavar="CONFIG", nargs="?", default="tiny-nine", help="default: tiny-nine")
+    made.add_argument("overrides", metavar="key=value", nargs="*", help="keys of the config to change")
+    made.add_argument("--steps", type=int, default=90, help="steps of each order in a round")
+    made.add_argument("--rounds", type=int, default=7)
+    made.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    return command_line.run(made, _body, argv)
+
+
+def _body(arguments: argparse.Namespace) -> dict[str, Any]:
+    if min(arguments.steps, arguments.rounds, arguments.threads) < 1:
+        raise UserError("--steps, --rounds and --threads must be at least 1")
+    config = load_config(arguments.config, arguments.overrides, [])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(arguments.threads)
+    before, where = os.getloadavg()[0], kit.machine(device)
+    try:
+        document = measure(config, arguments.steps, arguments.rounds, device)
+    finally:
+        torch.set_num_threads(threads)
+    claims = kit.claims(before)
+    console.print(
+        f"{document['steps']} steps of {len(document['counts'])} tasks: "
+        f"co-training {document['cotraining_ms']:.0f} ms, task by task "
+        f"{document['task_by_task_ms']:.0f} ms, ratio {document['ratio']:.3f} (limit {LIMIT})"
+    )
+    console.print(f"absolute numbers may be quoted: {claims['absolute']} ({claims['why']})")
+    return {"benchmark": "cotrain", "machine": where, "claims": claims, "rounds": arguments.rounds, **document}
+
+
+def measure(config: RunConfig, steps: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Milliseconds of both orders, medians over rounds, and their ratio within a round."""
+    schedule = build_schedule(config.schedule, config.tasks, config.seed)
+    stride = max(1, len(schedule) // steps)
+    mixed = [name for step in range(1, len(schedule) + 1, stride) for name, _ in schedule.tasks_at(step)][:steps]
+    minibatches = {name: blank(config, name) for name in config.tasks}
+    model = PolyViT(config.model, config.tasks).to(device)
+    if config.train.compile or (config.train.compile is None and device.type == "cuda"):
+        model.compile_blocks()
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def run(order: list[str]) -> None:
+        for name in order:
+            train_step(model, optimiser, [minibatches[name]], 1e-3, config, Alone())
+
+    times: dict[str, list[float]] = {"mixed": [], "sorted": []}
+    orders = {"mixed": mixed, "sorted": sorted(mixed)}
+    for turn in range(rounds + 1):
+        for key in ("mixed", "sorted") if turn % 2 else ("sorted", "mixed"):
+            model.load_state_dict(start)
+            optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
+            run(list(config.tasks))  # momentum of every parameter is there before the clock starts
+            took = kit.clock(lambda key=key: run(orders[key]), device)  # type: ignore[misc]
+            if turn:  # the first round warms up
+                times[key].append(took)
+    ratio = kit.ratio(times["mixed"], times["sorted"])
+    return {
+        "config": config.name, "schedule": config.schedule.kind, "steps": len(mixed),
+        "counts": {name: mixed.count(name) for name in config.tasks},
+        "cotraining_ms": statistics.median(times["mixed"]), "task_by_task_ms": statistics.median(times["sorted"]),
+        "ratio": ratio, "limit": LIMIT, "within_limit": ratio <= LIMIT,
+    }  # fmt: skip
+
+
+def blank(config: RunConfig, name: str) -> Minibatch:
+    """A minibatch of the task's shapes with random content."""
+    task = config.tasks[name]
+    shape = (task.batch, *token_shape(config.model.input(task.modality)))
+    tokens = np.random.default_rng(0).integers(0, 255, shape).astype(token_dtype(task.modality))
+    if tokens.dtype != np.uint8:
+        tokens = (tokens / 128 - 1).astype(tokens.dtype)
+    labels = multi_hot([[i % task.num_classes] for i in range(task.batch)], task.num_classes)
+    return Minibatch(1, name, tokens, labels, ("",) * task.batch, 0, task.batch)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""The `ray_core` backend of the feed: requests -> minibatches through plain Ray tasks, in order, some way ahead.
+
+Tasks, not actors: a task takes its CPU for as long as it decodes, so that an idle feed holds none, two feeds of
+one worker (training and an evaluation) or many workers share what there is and cannot lock each other out, and a
+node that joins is used at once. Ray keeps the processes from task to task.
+
+What is under way when a feed is left is decoded for nothing, some seconds of work. Ray would cancel it by
+KeyboardInterrupt, and a process that this meets in an import can never import that module again.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    WorkerCrashedError,
+)
+
+from polyvit.config.run import RunConfig
+from polyvit.data.loading.chunks import Piece, decode_piece, pieces, whole
+from polyvit.data.loading.minibatch import Decoder, Minibatch, Request
+
+ATTEMPTS = 10
+"""Processes that a piece may lose (killed, their node lost, out of memory) before the feed fails; from the second
+on it is decoded in a sandbox."""
+_LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, LocalRayletDiedError, ObjectLostError)
+
+
+def ray_core_minibatches(
+    requests: Iterable[Request], decoder: Decoder, config: RunConfig, decoders: int
+) -> Generator[Minibatch, None, None]:
+    """The minibatch of each request, in their order; arrays are views of the object store, read-only.
+
+    At least `feed.prefetch` minibatches, and two pieces for each of `decoders` processes, are under way or ready
+    at any time. Raises what a decoding process raises.
+    """
+    data, shared = config.data, ray.put(decoder)
+    task = ray.remote(decode_piece).options(
+        num_cpus=data.decode_cpus,
+        label_selector=dict(data.decode_labels) or None,
+        max_retries=0,
+        scheduling_strategy="DEFAULT",  # else it waits for room in the placement group of a sweep's trial
+    )
+    waiting: deque[tuple[Piece, Any]] = deque()  # with an ObjectRef[list[Minibatch]]
+
+    def received() -> Iterator[tuple[Piece, list[Minibatch]]]:
+        for piece in pieces(requests, decoder, decoders):
+            waiting.append((piece, task.remote(shared, piece, False)))
+            while len(waiting) > 2 * decoders and sum(p.minibatches for p, _ in waiting) > config.feed.prefetch:
+                yield _first_of(waiting, task, shared)
+        while waiting:
+            yield _first_of(waiting, task, shared)
+
+    yield from whole(received())
+
+
+def _first_of(waiting: deque[tuple[Piece, Any]], task: Any, shared: Any) -> tuple[Piece, list[Minibatch]]:
+    """The first piece, decoded; given to another process for as long as processes die over it."""
+    for attempt in range(1, ATTEMPTS + 1):
+        piece, reference = waiting[0]
+        try:
+            decoded = ray.get(reference)
+        except _LOST:
+            if attempt == ATTEMPTS:
+                raise
+            waiting[0] = (piece, task.remote(shared, piece, True))
+        else:
+            waiting.popleft()
+            return piece, decoded
+    raise AssertionError("unreachable")

@@ -1,0 +1,250 @@
+"""The MLflow model registry: log a model, move its aliases, fetch it. With `tracking.py` and the file that is
+logged with every model (`pyfunc_model.py`) the only place that imports mlflow.
+
+A version is logged as code (`pyfunc_model.py` and the `polyvit` package) and a release folder (safetensors and
+JSON): nothing is pickled, and what loads it needs no Ray. Aliases (`champion`) say which version is in use;
+MLflow's stages are deprecated.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polyvit
+from pipelines.tracking.runs import experiment_id, tracking_uri
+from polyvit.checkpoint.state import find_checkpoint, read_document
+from polyvit.config.run import RunConfig
+from polyvit.deploy.package import write_release
+from polyvit.errors import UserError
+
+for _name in ("mlflow", "mlflow.tracking._model_registry.fluent", "mlflow.store.model_registry"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+PREFIX = "models:/"
+REQUIREMENTS = (
+    "mlflow", "torch", "torchaudio", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "safetensors", "av",
+    "decord", "soundfile", "soxr", "simplejpeg", "opencv-python-headless", "pillow",
+)  # fmt: skip
+"""What the logged code imports; the versions of this environment are written with it."""
+_DESCRIPTION = 5000  # the store's limit
+
+
+def registry_uri() -> str:
+    """MLFLOW_TRACKING_URI, else the SQLite file of the default `storage`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('runs').absolute()}/mlflow.db"
+
+
+def is_registered(model: str) -> bool:
+    """Whether MODEL names a version in the registry rather than a folder."""
+    return model.startswith(PREFIX)
+
+
+def model_folder(model: str) -> Path:
+    """MODEL, as commands take it, as a folder: a checkpoint, or the release of `models:/name@alias`.
+
+    Raises UserError where there is none.
+    """
+    if is_registered(model):
+        return download(model)
+    if model.startswith("runs:"):
+        raise UserError(f"{model}: give a folder of a run or a checkpoint, or models:/NAME@ALIAS")
+    return find_checkpoint(Path(model).expanduser()).absolute()
+
+
+def download(model: str) -> Path:
+    """The release folder of a registered version; fetched into a temporary folder if it lies elsewhere.
+
+    Raises UserError where the registry has no such version, or one that this package did not log.
+    """
+    with _store(registry_uri()):
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if _no_store():
+                raise MlflowException("there is no such file")
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model))
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"{model} cannot be fetched from {registry_uri()} ({error}); see `polyvit register --list`, and "
+                "set MLFLOW_TRACKING_URI to the store that holds it"
+            ) from None
+    release = folder / "artifacts" / "release"
+    if not (release / "state.json").is_file():
+        raise UserError(f"{model} is no model that `polyvit register` logged; register one, or give a checkpoint")
+    return release
+
+
+def log_model(
+    checkpoint: Path, name: str, alias: str | None = None, uri: str | None = None, run_id: str | None = None
+) -> dict[str, Any]:
+    """Log the release of a checkpoint (or of a run's newest) as a new version of `name`, and give it `alias`.
+
+    `uri`, `run_id`: the MLflow store and the run that the version belongs to; null: those of the run that the
+    checkpoint lies in, else a new run. Returns name, version, alias, run_id, uri. Raises UserError.
+    """
+    found = find_checkpoint(checkpoint).absolute()
+    document = read_document(found)
+    config = RunConfig.model_validate(document["config"])
+    recorded = _recorded(found)
+    uri = uri or recorded.get("mlflow_uri") or tracking_uri(config)
+    run_id = run_id or (recorded.get("mlflow_run") if uri == recorded.get("mlflow_uri") else None)
+    with tempfile.TemporaryDirectory(prefix="polyvit-release-") as folder, _store(uri), _refusals(uri):
+        release = Path(folder) / "release"
+        write_release(found, release)
+        version = _log(release, name, config, run_id)
+        from mlflow import MlflowClient
+
+        client = MlflowClient()
+        card = (release / "model_card.md").read_text()
+        client.update_model_version(name, version["version"], description=card[:_DESCRIPTION])
+        if alias:
+            client.set_registered_model_alias(name, alias, version["version"])
+    return {"name": name, **version, "alias": alias, "uri": uri, "checkpoint": str(found)}
+
+
+def _recorded(checkpoint: Path) -> dict[str, str]:
+    """The run.json of the run that a checkpoint lies in."""
+    for folder in (checkpoint.parent, checkpoint.parent.parent):
+        try:
+            return json.loads((folder / "run.json").read_text())
+        except (OSError, ValueError):
+            continue
+    return {}
+
+
+def _log(release: Path, name: str, config: RunConfig, run_id: str | None) -> dict[str, str]:
+    import mlflow
+
+    experiment = None if run_id else experiment_id(mlflow.MlflowClient(), config)
+    warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
+    run_name = None if run_id else f"register {config.name}"
+    with mlflow.start_run(run_id=run_id, experiment_id=experiment, run_name=run_name, nested=True) as run:
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"release": str(release)},
+            code_paths=[str(Path(polyvit.__file__).parent)],
+            pip_requirements=[f"{each}=={importlib.metadata.version(each)}" for each in REQUIREMENTS],
+            registered_model_name=name,
+            signature=_signature(),
+            metadata={"tasks": list(config.tasks), "modalities": list(config.modalities)},
+        )
+        mlflow.log_artifact(str(release / "model_card.md"))
+    return {"version": str(logged.registered_model_version), "run_id": run.info.run_id}
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Map, Object, ParamSchema, ParamSpec, Property, Schema
+
+    best = Object(
+        [
+            Property("label", DataType.string),
+            Property("index", DataType.long),
+            Property("probability", DataType.double),
+        ]
+    )
+    return ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec(DataType.string, "path", required=False),
+                ColSpec(DataType.binary, "content", required=False),
+            ]
+        ),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "modality", required=False),
+                ColSpec(Map(Array(best)), "tasks"),
+                ColSpec(DataType.string, "error", required=False),
+            ]
+        ),
+        params=ParamSchema(
+            [
+                ParamSpec("task", DataType.string, ""),
+                ParamSpec("top_k", DataType.long, 5),
+                ParamSpec("modality", DataType.string, ""),
+            ]
+        ),
+    )
+
+
+def set_alias(name: str, alias: str, version: str, uri: str | None = None) -> None:
+    """Point an alias at a version; it is taken from the one that had it. Raises UserError."""
+    uri = uri or registry_uri()
+    with _store(uri), _refusals(uri):
+        from mlflow import MlflowClient
+
+        client = MlflowClient()
+        client.get_model_version(name, version)
+        client.set_registered_model_alias(name, alias, version)
+
+
+def list_versions(uri: str | None = None) -> list[dict[str, Any]]:
+    """Every version of every registered model: name, version, aliases, run_id, created (ms). Raises UserError."""
+    uri = uri or registry_uri()
+    with _store(uri), _refusals(uri):
+        if _no_store():
+            return []
+        from mlflow import MlflowClient
+
+        client = MlflowClient()
+        found = []
+        for model in client.search_registered_models():
+            versions = client.search_model_versions(f"name='{model.name}'")
+            for version in sorted(versions, key=lambda each: int(each.version)):
+                aliases = sorted(a for a, v in model.aliases.items() if str(v) == str(version.version))
+                found.append(
+                    {
+                        "name": model.name,
+                        "version": str(version.version),
+                        "aliases": aliases,
+                        "run_id": version.run_id,
+                        "created": version.creation_timestamp,
+                    }
+                )
+        return found
+
+
+def _no_store() -> bool:
+    """Whether the store is a SQLite file that is not there; MLflow would make an empty one."""
+    import mlflow
+
+    uri = mlflow.get_tracking_uri()
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+
+
+@contextlib.contextmanager
+def _store(uri: str) -> Iterator[None]:
+    """MLflow's store for as long as the block lasts; its functions know one, for the whole process."""
+    import mlflow
+
+    # MLflow keeps the address in a variable of its own and in the environment; both are put back.
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@contextlib.contextmanager
+def _refusals(uri: str) -> Iterator[None]:
+    """What the store refuses is the user's to mend."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise UserError(
+            f"the MLflow store {uri} refused ({error}); see `polyvit register --list`, or set MLFLOW_TRACKING_URI"
+        ) from None

@@ -1,0 +1,253 @@
+"""MLflow: runs, parameters, curves, artifacts. Only this file, `mlflow_models` and `pyfunc_model` import mlflow.
+
+One run per training; the driver creates it, rank 0 of the train workers writes its curves, the driver adds the
+artifacts and ends it. Resuming continues the same run. A server that goes away holds nothing up.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyvit.checkpoint.metrics_log import Point
+from polyvit.config.loader import flatten
+from polyvit.config.run import RunConfig
+from polyvit.errors import UserError
+
+logger = logging.getLogger(__name__)
+logging.getLogger("alembic").setLevel(logging.ERROR)
+logging.getLogger("mlflow").setLevel(logging.ERROR)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+# Our own threads wait an absent server out; the client's retries would hold each call for minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+
+_PARAMS_PER_CALL, _METRICS_PER_CALL = 100, 1000  # the MLflow API's limits
+STEP_KEY = "global_step"
+"""A metric that goes with every point, in the same transaction: which points the store already holds."""
+PARENT, TRIAL = "mlflow.parentRunId", "polyvit.trial"
+"""Tags of a trial's run: the sweep's run, and which trial it is; a trial that restarts goes on in its run."""
+PATIENCE_S = 300.0
+"""How long the end of a run waits for a store that is gone."""
+RETRY_S = 5.0
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """`tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file in `storage`."""
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return uri or f"sqlite:///{Path(config.storage).absolute()}/mlflow.db"
+
+
+def import_client(config: RunConfig) -> None:
+    """What a `Tracker` imports: up to three seconds that need not be waited for while something else goes on."""
+    import mlflow.tracking
+
+    if tracking_uri(config).startswith("sqlite:"):
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
+def experiment_id(client: Any, config: RunConfig) -> str:
+    """Of `tracking.experiment`, made where it is not there; beside SQLite, with its artifacts in `storage`."""
+    name = config.tracking.experiment
+    if found := client.get_experiment_by_name(name):
+        return found.experiment_id
+    local = f"{Path(config.storage).absolute()}/mlartifacts" if client.tracking_uri.startswith("sqlite:") else None
+    return client.create_experiment(name, artifact_location=local)
+
+
+def _trial_run(client: Any, experiment_id: str, trial: str | None) -> str | None:
+    """The run of a sweep's trial, if it was begun before."""
+    if trial is None:
+        return None
+    found = client.search_runs([experiment_id], filter_string=f"tags.`{TRIAL}` = '{trial}'", max_results=1)
+    return found[0].info.run_id if found else None
+
+
+class Tracker:
+    """One MLflow run, written to from one process at a time."""
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        from mlflow.tracking import MlflowClient
+
+        self.uri, self.run_id = uri, run_id
+        self._client = MlflowClient(tracking_uri=uri)
+
+    @classmethod
+    def start(cls, config: RunConfig, run_name: str, tags: Mapping[str, str] | None = None) -> "Tracker":
+        """A new run with the resolved config as its parameters; where the store holds a run with the same TRIAL
+        tag, that one. Raises UserError if the store is out of reach.
+        """
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        uri = tracking_uri(config)
+        if uri.startswith("sqlite:"):
+            Path(config.storage).mkdir(parents=True, exist_ok=True)
+        try:
+            client = MlflowClient(tracking_uri=uri)
+            experiment = experiment_id(client, config)
+            tags = {"polyvit.recipe": config.name, **(tags or {})}
+            if known := _trial_run(client, experiment, tags.get(TRIAL)):
+                return cls(uri, known)
+            run = client.create_run(experiment, run_name=run_name, tags=tags)
+            tracker = cls(uri, run.info.run_id)
+            tracker.params(flatten(config.model_dump(mode="json")))
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"the MLflow store {uri} cannot be used ({error}); start the server, or set tracking.uri or "
+                "MLFLOW_TRACKING_URI"
+            ) from None
+        return tracker
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters; long ones are cut to what MLflow holds."""
+        from mlflow.entities import Param
+
+        entries = [Param(key, str(value)[:6000]) for key, value in values.items()]
+        for i in range(0, len(entries), _PARAMS_PER_CALL):
+            self._client.log_batch(self.run_id, params=entries[i : i + _PARAMS_PER_CALL])
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log points of curves, here and now, unless the run has this very value at this step already."""
+        for key, value in values.items():
+            known = [point for point in self._client.get_metric_history(self.run_id, key) if point.step == step]
+            if not known:
+                self._client.log_metric(self.run_id, key, float(value), step=step)
+
+    def curves(self, past: Sequence[Point] = ()) -> "Curves":
+        """A sender of the run's curves. `past`: points of before a restart, sent if the store lacks them."""
+        return Curves(self._client, self.run_id, self.uri, past)
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Upload a file or a folder; a store that is gone is waited for, then a warning."""
+        upload = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        where = (folder or path.name) if path.is_dir() else folder
+        patiently(lambda: upload(self.run_id, str(path), where), f"logging {path.name} to {self.uri}")
+
+    def reopen(self) -> None:
+        """Mark a run that goes on as running. Raises UserError where the store does not hold it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.update_run(self.run_id, status="RUNNING")
+        except MlflowException as error:
+            raise UserError(
+                f"MLflow run {self.run_id} cannot go on in {self.uri} ({error}); set tracking.uri to the store "
+                "that holds it"
+            ) from None
+
+    def finish(self, status: str) -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        patiently(lambda: self._client.set_terminated(self.run_id, status), f"ending the run in {self.uri}")
+
+
+def patiently(call: Callable[[], object], what: str) -> bool:
+    """Do it, again and again for PATIENCE_S seconds; then say what was not done, and go on without."""
+    until, warned = time.monotonic() + PATIENCE_S, False
+    while True:
+        try:
+            call()
+        except Exception as error:  # any transport's error
+            if time.monotonic() > until:
+                logger.warning("given up: %s: %s", what, error)
+                return False
+            if not warned:
+                logger.warning("%s failed, trying again for %g s: %s", what, PATIENCE_S, error)
+            warned = True
+            time.sleep(RETRY_S)
+        else:
+            return True
+
+
+class Curves:
+    """Sends points in order from a thread, each exactly once, however often the server or this process goes away.
+
+    A point's metrics go in one transaction with STEP_KEY; after a restart or a failure the store is asked which
+    steps it holds, and those are not sent again.
+    """
+
+    def __init__(self, client: Any, run_id: str, uri: str, past: Sequence[Point]) -> None:
+        self._client, self._run_id, self._uri = client, run_id, uri
+        self._waiting: deque[Point] = deque(past)
+        self._change = threading.Condition()
+        self._closing = False
+        self._held: set[int] | None = None
+        self._thread = threading.Thread(target=self._send_all, name="polyvit-mlflow", daemon=True)
+        self._thread.start()
+
+    def put(self, step: int, values: Mapping[str, float]) -> None:
+        """One point; returns at once."""
+        with self._change:
+            self._waiting.append((step, dict(values)))
+            self._change.notify()
+
+    def close(self, patience_s: float = PATIENCE_S) -> int:
+        """Wait until all is sent; returns how many points are not."""
+        with self._change:
+            self._closing = True
+            self._change.notify()
+        self._thread.join(patience_s)
+        left = len(self._waiting)
+        if left:
+            logger.warning(
+                "%d points of the curves are not in MLflow (%s is out of reach); they are in the run's history "
+                "folder, and `cotrain --resume` sends them", left, self._uri,
+            )  # fmt: skip
+        return left
+
+    def _send_all(self) -> None:
+        failing = False
+        while batch := self._next():
+            try:
+                if self._held is None:
+                    history = self._client.get_metric_history(self._run_id, STEP_KEY)
+                    self._held = {point.step for point in history}
+                self._send([point for point in batch if point[0] not in self._held])
+            except Exception as error:  # any transport's error
+                self._held = None  # it may have arrived all the same: ask before sending again
+                if not failing:
+                    logger.warning("MLflow (%s) does not take the curves, they wait: %s", self._uri, error)
+                failing = True
+                time.sleep(RETRY_S)
+                continue
+            self._held |= {step for step, _ in batch}
+            with self._change:
+                for _ in batch:
+                    self._waiting.popleft()
+            if failing:
+                logger.warning("MLflow takes the curves again; %d points caught up", len(batch))
+            failing = False
+
+    def _next(self) -> list[Point]:
+        """The oldest waiting points that fit into one call; empty: closed, and all is sent."""
+        with self._change:
+            while not self._waiting and not self._closing:
+                self._change.wait()
+            batch: list[Point] = []
+            room = _METRICS_PER_CALL
+            for point in self._waiting:
+                room -= len(point[1]) + 1
+                if batch and room < 0:
+                    break
+                batch.append(point)
+            return batch
+
+    def _send(self, points: Sequence[Point]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(key, float(value), now, step)
+            for step, values in points
+            for key, value in {**values, STEP_KEY: step}.items()
+        ]
+        for i in range(0, len(metrics), _METRICS_PER_CALL):  # STEP_KEY of a very wide point comes last
+            self._client.log_batch(self._run_id, metrics=metrics[i : i + _METRICS_PER_CALL], synchronous=True)

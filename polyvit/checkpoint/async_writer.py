@@ -1,0 +1,130 @@
+"""Checkpoints written beside training: the step is held up for a copy in memory, a thread does the rest.
+
+A store that cannot be written (full, unreachable) costs a warning and the next attempt comes with the next
+checkpoint; only the last one of a run insists.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from polyvit.checkpoint.state import Contents
+from polyvit.checkpoint.store import LocalStore, RemoteStore, folder_name, prune
+from polyvit.errors import UserError
+
+logger = logging.getLogger(__name__)
+WAIT_S = 60.0
+"""How long a step waits for the checkpoint before it to be written, before this one is given up."""
+INSIST_S = 300.0
+"""How long the last checkpoint of a run is tried again."""
+
+
+@dataclass
+class Keep:
+    """Which checkpoints stay: the newest `last`, and the `best` by `metric` of their evaluation."""
+
+    last: int = 3
+    best: int = 0
+    metric: str = "mean"
+
+
+@dataclass
+class Checkpointer:
+    """Writes one checkpoint at a time. `before`: called in the thread with the step, ahead of the commit.
+
+    blocked_s: seconds that training was held up so far. failed: checkpoints that could not be written.
+    """
+
+    store: LocalStore | RemoteStore
+    keep: Keep
+    before: Callable[[int], None] = lambda step: None
+    blocked_s: float = 0.0
+    failed: int = 0
+    _thread: threading.Thread | None = None
+    _error: OSError | None = None
+    _buffers: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    def save(self, contents: Contents) -> None:
+        """Copy and go on. Given up with a warning where the one before takes more than WAIT_S to be written."""
+        began = time.perf_counter()
+        if self._busy(WAIT_S):
+            logger.warning(
+                "no checkpoint at step %d: the one before is still being written to %s; raise "
+                "train.checkpoint_every, or use faster storage", contents.step, self.store.address,
+            )  # fmt: skip
+            self.failed += 1
+        else:
+            copied = Contents(contents.step, self._copied(contents.tensors), contents.document, contents.scores)
+            self._thread = threading.Thread(
+                target=self._write, args=(copied,), name="polyvit-checkpoint", daemon=True
+            )
+            self._thread.start()
+        self.blocked_s += time.perf_counter() - began
+
+    def finish(self, contents: Contents) -> None:
+        """The run's last checkpoint: here and now, tried again for INSIST_S seconds.
+
+        Raises UserError where it cannot be written.
+        """
+        self._busy(INSIST_S)
+        until = time.monotonic() + INSIST_S
+        while True:
+            self._write(contents, insisting=True)
+            if self._error is None:
+                return
+            if time.monotonic() > until:
+                raise UserError(
+                    f"the last checkpoint (step {contents.step}) cannot be written to {self.store.address}: "
+                    f"{self._error}; make room or repair the storage, then go on with --resume"
+                )
+            time.sleep(min(5.0, INSIST_S / 20))
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._busy(INSIST_S)
+
+    def _busy(self, patience_s: float) -> bool:
+        if self._thread:
+            self._thread.join(patience_s)
+            if self._thread.is_alive():
+                return True
+            self._thread = None
+        return False
+
+    def _copied(self, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
+        """Into the same memory every time: new pages cost more than the copy."""
+        for file, named in tensors.items():
+            buffers = self._buffers.setdefault(file, {})
+            for name, tensor in named.items():
+                if name not in buffers or buffers[name].shape != tensor.shape:
+                    pinned = tensor.is_cuda
+                    buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+                buffers[name].copy_(tensor, non_blocking=tensor.is_cuda)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return {file: {name: self._buffers[file][name] for name in named} for file, named in tensors.items()}
+
+    def _write(self, contents: Contents, insisting: bool = False) -> None:
+        name = folder_name(contents.step)
+        try:
+            self.before(contents.step)
+            with self.store.scratch() as folder:
+                contents.write(folder)
+                self.store.commit(folder, contents.step)
+            prune(self.store, self.keep.last, self.keep.best, self.keep.metric)
+        except OSError as error:
+            again = "trying again" if insisting else "training goes on and tries again at the next one"
+            if self._error is None or not insisting:
+                logger.warning(
+                    "checkpoint %s could not be written to %s: %s; %s", name, self.store.address, error, again
+                )
+            self.failed += 1
+            self._error = error
+        else:
+            if self._error is not None:
+                logger.warning("checkpoint %s is written: the storage works again", name)
+            self._error = None

@@ -1,0 +1,82 @@
+"""Contradictions between keys of a config, all found at once."""
+
+from polyvit.config.run import ImageInput, Modality, ModelInput, Range, RunConfig, VideoInput
+
+
+def cross_field_problems(config: RunConfig) -> list[str]:
+    """Every contradiction between keys, one line each: what was given, what is allowed."""
+    model, problems = config.model, []
+    if not config.tasks:
+        problems.append("tasks: empty; give at least one task")
+    if model.width % model.num_heads:
+        problems.append(f"model.width={model.width} must be a multiple of model.num_heads={model.num_heads}")
+    if model.l_adapt > model.depth:
+        problems.append(f"model.l_adapt={model.l_adapt} must be at most model.depth={model.depth}")
+    for modality in config.modalities:
+        problems += _patch_problems(modality, model.input(modality))
+    for name, task in config.tasks.items():
+        if not name.replace("_", "").replace("-", "").isalnum():
+            problems.append(f"tasks.{name}: a task's name may hold letters, digits, '_' and '-' only")
+        if task.batch < config.train.workers:
+            problems.append(
+                f"tasks.{name}.batch={task.batch} must be at least train.workers={config.train.workers}:"
+                " every worker takes a part of each minibatch"
+            )
+    fewest, most = config.train.min_workers, config.train.workers
+    if fewest is not None and fewest > most:
+        problems.append(f"train.min_workers={fewest} must be at most train.workers={most}")
+    if config.train.best_metric not in ("mean", *config.tasks):
+        problems.append(
+            f"train.best_metric={config.train.best_metric} must be mean or a task: {', '.join(config.tasks)}"
+        )
+    problems += _sweep_problems(config)
+    if config.optim.clip_order == "reference" and config.schedule.kind == "accumulating":
+        problems.append("optim.clip_order=reference is not defined for schedule.kind=accumulating; use global")
+    if config.optim.clip_order == "reference" and config.train.sharding == "full":
+        problems.append("optim.clip_order=reference is not defined for train.sharding=full; use global")
+    if config.optim.kind == "adamw" and config.optim.untouched == "momentum":
+        problems.append("optim.untouched=momentum needs optim.kind=sgd; with adamw it must be frozen")
+    return problems
+
+
+def _sweep_problems(config: RunConfig) -> list[str]:
+    sweep, problems = config.sweep, []
+    if sweep.search == "grid" and (
+        ranges := [key for key, values in sweep.space.items() if isinstance(values, Range)]
+    ):
+        problems.append(
+            f"sweep.search=grid cannot go through the range of {ranges[0]}; list values, or use random"
+        )
+    missing = [task for task in config.tasks if task not in sweep.baselines]
+    if sweep.objective == "worst_regression" and missing:
+        problems.append(
+            f"sweep.objective=worst_regression needs sweep.baselines of every task; missing: {', '.join(missing)}"
+        )
+    if sweep.early_stopping and config.train.eval_every is None:
+        problems.append("sweep.early_stopping needs evaluations on the way: set train.eval_every")
+    return problems
+
+
+def _patch_problems(modality: Modality, spec: ModelInput) -> list[str]:
+    sides: tuple[str, ...]
+    size: tuple[int, ...]
+    patch: tuple[int, ...]
+    if isinstance(spec, ImageInput):
+        sides, size, patch = ("height", "width"), spec.size, spec.patch_size
+    elif isinstance(spec, VideoInput):
+        sides, size, patch = ("frames", "height", "width"), (spec.frames, *spec.size), spec.tubelet_size
+    else:
+        sides, size, patch = ("frames", "mel_bins"), (spec.frames, spec.mel_bins), spec.patch_size
+    stride = spec.stride or patch
+    return [
+        f"model.{modality}: {side} {s} is not divided by its patch side {p}"
+        + (f" at stride {d}" if d != p else "")
+        + f"; the nearest that fit are {_nearest_sizes(s, p, d)}"
+        for side, s, p, d in zip(sides, size, patch, stride, strict=True)
+        if s < p or (d >= p and (s - p) % d)  # overlapping patches may leave a rest, as a VALID convolution does
+    ]
+
+
+def _nearest_sizes(size: int, patch: int, stride: int) -> str:
+    below = patch + max(0, (size - patch) // stride) * stride
+    return str(below) if below > size else f"{below} and {below + stride}"

@@ -1,0 +1,263 @@
+"""From a recipe's name or a YAML file, plus overrides, to a validated `RunConfig`.
+
+A recipe is a YAML mapping of config keys. `extends: NAME` starts from another recipe; mappings merge key by key,
+except that a recipe which has `tasks` trains exactly the tasks that it lists (each starts from the extended
+recipe's task of that name, or else from `KNOWN_TASKS`). Overrides are `key.path=value`, the value in YAML.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from polyvit.config.paper_tasks import KNOWN_TASKS
+from polyvit.config.run import RunConfig
+from polyvit.config.tasks import AudioTask, ImageTask, TaskConfig, VideoTask
+from polyvit.errors import UserError
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+_TASK_CLASSES = {"image": ImageTask, "video": VideoTask, "audio": AudioTask}
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_config(recipe: str, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> RunConfig:
+    """A recipe's name or the path of a YAML file -> the run's config.
+
+    `only` keeps just these tasks. Raises UserError with every problem found.
+    """
+    document = read_recipe(recipe)
+    for override in overrides:
+        apply_override(document, override)
+    if only:
+        tasks = document.get("tasks") or {}
+        if missing := [name for name in only if name not in tasks]:
+            raise UserError(f"--only {missing[0]}: the recipe has no such task; it has {', '.join(tasks)}")
+        document["tasks"] = {name: task for name, task in tasks.items() if name in only}
+    return with_absolute_paths(validate_config(document))
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Relative folders are the user's, seen from here; train workers run elsewhere. URLs stay as they are."""
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
+
+    def names(task: TaskConfig, folder: str) -> str | None:
+        # Looked for in the task's folder first, then here.
+        here = task.classes is not None and not (Path(folder) / task.classes).is_file()
+        return absolute(task.classes) if here and Path(str(task.classes)).is_file() else task.classes
+
+    data = config.data.model_copy(update={"root": absolute(config.data.root)})
+    tasks = {}
+    for name, task in config.tasks.items():
+        root = absolute(task.root)
+        changes = {"root": root, "classes": names(task, root or f"{data.root}/{name}")}
+        tasks[name] = task.model_copy(update=changes)
+    init = config.init.model_copy(update={"path": absolute(config.init.path)})
+    train = config.train.model_copy(update={"checkpoint_dir": absolute(config.train.checkpoint_dir)})
+    changed = {
+        "tasks": tasks, "data": data, "init": init, "train": train, "storage": absolute(config.storage),
+    }  # fmt: skip
+    return config.model_copy(update=changed)
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The recipe as plain data, with what it extends merged in."""
+    document = _parse(_find(recipe))
+    seen, named = [recipe], "name" in document
+    while parent := document.pop("extends", None):
+        if parent in seen:
+            raise UserError(f"{recipe}: recipes extend each other in a circle: {' -> '.join([*seen, parent])}")
+        seen.append(parent)
+        document = _extend(_parse(_find(str(parent))), document)
+        if not named:
+            document.pop("name", None)  # an extended recipe is another recipe
+    tasks = document.get("tasks")
+    if isinstance(tasks, dict):
+        document["tasks"] = {
+            name: _merge(KNOWN_TASKS.get(name, {}), task or {}) if isinstance(task, dict | None) else task
+            for name, task in tasks.items()
+        }
+    document.setdefault("name", Path(recipe).stem)
+    return document
+
+
+def validate_config(document: dict[str, Any]) -> RunConfig:
+    """Plain data -> config. Raises UserError that lists every problem, unknown keys with the nearest known."""
+    try:
+        return RunConfig.model_validate(document)
+    except ValidationError as error:
+        problems = _problems(error)
+        problems += _cross_field_problems_behind(error, document)
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise UserError(f"the config has {count}:", problems) from None
+
+
+def _find(recipe: str) -> Path:
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"{recipe} is not a file; give a YAML file, or a recipe: {', '.join(recipe_names())}")
+        return path
+    shipped = FOLDER / f"{recipe}.yaml"
+    if not shipped.is_file():
+        near = difflib.get_close_matches(recipe, recipe_names(), n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(
+            f"unknown recipe {recipe!r}.{hint} Recipes: {', '.join(recipe_names())}; or give a .yaml file's path"
+        )
+    return shipped
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    if odd := [key for key in keys if isinstance(key, list | dict)]:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {odd[0]!r} cannot be a key")
+    if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {twice[0]!r} is given twice")
+    return {loader.construct_object(k): loader.construct_object(v, deep=True) for k, v in node.value}
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.load(path.read_text(), _StrictLoader)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not readable YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} must hold a mapping of config keys, such as `tasks:`")
+    return document
+
+
+def _extend(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+    merged = _merge(parent, child)
+    if isinstance(child.get("tasks"), dict):
+        merged["tasks"] = {name: merged["tasks"][name] for name in child["tasks"]}
+    return merged
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        elif not (value is None and isinstance(merged.get(key), dict)):
+            merged[key] = value
+    return merged
+
+
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` (the value in YAML) in plain config data, in place."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"{override!r} is not an override; write key.path=value, such as model.l_adapt=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"the value of {override!r} is not YAML: {error}") from None
+    set_key(document, path, value)
+
+
+def set_key(document: dict[str, Any], path: str, value: Any) -> None:
+    """Set one dotted key in plain config data, in place."""
+    *parents, last = path.split(".")
+    place = document
+    for key in parents:
+        inner = place.get(key)
+        place[key] = dict(inner) if isinstance(inner, dict) else {}
+        place = place[key]
+    place[last] = value
+
+
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"width": 8}} -> {"model.width": 8}; the keys are those of the command line."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _problems(error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors():
+        # A task's location holds its modality after its name: the tag of the union, not a key.
+        location = tuple(part for i, part in enumerate(item["loc"]) if not (i == 2 and item["loc"][0] == "tasks"))
+        path = ".".join(str(part) for part in location)
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{path}: unknown key{_nearest(item['loc'])}")
+        elif item["type"] == "union_tag_not_found":
+            lines.append(f"{path}.modality: missing; give image, video or audio")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: missing; give a value")
+        elif item["type"] == "value_error" and not location:
+            lines += str(item["ctx"]["error"]).split("\n")
+        else:
+            given = f" (given: {item['input']!r})" if not isinstance(item["input"], dict) else ""
+            lines.append(f"{path}: {item['msg']}{given}")
+    return lines
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    known = known_keys(location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
+
+
+def known_keys(location: Sequence[int | str]) -> list[str]:
+    """The keys that the config allows at a location such as ("model", "image")."""
+    model: Any = RunConfig
+    parts = list(location)
+    while parts:
+        part = parts.pop(0)
+        if part == "tasks" and model is RunConfig and len(parts) >= 2:
+            parts.pop(0)
+            model = _TASK_CLASSES[str(parts.pop(0))]
+            continue
+        annotation = model.model_fields[str(part)].annotation
+        choices = [
+            a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
+        if not choices:
+            return []
+        model = choices[0]
+    return list(model.model_fields)
+
+
+def _cross_field_problems_behind(error: ValidationError, document: dict[str, Any]) -> list[str]:
+    """Contradictions that show once the keys that failed on their own are left out."""
+    if any(not item["loc"] for item in error.errors()):
+        return []  # those are the contradictions already
+    trimmed = _merge({}, document)
+    for item in error.errors():
+        location = [part for i, part in enumerate(item["loc"]) if not (i == 2 and item["loc"][0] == "tasks")]
+        place: Any = trimmed
+        for part in location[:-1]:
+            if not isinstance(place, dict) or not isinstance(place.get(part), dict):
+                place = None
+                break
+            place[part] = dict(place[part])
+            place = place[part]
+        if isinstance(place, dict):
+            place.pop(location[-1], None)
+    try:
+        RunConfig.model_validate(trimmed)
+    except ValidationError as second:
+        if all(not item["loc"] for item in second.errors()):
+            return _problems(second)
+    return []

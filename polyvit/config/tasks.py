@@ -1,0 +1,154 @@
+"""What is set for each task: augmentation, dataset, loss, metric, and the task's own hyperparameters.
+
+Part of the config's key space (`polyvit.config.run`): everything under `tasks.NAME`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from polyvit.config.inputs import Section
+
+Layout = Literal[
+    "imagenet", "cifar10", "cifar100", "pets", "resisc45", "kinetics", "moments", "audioset", "vggsound",
+    "imagefolder", "csv", "webdataset", "parquet",
+]  # fmt: skip
+Probability = Annotated[float, Field(ge=0, le=1)]
+VideoReader = Literal["pyav", "decord"]
+ViewAverage = Literal["logits", "probabilities"]
+"""What is averaged over the views of one example. ViViT's test step in scenic averages logits by default."""
+
+
+# ---------------------------------------------------------------------------------------------- augmentation
+
+
+class ImageAugment(Section):
+    """Training crops and flips of images; evaluation resizing. Defaults: the official image pipeline."""
+
+    crop_area: tuple[PositiveFloat, PositiveFloat] | None = (0.05, 1.0)
+    """Inception crop: share of the picture's area, min and max. Null: resize the whole picture."""
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
+    """Inception crop: aspect ratio (width / height), min and max."""
+    flip: Probability = 0.5
+    antialias: bool = False
+    """Antialiased resizing. The official training crop is bilinear without it."""
+    scaled_decode: bool = True
+    """Decode a JPEG at 1/2, 1/4 or 1/8 size in training where its crop is that much larger than the input."""
+    eval_resize: Literal["square", "crop"] = "square"
+    """`square`: resize to the input size. `crop`: smaller side to `eval_resize_size`, then centre crop."""
+    eval_resize_size: PositiveInt | None = None
+
+
+class VideoAugment(Section):
+    """Frame sampling and clip augmentation. Defaults: the official Kinetics pipeline."""
+
+    frame_stride: PositiveInt = 2
+    """Every `frame_stride`-th frame is taken; a short video repeats itself."""
+    resize_side: PositiveInt | None = None
+    """Smaller side after resizing, pixels; null: 8/7 of the input size (256 for 224)."""
+    scale_jitter: tuple[PositiveFloat, PositiveFloat] | None = (0.9, 1.33)
+    """Height and width factors, drawn independently from this range."""
+    flip: Probability = 0.5
+    colour_jitter: Probability = 0.8
+    """Probability of brightness 32/255, saturation and contrast (0.6, 1.4), hue 0.2: one draw a clip."""
+    colour_drop: Probability = 0.1
+    """Probability of turning the clip grey."""
+    reader: VideoReader = "pyav"
+    """The same frames from both; `pyav` decodes no more than the clip needs. `decord` reads whole MP4, MOV, MKV
+    and WebM files of an even frame rate, `pyav` the rest, for decord crashes on damaged ones."""
+
+
+class AudioAugment(Section):
+    """SpecAugment. Defaults are what the official pipeline really does: one frequency band, no time masks."""
+
+    freq_mask_count: Annotated[int, Field(ge=0)] = 1
+    freq_mask_bins: Annotated[int, Field(ge=0)] = 48
+    """A band's width is int(freq_mask_bins * u), u in [0, 1)."""
+    time_mask_count: Annotated[int, Field(ge=0)] = 0
+    time_mask_frames: Annotated[int, Field(ge=0)] = 48
+    time_shift: bool = True
+    """Random contiguous window of a long recording; off: the middle."""
+
+
+# ---------------------------------------------------------------------------------------------------- tasks
+
+
+class TaskBase(Section):
+    """One task: a dataset, a head, a loss, a metric, and its own hyperparameters."""
+
+    layout: Layout
+    root: str | None = None
+    """The dataset's folder or URL; null: `data.root` / the task's name."""
+    num_classes: PositiveInt
+    classes: str | None = None
+    """A text file of class names, one a line, in index order. Null: what the layout itself knows."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    metric: Literal["top1", "map"] = "top1"
+    steps: PositiveInt
+    """U_j: SGD steps of this task alone; co-training takes as many."""
+    batch: PositiveInt
+    """Examples of one minibatch over all workers together."""
+    lr_coef: PositiveFloat = 1.0
+    """Multiplies `optim.lr` in this task's steps."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Added to the run's warmup when `optim.warmup_steps` is null."""
+    drop_path: Probability = 0.0
+    """Stochastic depth of the last layer, rising linearly from 0 at the first."""
+    label_smoothing: Probability = 0.0
+    eval_split: Literal["train", "validation", "test"] = "validation"
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Layout options, such as the column names of a CSV: see the layout's docstring."""
+    train_examples: PositiveInt | None = None
+    """Training examples of the whole dataset, for `polyvit plan` where the data are not at hand."""
+    licence: str | None = None
+    source: str | None = None
+    """Where the numbers above come from."""
+
+
+class ImageTask(TaskBase):
+    """A task on images."""
+
+    modality: Literal["image"] = "image"
+    augment: ImageAugment = ImageAugment()
+
+    @property
+    def eval_views(self) -> int:
+        """One view of each example."""
+        return 1
+
+
+class VideoTask(TaskBase):
+    """A task on video clips."""
+
+    modality: Literal["video"] = "video"
+    augment: VideoAugment = VideoAugment()
+    eval_clips: PositiveInt = 1
+    """Clips of each video in an evaluation, spread evenly from its start to its end; 1 is the middle one."""
+    eval_crops: Literal[1, 3] = 1
+    """1: the centre crop; 3: both ends of the longer side too. View = clip x crop (ViViT: 4 x 3)."""
+    eval_average: ViewAverage = "logits"
+
+    @property
+    def eval_views(self) -> int:
+        """Views of each example."""
+        return self.eval_clips * self.eval_crops
+
+
+class AudioTask(TaskBase):
+    """A task on recordings."""
+
+    modality: Literal["audio"] = "audio"
+    augment: AudioAugment = AudioAugment()
+    eval_clips: PositiveInt = 1
+    """Windows of each recording in an evaluation, as for videos; 1 is the middle one."""
+    eval_average: ViewAverage = "logits"
+    mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """Beta(alpha, alpha) of mixup, one weight a step; 0 is off."""
+
+    @property
+    def eval_views(self) -> int:
+        """Views of each example."""
+        return self.eval_clips
+
+
+TaskConfig = Annotated[ImageTask | VideoTask | AudioTask, Field(discriminator="modality")]

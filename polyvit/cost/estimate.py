@@ -1,0 +1,141 @@
+"""What a run takes on the device at hand: a few real steps are timed, memory is counted, disk is added up.
+
+One task of each modality is run at its own shapes with a few examples; the others of the modality take as long per
+example (their heads differ only). A prediction for this machine, not for a cluster: `cluster_model.py` has that.
+"""
+
+import shutil
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from polyvit.config.run import Modality, RunConfig
+from polyvit.data.loading.example import token_dtype, token_shape
+from polyvit.data.loading.minibatch import Minibatch
+from polyvit.model.flops import training_flops
+from polyvit.model.polyvit import PolyViT
+from polyvit.schedule.plan import mixes
+from polyvit.schedule.schedule import Schedule
+from polyvit.training.microbatch import FakePass, free_bytes
+from polyvit.training.optim import build_optimiser
+from polyvit.training.step import Alone, train_step
+
+STATE_BYTES = {"sgd": 4, "adamw": 8}
+"""Optimiser state a parameter (momentum in bfloat16: half)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds a step and bytes a task on one worker; hours and bytes in all.
+
+    step_s: of each task's whole local part. pass_bytes: of one pass over the fewest examples possible.
+    state_bytes: parameters, gradients, optimiser. disk_bytes: checkpoints that stay at a time.
+    """
+
+    device: str
+    step_s: dict[str, float]
+    pass_bytes: dict[str, int]
+    hours: float
+    state_bytes: int
+    memory_free: int
+    disk_bytes: int
+    disk_free: int
+
+    def problems(self) -> list[str]:
+        """What cannot end well: memory, disk."""
+        found = []
+        for task, need in self.pass_bytes.items():
+            if self.state_bytes + need > self.memory_free:
+                found.append(
+                    f"tasks.{task}: a step needs {(self.state_bytes + need) / 1e9:.2f} GB at the least, "
+                    f"{self.memory_free / 1e9:.2f} GB are free on {self.device}; "
+                    "set train.activation_checkpointing=true, a smaller model, or train on more memory"
+                )
+        if self.disk_bytes > self.disk_free:
+            found.append(
+                f"storage: checkpoints need {self.disk_bytes / 1e9:.2f} GB, {self.disk_free / 1e9:.2f} GB are "
+                "free; lower train.keep_checkpoints, or give another storage or train.checkpoint_dir"
+            )
+        return found
+
+
+def estimate(config: RunConfig, schedule: Schedule, device: torch.device, rounds: int = 2) -> Estimate:
+    """Measure on `device`, for as many workers as the config says, each on a device like it."""
+    model = PolyViT(config.model, config.tasks, seed=config.seed)
+    parameters = sum(p.numel() for p in model.parameters())
+    state_bytes = parameters * (8 + STATE_BYTES[config.optim.kind]) // _parts(config)
+    fakes = {name: FakePass(config, name) for name in _one_each(config).values()}
+    least = {m: fakes[name].peak(2 if mixes(config.tasks[name]) else 1) for m, name in _one_each(config).items()}
+    free, fits = free_bytes(device), {m: state_bytes + need <= free_bytes(device) for m, need in least.items()}
+    per_example: dict[Modality, float] = {}
+    if all(fits.values()):
+        model = model.to(device)
+        for modality, name in _one_each(config).items():
+            per_example[modality] = _seconds_an_example(model, config, name, device, rounds)
+    step_s = {
+        name: per_example.get(task.modality, float("nan")) * task.batch / config.train.workers
+        for name, task in config.tasks.items()
+    }
+    kept = config.train.keep_checkpoints + config.train.keep_best + 1  # one is written before one goes
+    weights = 4 + STATE_BYTES[config.optim.kind] + (4 if config.optim.ema_decay else 0)
+    counts = schedule.counts()
+    return Estimate(
+        device="this CPU" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        step_s=step_s,
+        pass_bytes={name: least[task.modality] for name, task in config.tasks.items()},
+        hours=sum(counts[name] * seconds for name, seconds in step_s.items()) / 3600,
+        state_bytes=state_bytes,
+        memory_free=free,
+        disk_bytes=parameters * weights * kept,
+        disk_free=_disk_free(config),
+    )
+
+
+def _parts(config: RunConfig) -> int:
+    return config.train.workers if config.train.sharding == "full" else 1
+
+
+def _one_each(config: RunConfig) -> dict[Modality, str]:
+    """The task of each modality that takes the most memory: the one with the largest head."""
+    found: dict[Modality, str] = {}
+    for name, task in sorted(config.tasks.items(), key=lambda item: item[1].num_classes):
+        found[task.modality] = name
+    return found
+
+
+def _seconds_an_example(model: PolyViT, config: RunConfig, name: str, device: torch.device, rounds: int) -> float:
+    """Median over `rounds` steps of a few blank examples, after one that warms up; a pass that takes a CPU many
+    seconds is timed once. NaN where that takes minutes.
+    """
+    task = config.tasks[name]
+    heavy = training_flops(config.model, task.modality) if device.type == "cpu" else 0.0
+    if heavy > 4e12:
+        return float("nan")
+    pair = 2 if mixes(task) else 1
+    examples = min(task.batch, pair if heavy > 5e10 else 4 if device.type == "cpu" else 32)
+    rounds = 0 if heavy > 5e11 else rounds
+    spec = config.model.input(task.modality)
+    blank = Minibatch(
+        1, name, np.zeros((examples, *token_shape(spec)), token_dtype(task.modality)),
+        np.zeros((examples, task.num_classes), np.uint8), ("",) * examples, 0, examples,
+    )  # fmt: skip
+    optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
+    taken = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        train_step(model, optimiser, [blank], 1e-9, config, Alone())  # ends with numbers read from the device
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:] or taken) / examples
+
+
+def _disk_free(config: RunConfig) -> int:
+    folder = Path(config.train.checkpoint_dir or config.storage)
+    if "://" in str(folder):
+        return 2**62  # an object store
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,107 @@
+"""Indexes of earlier scans, used again while nothing that they were made of has changed.
+
+In: a task and its place. Out: its index as a file, scanned or taken from the cache. An index carries the stamps
+of every folder and file that its scan read (inode, size and times of a local one, size and time of an object's);
+it is used again only where all of them are the same. A folder's stamp covers its entries and not what is in a
+media file, which no index depends on. What changed within two seconds before it was read has no stamp, so that
+scan is not used again.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import polyvit.data
+from polyvit.config.tasks import TaskConfig
+from polyvit.data.index.io import beside_name, read_facts, write_index
+from polyvit.data.layouts.scan import Stamps, read_classes, scan_with_stamps
+from polyvit.errors import UserError
+from polyvit.storage.root import Place, Root, open_root, pool
+
+KEPT = 100
+"""Indexes that stay in the cache, the latest used."""
+KEPT_PARTS = 20_000
+"""Tar shards without an index whose members stay known, the latest read."""
+
+
+def write_task_index(task: TaskConfig, place: Place, name: str, target: Path, cache: Path | None) -> bool:
+    """Write the index of task `name` to `target`; True where it was taken from the cache.
+
+    cache: its folder, made where it is not there; None scans anyhow and keeps nothing. It may be shared by runs
+    that are at work at the same time: files are renamed into place. Raises UserError as `scan`.
+    """
+    root = open_root(place)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    kept = None if cache is None else cache / f"{_key(task, root, name)}.parquet"
+    if kept is not None and kept.is_file() and _unchanged(root, read_facts(kept).get("stamps")):
+        with contextlib.suppress(OSError):  # gone this moment, or a disk that is full: then scan
+            _share(kept, target)
+            os.utime(kept)
+            return True
+    parts = None if cache is None else cache / f"parts-{_code_digest()[:12]}"
+    found, stamps = scan_with_stamps(task, place, name, parts)
+    write_index(found, target, {"stamps": stamps})
+    if kept is not None and stamps is not None:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs the next run a scan
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            _share(target, kept)
+            _prune(kept.parent, "*.parquet", KEPT)
+    if parts is not None and parts.is_dir():
+        _prune(parts, "*.gz", KEPT_PARTS)
+    return False
+
+
+def scan_task(task: TaskConfig, place: Place, name: str, target: Path, cache: Path | None) -> tuple[bool, str]:
+    """`write_task_index`, and what is wrong with the task's data ('' if nothing) in place of an error."""
+    try:
+        return write_task_index(task, place, name, target, cache), ""
+    except UserError as error:
+        return False, f"{'' if f'tasks.{name}' in error.message else f'tasks.{name}: '}{error}"
+    except OSError as error:
+        return False, f"tasks.{name}: {type(error).__name__}: {error}"
+
+
+def _key(task: TaskConfig, root: Root, name: str) -> str:
+    """The name of a task's index: of all that a scan depends on but the data; the code of the layouts too."""
+    given = [
+        root.at(""), task.layout, task.modality, task.num_classes, task.options, read_classes(task, root, name),
+        _code_digest(),
+    ]  # fmt: skip
+    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    return f"{name}-{digest[:24]}"
+
+
+def _code_digest() -> str:
+    folder = Path(polyvit.data.__file__).parent
+    files = [*sorted((folder / "layouts").rglob("*.py")), *sorted((folder / "index").glob("*.py"))]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def _unchanged(root: Root, stamps: Stamps | None) -> bool:
+    if not stamps:
+        return False
+    asked = [(root.folder_stamp, path, stamp) for path, stamp in stamps["folders"].items()]
+    asked += [(root.file_stamp, path, stamp) for path, stamp in stamps["files"].items()]
+    answers = (pool().map if root.remote else map)(lambda question: question[0](question[1]) == question[2], asked)
+    return all(answers)
+
+
+def _share(source: Path, target: Path) -> None:
+    """The same file at another place: a hard link where there are such, as no index is ever written over."""
+    beside = beside_name(target)
+    beside.unlink(missing_ok=True)
+    try:
+        beside.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, beside)
+    beside.replace(target)
+    beside.unlink(missing_ok=True)  # renaming one link onto another of the same file leaves both
+
+
+def _prune(folder: Path, pattern: str, most: int) -> None:
+    with contextlib.suppress(OSError):  # another run may be at it
+        for path in sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)[most:]:
+            path.unlink(missing_ok=True)

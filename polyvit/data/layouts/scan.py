@@ -1,0 +1,160 @@
+"""Scan a dataset's folder into examples: one file per on-disk layout, chosen by `task.layout`.
+
+In: a task and its folder. Out: a `Scan`, sorted by key, whose labels are within the task's classes. The
+layouts, their rules and their options are in the docstrings of the files beside this one.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from polyvit.config.tasks import TaskConfig
+from polyvit.data.index.io import Scan
+from polyvit.data.layouts import (
+    audioset,
+    cifar,
+    csvfile,
+    imagefolder,
+    imagenet,
+    kinetics,
+    moments,
+    parquet,
+    pets,
+    resisc45,
+    vggsound,
+    webdataset,
+)
+from polyvit.data.layouts.scanning.context import Survey
+from polyvit.errors import UserError
+from polyvit.storage.root import Place, Root, StoreUnavailable, open_root
+
+LAYOUTS: dict[str, tuple[Callable[[Survey], Scan], str]] = {
+    "imagenet": (imagenet.scan_imagenet, imagenet.EXPECTS),
+    "cifar10": (cifar.scan_cifar10, cifar.EXPECTS10),
+    "cifar100": (cifar.scan_cifar100, cifar.EXPECTS100),
+    "pets": (pets.scan_pets, pets.EXPECTS),
+    "resisc45": (resisc45.scan_resisc45, resisc45.EXPECTS),
+    "kinetics": (kinetics.scan_kinetics, kinetics.EXPECTS),
+    "moments": (moments.scan_moments, moments.EXPECTS),
+    "audioset": (audioset.scan_audioset, audioset.EXPECTS),
+    "vggsound": (vggsound.scan_vggsound, vggsound.EXPECTS),
+    "imagefolder": (imagefolder.scan_imagefolder, imagefolder.EXPECTS),
+    "csv": (csvfile.scan_csv, csvfile.EXPECTS),
+    "webdataset": (webdataset.scan_webdataset, webdataset.EXPECTS),
+    "parquet": (parquet.scan_parquet, parquet.EXPECTS),
+}
+"""{layout: (its scan, what it expects in the folder)}; `polyvit.config.run.Layout` has the same names."""
+
+Stamps = dict[str, dict[str, str]]
+"""{"folders": {path: stamp}, "files": {path: stamp}}: equal stamps mean an equal scan."""
+SHOWN_PROBLEMS = 10
+"""Problems that the message of an empty scan shows."""
+
+
+def scan(task: TaskConfig, place: Place | Root, name: str = "<name>") -> Scan:
+    """Scan a place, the folder or URL of task `name`, into examples, class names and named problems.
+
+    Raises UserError where the folder is not there or holds no usable example, where its lists cannot be read,
+    where an option is unknown, and where classes or labels exceed `task.num_classes`. Fewer classes are a
+    subset, allowed.
+    """
+    return scan_with_stamps(task, place, name)[0]
+
+
+def scan_with_stamps(
+    task: TaskConfig, place: Place | Root, name: str = "<name>", parts: Path | None = None
+) -> tuple[Scan, Stamps | None]:
+    """As `scan`, with the stamps of all that was read, None where they cannot be trusted yet.
+
+    parts: a folder where what was found in single files is kept for the next scan.
+    """
+    root = open_root(place)
+    function, expects = LAYOUTS[task.layout]
+    try:
+        state = root.state()
+    except StoreUnavailable as error:
+        raise UserError(f"tasks.{name}: {error}") from None
+    if state != "folder":
+        raise UserError(
+            f"tasks.{name}: {root.at('')} is not {'a folder' if state else 'there'}; layout {task.layout} expects"
+            f" in it: {expects}. Put the data there, or set tasks.{name}.root (or data.root, the folder that"
+            f" holds {name}/)"
+        )
+    made = Survey(name, task, root, read_classes(task, root, name), parts)
+    try:
+        with _no_collections():
+            found = function(made)
+    except StoreUnavailable as error:
+        raise UserError(f"tasks.{name}: {error}") from None
+    _check(found, task, root, name, expects)
+    return found, made.stamps()
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """A scan makes millions of objects and no cycles; looking for cycles took a fifth of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def read_classes(task: TaskConfig, root: Root, name: str = "<name>") -> list[str] | None:
+    """Class names in `task.classes`, one a line; None where the key is null.
+
+    A relative path is looked for in the task's folder, then in the current one. Raises UserError where it is
+    in neither, is not UTF-8 text, or has an empty or a repeated name.
+    """
+    if task.classes is None:
+        return None
+    path = root.at(task.classes)
+    try:
+        try:
+            content = root.read(task.classes)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            path = task.classes
+            content = Path(path).read_bytes()
+        names = [line.strip() for line in content.decode("utf-8-sig").rstrip().split("\n")]
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(
+            f"tasks.{name}.classes: {task.classes} is neither in {root.at('')} nor in {Path.cwd()}; it is a"
+            " text file of class names, one a line, in index order"
+        ) from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"tasks.{name}.classes: {path} cannot be read as UTF-8 text ({error})") from None
+    lines: dict[str, int] = {}
+    for number, text in enumerate(names, 1):
+        if not text or text in lines:
+            what = f"repeats line {lines[text]}, {text!r}" if text else "is empty"
+            raise UserError(
+                f"tasks.{name}.classes: line {number} of {path} {what}; every class needs its own name"
+            )
+        lines[text] = number
+    return names
+
+
+def _check(found: Scan, task: TaskConfig, root: Root, name: str, expects: str) -> None:
+    key = f"tasks.{name}.num_classes"
+    if len(found.classes) > task.num_classes:
+        raise UserError(
+            f"{root.at('')} has {len(found.classes)} classes, {key} is {task.num_classes}; set {key} to at least"
+            f" {len(found.classes)}, or tasks.{name}.classes to the classes that count"
+        )
+    highest = found.examples.most_labelled()
+    if highest is None:
+        reasons = [f"{problem.where}: {problem.reason}" for problem in found.problems[:SHOWN_PROBLEMS]]
+        raise UserError(
+            f"tasks.{name}: no usable example in {root.at('')} ({len(found.problems)} left out); layout"
+            f" {task.layout} expects in it: {expects}",
+            reasons,
+        )
+    allowed = len(found.classes)
+    if max(highest.labels) >= allowed:
+        raise UserError(
+            f"{root.at('')}: {highest.key} has label {max(highest.labels)}; allowed are 0..{allowed - 1} (labels"
+            f" count from 0). Correct the labels, {key} or the class names"
+        )

@@ -1,0 +1,298 @@
+"""What the layouts share: the scan in progress, folder listings, options, splits.
+
+Reading lists is in `tables.py`, labels as people write them in `labels.py`.
+
+In: one task and its folder, as a `Survey`. Out: examples and problems gathered on it, then `Survey.finish`.
+Each folder is listed once and every listed file is a dictionary look-up in that listing, so a million rows cost no
+million `stat` calls or requests from here. Listings are sorted: the result never depends on the
+order in which a file system names its entries.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import pyarrow as pa
+
+from polyvit.config.run import Modality
+from polyvit.config.tasks import TaskConfig
+from polyvit.data.index.examples import ExampleWriter
+from polyvit.data.index.io import Example, Problem, Scan, Split, finish_scan, key_fraction
+from polyvit.errors import UserError
+from polyvit.storage.root import DANGLING, Folder, Root, StoreUnavailable, pool
+
+_VIDEO = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
+EXTENSIONS: dict[Modality, tuple[str, ...]] = {
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    "video": _VIDEO,
+    # A video container is a recording too: its sound track is what an audio task reads.
+    "audio": (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".aiff", ".aif", *_VIDEO),
+}
+"""File extensions that count as media of a modality, best first where one stem has several."""
+
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train", "training": "train",
+    "val": "validation", "valid": "validation", "validate": "validation", "validation": "validation",
+    "dev": "validation", "eval": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""How people call the splits, in folder names, file names and CSV cells (lower case)."""
+
+_ODD = re.compile(r"/[/.]|\0")
+OUTSIDE = "path leaves the root"
+EMPTY = "empty file"
+
+
+class Survey:
+    """One scan in progress: the task, its folder, and what was found there so far.
+
+    classes: the names in `task.classes`, or None where the layout's own list counts.
+    read: the stamp of every file that was read, as it was before.
+    parts: a folder where a layout may keep what it found in one file for the next scan; None: nowhere.
+    """
+
+    def __init__(
+        self, name: str, task: TaskConfig, root: Root, classes: list[str] | None = None, parts: Path | None = None
+    ) -> None:
+        self.name, self.task, self.root, self.classes, self.parts = name, task, root, classes, parts
+        self.examples = ExampleWriter()
+        self.problems: list[Problem] = []
+        self.read: dict[str, str] = {}
+        self._folders: dict[str, Folder] = {}
+        self._coming: dict[str, Future[Folder]] = {}
+
+    def skip(self, kind: Literal["missing", "label", "broken", "duplicate"], where: str, reason: str) -> None:
+        """Leave one thing out, by name."""
+        self.problems.append(Problem(kind, where, reason))
+
+    def folder(self, path: str) -> Folder:
+        """The listing of a folder, '' for the root; empty where there is no such folder."""
+        if path not in self._folders:
+            coming = self._coming.pop(path, None)
+            try:
+                found = coming.result() if coming else self.root.folder(path)
+            except StoreUnavailable as error:
+                raise UserError(f"tasks.{self.name}: {error}") from None
+            self._folders[path] = self._readable(path, found)
+        return self._folders[path]
+
+    def _readable(self, path: str, found: Folder) -> Folder:
+        """The folder without names that are no text, which become problems."""
+        bad = {name for name in (*found.files, *found.folders) if not name.isascii() and not is_utf8(name)}
+        if not bad:
+            return found
+        for name in sorted(bad):
+            self.skip("broken", ascii(f"{path}/{name}"), "its name is not UTF-8")
+        files = {name: size for name, size in found.files.items() if name not in bad}
+        return Folder(files, tuple(name for name in found.folders if name not in bad), found.stamp)
+
+    def expect(self, folders: Iterable[str]) -> None:
+        """Folders that will be listed soon: those of an object store are asked for all at once."""
+        if self.root.remote:
+            for path in folders:
+                if path not in self._folders and path not in self._coming:
+                    self._coming[path] = pool().submit(self.root.folder, path)
+
+    def at(self, path: str = "") -> str:
+        """Where a file lies, for messages."""
+        return self.root.at(path)
+
+    def open(self, path: str) -> BinaryIO:
+        """A file to read parts of. Raises OSError."""
+        self.read[path] = self.root.file_stamp(path)
+        return self.root.open(path)
+
+    def content(self, path: str) -> bytes:
+        """A whole file. Raises OSError."""
+        self.read[path] = self.root.file_stamp(path)
+        return self.root.read(path)
+
+    def part(self) -> "Survey":
+        """A survey of the same root for one piece of the work, which another thread may do."""
+        made = Survey(self.name, self.task, self.root, self.classes, self.parts)
+        made._folders = self._folders
+        return made
+
+    def join(self, part: "Survey") -> None:
+        """Take over what a part found wrong, and what it read."""
+        self.problems += part.problems
+        self.read |= part.read
+
+    def stamps(self) -> dict[str, dict[str, str]] | None:
+        """What the scan saw: stamps of every folder and file; None where one of them may still be changing."""
+        folders = {path: folder.stamp for path, folder in self._folders.items()}
+        sure = all(folders.values()) and all(self.read.values())
+        return {"folders": folders, "files": self.read} if sure else None
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file by its folder's listing; None where it is not there, DANGLING for a dead link."""
+        folder, _, name = path.rpartition("/")
+        return self.folder(folder).files.get(name)
+
+    def add(self, example: Example, listed: str = "") -> None:
+        """Keep an example if its file is there and holds bytes; else leave it out by name.
+
+        listed: the list and line that names the file, such as `val.csv:3`; '' where the folder itself does.
+        """
+        if self.usable(example.path, listed):
+            self.examples.append(example)
+
+    def usable(self, path: str, listed: "str | pa.Array" = "", row: int = 0) -> bool:
+        """Whether a file is there and holds bytes; a problem where not. `listed` may be a column, of row `row`."""
+        if ("\0" in path or ".." in path) and inside(path) is None:
+            self.skip("broken", path, OUTSIDE)
+            return False
+        size = self.size(path)
+        if size is None:
+            listed = listed if isinstance(listed, str) else listed[row].as_py()
+            self.skip("missing", path, f"listed in {listed}, not on disk" if listed else "not on disk")
+        elif size == DANGLING:
+            self.skip("missing", path, "a link to a file that is not there")
+        elif size == 0:
+            self.skip("broken", path, EMPTY)
+        else:
+            return True
+        return False
+
+    def label(self, name: str, indices: Mapping[str, int], where: str) -> int | None:
+        """The index of a class name; None, and a problem, where it is empty or unknown."""
+        if (index := indices.get(name)) is None:
+            self.skip("label", where, unknown_label(name))
+        return index
+
+    def names(self, found: Iterable[str]) -> list[str]:
+        """Class names in label order: `task.classes`, else the sorted unique names `found` in train."""
+        return self.classes if self.classes is not None else sorted({name for name in found if name})
+
+    def by_stem(self, folder: str) -> dict[str, str]:
+        """Media files of one folder as {name without extension: path}; the best extension of several."""
+        order = {extension: rank for rank, extension in enumerate(EXTENSIONS[self.task.modality])}
+        best: dict[str, tuple[int, str]] = {}
+        for name in self.folder(folder).files:
+            stem, _, extension = name.rpartition(".")
+            rank = order.get("." + extension.lower())
+            if rank is not None and (stem not in best or (rank, name) < best[stem]):
+                best[stem] = (rank, name)
+        prefix = f"{folder}/" if folder else ""
+        return {stem: prefix + name for stem, (_, name) in best.items()}
+
+    def media(self, folder: str) -> list[str]:
+        """Media files under a folder, at any depth, as sorted paths; other files become problems."""
+        found = []
+        for path in self.files(folder):
+            if path.lower().endswith(EXTENSIONS[self.task.modality]):
+                found.append(path)
+            else:
+                self.skip("broken", path, f"not a file of modality {self.task.modality} by its extension")
+        return found
+
+    def files(self, folder: str) -> list[str]:
+        """Every file under a folder, at any depth, as sorted paths."""
+        return sorted(self._walk(folder, ()))
+
+    def finish(self, classes: Sequence[str]) -> Scan:
+        """The scan, sorted by key."""
+        return finish_scan(self.examples, classes, self.problems)
+
+    def _walk(self, folder: str, above: tuple[str, ...]) -> Iterator[str]:
+        real = self.root.real(folder)
+        if any(f"{upper}/".startswith(f"{real}/") for upper in above):
+            return  # a link to a folder that holds it: walking it would not end
+        prefix = f"{folder}/" if folder else ""
+        listing = self.folder(folder)
+        self.expect(prefix + name for name in listing.folders)
+        yield from (prefix + name for name in listing.files)
+        for name in listing.folders:
+            yield from self._walk(prefix + name, (*above, real))
+
+
+def unknown_label(name: str) -> str:
+    """The reason of a problem with a class name."""
+    return f"unknown label {name!r}" if name else "empty label"
+
+
+def is_utf8(name: str) -> bool:
+    """Whether it can be written as text: bytes of another encoding come from the file system as surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def inside(path: str) -> str | None:
+    """`path` without './' and doubled '/'; None where it is empty, absolute or climbs with '..'.
+
+    By its letters only: links are followed, because a dataset's folder is often a link to a shared disk.
+    """
+    if path and path[0] not in "/." and path[-1] != "/" and not _ODD.search(path):
+        return path
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if path.startswith("/") or "\0" in path or not parts or ".." in parts:
+        return None
+    return "/".join(parts)
+
+
+def name_problem(name: str) -> str | None:
+    """Why an id cannot be part of a file's name; None where it can."""
+    if not name:
+        return "empty name"
+    return OUTSIDE if "/" in name or inside(name) is None else None
+
+
+def carve(key: str, train: float, validation: float = 1.0) -> Split:
+    """The split of a key by its hash: train below `train`, validation below `validation`, else test."""
+    fraction = key_fraction(key)
+    return "train" if fraction < train else "validation" if fraction < validation else "test"
+
+
+def split_of(name: str) -> Split | None:
+    """The split that a file's or a folder's name speaks of, where exactly one does.
+
+    A word counts where no letter touches it: `imagenet-train-0001.tar` and `val_00.parquet`, but not
+    `latest`.
+    """
+    words = re.findall(r"[a-z]+", name.lower())
+    splits = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    return splits.pop() if len(splits) == 1 else None
+
+
+def read_options(survey: Survey, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`task.options` over `defaults`; null keeps the default.
+
+    Raises UserError for an unknown key (with the nearest known one) and for a value of another type.
+    """
+    problems, values = [], dict(defaults)
+    for key, value in survey.task.options.items():
+        where = f"tasks.{survey.name}.options.{key}"
+        if not defaults:
+            problems.append(f"{where}: layout {survey.task.layout} takes no options")
+        elif key not in defaults:
+            nearest = difflib.get_close_matches(key, defaults, n=1, cutoff=0)[0]
+            problems.append(f"{where}: no such option; nearest is {nearest!r}, known are {', '.join(defaults)}")
+        elif value is not None:
+            kind = type(defaults[key])
+            good = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+            if not good or (isinstance(value, bool) and kind is not bool):
+                problems.append(f"{where}: {value!r} given, a {kind.__name__} is expected")
+            values[key] = value
+    if problems:
+        raise UserError(f"tasks.{survey.name}.options cannot be used", problems)
+    return values
+
+
+def carve_fractions(survey: Survey, options: Mapping[str, Any]) -> tuple[float, float]:
+    """Options `validation_fraction` and `test_fraction` as thresholds (train below, validation below).
+
+    Raises UserError where they are negative or leave nothing for train.
+    """
+    validation, test = float(options["validation_fraction"]), float(options["test_fraction"])
+    if validation < 0 or test < 0 or validation + test >= 1:
+        raise UserError(
+            f"tasks.{survey.name}.options: validation_fraction={validation:g} and test_fraction={test:g} must"
+            " be at least 0 and together below 1"
+        )
+    return 1 - validation - test, 1 - test

@@ -1,0 +1,203 @@
+"""One minibatch from addresses to arrays: read, decode, augment, patchify, substitute what is broken.
+
+In: a `Request` (which examples; small, travels to any decoding process). Out: a `Minibatch` of arrays:
+tokens [n * views, N, P] uint8 (float16 for audio), labels [n, K] uint8. No Ray here: every feed backend calls
+`decode`, so that the bytes are the same whoever decodes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from polyvit.config.run import ModelInput
+from polyvit.config.tasks import TaskConfig
+from polyvit.data.index.examples import examples_at
+from polyvit.data.index.io import Example
+from polyvit.data.isolation.limits import TimeLimit, Tokens, import_decoders, sandboxed
+from polyvit.data.loading.example import evaluation_tokens, example_tokens, token_dtype, token_shape
+from polyvit.data.loading.reader import load, reading_ahead
+from polyvit.data.transforms.augment import example_rng
+from polyvit.errors import BadMedia
+from polyvit.schedule.plan import PlannedBatch
+from polyvit.storage.root import Place
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """One example that could not be decoded: the task, its key and file, and why."""
+
+    task: str
+    key: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to decode for one rank at one step.
+
+    epochs: epoch of each example, for its augmentation; empty means evaluation (no augmentation, no spares,
+        every evaluation view of each example).
+    first_slot, global_batch: see `plan.PlannedBatch`.
+    fatal: {key: reason} of its examples and spares that are known to end a decoding process: none is tried again.
+    """
+
+    step: int
+    task: str
+    examples: Sequence[Example]
+    epochs: Sequence[int] = ()
+    first_slot: int = 0
+    global_batch: int = 0
+    spares: Sequence[Example] = ()
+    fatal: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """Arrays of one rank's part of a step's minibatch: tokens [n * views, N, P], labels [n, K], keys [n].
+
+    The views of one example lie together; training has one view. bad: every example that could not be decoded,
+    those planned and the spares that were tried; undecodable: how many planned ones there are among them.
+    """
+
+    step: int
+    task: str
+    tokens: np.ndarray
+    labels: np.ndarray
+    keys: tuple[str, ...]
+    first_slot: int
+    global_batch: int
+    bad: tuple[Quarantined, ...] = field(default=())
+    undecodable: int = 0
+
+    @property
+    def views(self) -> int:
+        """Views of each example."""
+        return len(self.tokens) // max(1, len(self.labels))
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Everything a decoding process needs besides requests: task and input sections, roots, seed.
+
+    decode_seconds: most time for one example on the clock, where `decode` is told that it may be guarded; None: no
+        limit.
+    """
+
+    tasks: Mapping[str, TaskConfig]
+    inputs: Mapping[str, ModelInput]
+    roots: Mapping[str, Place]
+    seed: int
+    decode_seconds: float | None = None
+
+    def decode(self, request: Request, careful: bool | None = None) -> Minibatch:
+        """Never raises on bad media: a broken training example gives way to one of the step's spares, tried in
+        order from its slot on, a broken evaluation example is left out; each is named in `bad`.
+
+        careful: None in a process that must live: no guard. In a process that may die (see `data.guard`): False at
+        the first try of a request, True at every other, which finds the example that killed the process before.
+        The bytes are the same.
+        """
+        import_decoders(self.tasks[request.task].modality)
+        if careful:
+            with sandboxed(self, request.task) as tokens:
+                return self._minibatch(request, tokens)
+        try:
+            with reading_ahead(request.examples, self.roots[request.task]):
+                if careful is None:
+                    return self._minibatch(request, self.tokens)
+                return self._minibatch(request, partial(self.tokens, seconds=self.decode_seconds))
+        except MemoryError:
+            if careful is None:
+                raise
+            return self.decode(request, careful=True)
+
+    def _minibatch(self, request: Request, tokens_of: Tokens) -> Minibatch:
+        task, spec = self.tasks[request.task], self.inputs[request.task]
+        tokens, kept, bad, undecodable = [], [], [], 0
+        for i, example in enumerate(request.examples):
+            epoch = request.epochs[i] if request.epochs else None
+            for tried, (candidate, seed_key) in enumerate(self._candidates(request, i, example)):
+                try:
+                    if reason := request.fatal.get(candidate.key):
+                        raise BadMedia(reason)
+                    tokens.append(tokens_of(request.task, candidate, epoch, seed_key))
+                except BadMedia as error:
+                    bad.append(Quarantined(request.task, candidate.key, candidate.path, error.reason))
+                    undecodable += not tried
+                else:
+                    kept.append(candidate)
+                    break
+        empty = np.zeros((0, *token_shape(spec)), token_dtype(task.modality))
+        stacked = np.concatenate(tokens) if tokens else empty
+        labels = multi_hot([example.labels for example in kept], task.num_classes)
+        return Minibatch(
+            request.step, request.task, stacked, labels, tuple(example.key for example in kept),
+            request.first_slot, request.global_batch, tuple(bad), undecodable,
+        )  # fmt: skip
+
+    def _candidates(self, request: Request, i: int, example: Example) -> list[tuple[Example, str]]:
+        """The example, then the spares rotated by its slot; with the key that seeds each one's augmentation."""
+        slot, spares = request.first_slot + i, list(request.spares)
+        turn = slot % len(spares) if spares else 0
+        substitutes = spares[turn:] + spares[:turn]
+        return [(example, example.key), *((spare, f"{spare.key}\x00slot{slot}") for spare in substitutes)]
+
+    def tokens(
+        self,
+        task_name: str,
+        example: Example,
+        epoch: int | None,
+        seed_key: str,
+        seconds: float | None = None,
+        read: Callable[[], None] | None = None,
+    ) -> np.ndarray:
+        """tokens [views, N, P] of one example; epoch None: every evaluation view. Raises BadMedia.
+
+        seconds: the time that decoding has before this process is ended (`guard.TimeLimit`). read: called when
+        the bytes are there. Reading has no limit: a slow disk is not the file's fault.
+        """
+        media = load(example, self.roots[task_name])
+        if read:
+            read()
+        task, spec = self.tasks[task_name], self.inputs[task_name]
+        with TimeLimit(seconds):
+            if epoch is None:
+                return evaluation_tokens(media, task, spec, example.start, example.end)
+            rng = example_rng(self.seed, task_name, epoch, seed_key)
+            return example_tokens(media, task, spec, rng, example.start, example.end)[None]
+
+
+def multi_hot(labels: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
+    """[n, K] uint8 with ones at each example's labels."""
+    rows = np.zeros((len(labels), num_classes), dtype=np.uint8)
+    for row, classes in zip(rows, labels, strict=True):
+        row[list(classes)] = 1
+    return rows
+
+
+def train_request(batch: PlannedBatch, examples: Sequence[Example]) -> Request:
+    """A rank's planned batch with the addresses of its examples (`examples`: the train split)."""
+    return Request(
+        step=batch.step,
+        task=batch.task,
+        examples=examples_at(examples, batch.positions),
+        epochs=[int(e) for e in batch.epochs],
+        first_slot=batch.first_slot,
+        global_batch=batch.global_batch,
+        spares=examples_at(examples, batch.spares),
+    )
+
+
+def evaluation_requests(
+    task: str, examples: Sequence[Example], batch: int, rank: int, world_size: int
+) -> list[Request]:
+    """The rank's share of one task's evaluation split: every `world_size`-th batch; no example twice."""
+    starts = range(0, len(examples), batch)
+    return [
+        Request(i, task, examples[start : start + batch], first_slot=start, global_batch=len(examples))
+        for i, start in enumerate(starts)
+        if i % world_size == rank
+    ]

@@ -1,0 +1,94 @@
+"""From the plan to requests for one rank, and the plainest feed: decode in this process.
+
+`pipelines/feed/worker_feed.py` brings the same requests to Ray's decoding processes; the bytes are the same.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from polyvit.config.run import RunConfig
+from polyvit.config.tasks import TaskConfig
+from polyvit.data.index.io import Example, Scan
+from polyvit.data.isolation.worker import is_fatal
+from polyvit.data.loading.minibatch import Decoder, Minibatch, Request, evaluation_requests, train_request
+from polyvit.schedule.plan import Plan
+
+EVAL_BATCH = 64
+"""Most views (clip x crop) of one evaluation minibatch; one example has all its views in one."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What one rank must read: at every step, and for an evaluation."""
+
+    config: RunConfig
+    plan: Plan
+    train_splits: Mapping[str, Sequence[Example]]
+    eval_splits: Mapping[str, Sequence[Example]]
+    rank: int = 0
+    world_size: int = 1
+    fatal: dict[str, dict[str, str]] = field(default_factory=dict)
+    """{task: {key: reason}} of examples that ended a decoding process: each costs one and its time only once."""
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, plan: Plan, scans: Mapping[str, Scan], rank: int, world_size: int
+    ) -> "Requests":
+        """From the tasks' indexes."""
+        train = {name: scans[name].split("train") for name in config.tasks}
+        held = {name: scans[name].split(task.eval_split) for name, task in config.tasks.items()}
+        return cls(config, plan, train, held, rank, world_size)
+
+    def at(self, step: int) -> list[Request]:
+        """This rank's minibatches of one step: one, or one a task when accumulating."""
+        planned = self.plan.at(step, self.rank, self.world_size)
+        return [self._without_fatal(train_request(batch, self.train_splits[batch.task])) for batch in planned]
+
+    def evaluation(self) -> list[Request]:
+        """This rank's share of every task's evaluation split."""
+        requests = split_requests(self.config.tasks, self.eval_splits, self.rank, self.world_size)
+        return list(map(self._without_fatal, requests))
+
+    def learn(self, minibatch: Minibatch) -> None:
+        """Keep what a decoded minibatch says of files that end a process; later requests say so."""
+        for entry in minibatch.bad:
+            if is_fatal(entry.reason):
+                self.fatal.setdefault(entry.task, {})[entry.key] = entry.reason
+
+    def _without_fatal(self, request: Request) -> Request:
+        known = self.fatal.get(request.task)
+        if not known:
+            return request
+        keys = {example.key for example in (*request.examples, *request.spares)}
+        met = list(known.items())  # at once: the training thread learns while the feed's thread asks
+        return replace(request, fatal={key: reason for key, reason in met if key in keys})
+
+
+def split_requests(
+    tasks: Mapping[str, TaskConfig], splits: Mapping[str, Sequence[Example]], rank: int, world_size: int
+) -> list[Request]:
+    """A rank's share of the examples of every task, in minibatches of at most EVAL_BATCH views."""
+    requests: list[Request] = []
+    for name, examples in splits.items():
+        most = max(1, EVAL_BATCH // tasks[name].eval_views)
+        batch = min(most, max(1, -(-len(examples) // world_size)))
+        requests += evaluation_requests(name, examples, batch, rank, world_size)
+    return requests
+
+
+@dataclass(frozen=True)
+class InlineFeed:
+    """Decodes in the calling process: for tests, profiling and tiny runs without Ray."""
+
+    requests: Requests
+    decoder: Decoder
+
+    def train(self, start_step: int) -> Iterator[list[Minibatch]]:
+        """The minibatches of steps start_step .. N, a list a step."""
+        for step in range(start_step, len(self.requests.plan.schedule) + 1):
+            yield [self.decoder.decode(request) for request in self.requests.at(step)]
+
+    def evaluation(self) -> Iterator[Minibatch]:
+        """Every task's evaluation split."""
+        for request in self.requests.evaluation():
+            yield self.decoder.decode(request)

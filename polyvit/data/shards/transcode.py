@@ -1,0 +1,111 @@
+"""Media at a training size, for shards: smaller pictures and clips, recordings at one rate.
+
+In: a file's bytes. Out: the bytes to train on in their place, or None where they should stay as they are, being
+small enough already or odd in some way that a copy could change. Raises BadMedia for what cannot be decoded.
+"""
+
+import io
+
+import av
+import cv2
+import numpy as np
+import simplejpeg
+import soundfile
+from av.video.reformatter import VideoReformatter
+
+from polyvit.data.decode import audio, image, video
+from polyvit.data.decode.containers import bad_media, open_container
+from polyvit.errors import BadMedia
+
+KEY_FRAMES = 32
+"""Frames from one key frame to the next: a clip is decoded from the last key frame before it."""
+X264 = {"preset": "medium", "crf": "19", "tune": "fastdecode", "g": str(KEY_FRAMES), "mbtree": "0"}
+"""Without mbtree: with it x264 reads memory that it did not write, and the bytes are not the same every time."""
+
+
+def smaller_image(data: bytes, size: int, quality: int) -> bytes | None:
+    """A JPEG (4:2:0, of `quality`) with a short side of `size` pixels; None for a picture no larger."""
+    image_HWC = image.decode_image(data)
+    sides = _sides(image_HWC, size)
+    if sides == image_HWC.shape[:2]:
+        return None
+    small_HWC = cv2.resize(image_HWC, sides[::-1], interpolation=cv2.INTER_AREA)
+    return simplejpeg.encode_jpeg(small_HWC, quality=quality, colorsubsampling="420")
+
+
+def _sides(image_HWC: np.ndarray, size: int) -> tuple[int, int]:
+    """(height, width) with a short side of `size` at most."""
+    height, width, _ = image_HWC.shape
+    scale = min(1.0, size / min(height, width))
+    return (height, width) if scale == 1 else (max(size, round(height * scale)), max(size, round(width * scale)))
+
+
+def smaller_video(data: bytes, size: int) -> bytes | None:
+    """An MP4 (H.264, no sound) with a short side of `size` pixels at most and a key frame every 32 frames.
+
+    As many frames, at the same times, upright, sides rounded up to even ones. None: it is like that already, or
+    the file is damaged, of an unusual format or has frames without times, so that a copy might not show the same.
+    """
+    with bad_media("video"), open_container(data) as source:
+        packets = video.walk(source)
+        codec, rate = source.streams.video[0].codec_context.name, source.streams.video[0].average_rate
+    if packets.width * packets.height > image.MAX_PIXELS:
+        raise BadMedia(f"video: frames of {packets.width} x {packets.height} pixels are too large")
+    keys = [i for i, packet in enumerate(packets.stored) if packet.is_keyframe]
+    longest = max(np.diff([*keys, len(packets.stored)]), default=0)
+    small = min(packets.height, packets.width) <= size and longest <= KEY_FRAMES
+    if not packets.whole or (small and codec == "h264"):
+        return None
+    try:
+        made = _encoded(data, size, rate or 25)
+        with open_container(made) as target:
+            found = video.walk(target)
+    except (av.error.FFmpegError, BadMedia):
+        return None
+    same = len(found.times_s) == len(packets.times_s) and bool(
+        np.abs(found.times_s - packets.times_s).max() < 2e-3
+    )
+    return made if same and found.whole else None
+
+
+def _encoded(data: bytes, size: int, rate: object) -> bytes:
+    buffer, colours = io.BytesIO(), VideoReformatter()
+    with open_container(data) as source, av.open(buffer, "w", format="mp4") as target:
+        stream = source.streams.video[0]
+        stream.codec_context.thread_count = 1
+        made = target.add_stream("libx264", rate=rate, options=X264)  # type: ignore[call-overload]
+        made.pix_fmt, made.codec_context.thread_count = "yuv420p", 1
+        made.time_base = made.codec_context.time_base = stream.time_base
+        for frame in source.decode(stream):
+            frame_HWC = video.upright(frame, colours)  # the pixels that training would see
+            height, width = (side + side % 2 for side in _sides(frame_HWC, size))
+            if not made.codec_context.is_open:
+                made.height, made.width = height, width
+            if frame_HWC.shape[:2] != (height, width):
+                frame_HWC = cv2.resize(frame_HWC, (width, height), interpolation=cv2.INTER_AREA)
+            small = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
+            small.pts, small.time_base = frame.pts, stream.time_base
+            target.mux(made.encode(small))
+        target.mux(made.encode())
+    return buffer.getvalue()
+
+
+def smaller_audio(data: bytes, sample_rate: int) -> bytes | None:
+    """A FLAC of 16 bits, mono, `sample_rate` Hz, without what else the file holds.
+
+    None: it is a mono FLAC of that rate already, of however many bits, or it is louder than full scale, which 16
+    bits cannot hold.
+    """
+    try:
+        facts = soundfile.info(io.BytesIO(data))
+    except soundfile.LibsndfileError:
+        pass
+    else:
+        if facts.format == "FLAC" and facts.channels == 1 and facts.samplerate == sample_rate:
+            return None
+    waveform_S = audio.decode_waveform(data, sample_rate)
+    if np.abs(waveform_S).max() > 1:
+        return None
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform_S, sample_rate, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()

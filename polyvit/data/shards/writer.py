@@ -1,0 +1,245 @@
+"""Write a task's examples as WebDataset tar shards with their index: few large objects in place of many small.
+
+In: a `Scan` and where its data lie. Out, below a folder or URL: `train-000000.tar` and so on, each with its index
+`train-000000.tar.index` beside it, written last: a shard with its index is whole. Layout `webdataset` reads them.
+
+What is in a shard depends on the index and the options alone: the train split in a fixed random order, for
+readers that go from the first shard to the last; the other splits in key order, as an evaluation reads them. A
+sample is `000000012.jpg` (the original bytes, or what `prepare.py` makes of them) and `000000012.json`
+with its labels and the key, start and end of the example that it was. So training on the shards follows the same
+plan as on the originals.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+
+from polyvit.config.inputs import Modality
+from polyvit.data.index.examples import SPLITS, Example
+from polyvit.data.index.io import Scan, finish_scan, index_hash, parse_index, write_index
+from polyvit.data.layouts.webdataset import INDEX
+from polyvit.data.loading.reader import Media, load_many
+from polyvit.data.shards.transcode import smaller_audio, smaller_image, smaller_video
+from polyvit.errors import BadMedia, UserError
+from polyvit.storage.root import Place, StoreUnavailable, is_url, open_root
+
+FORMAT = 1
+PER_SHARD: dict[Modality, int] = {"image": 2000, "video": 200, "audio": 1000}
+"""Examples of a shard unless the user says otherwise: some hundred megabytes."""
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """How to write.
+
+    size: short side in pixels of pictures that are larger, re-encoded as JPEG 4:2:0 of `quality`, and of clips,
+        re-encoded as H.264 with a key frame every 32 frames; None: all bytes as they are.
+    sample_rate: Hz of recordings, re-encoded as mono FLAC; None: all bytes as they are.
+    """
+
+    size: int | None = None
+    quality: int = 90
+    sample_rate: int | None = None
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """One shard to write.
+
+    first: number of its first sample in the split. made_of: hash of all that decides what is in it.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    first: int
+    made_of: str
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What became of a shard.
+
+    written: False where it was there already, whole. bad: {key, path, reason, kept} of each example that cannot
+        be used; kept: its bytes are in the shard nonetheless.
+    """
+
+    name: str
+    samples: int
+    bytes: int
+    written: bool
+    bad: list[dict[str, Any]] = field(default_factory=list)
+
+
+def shard_specs(scan: Scan, modality: Modality, options: ShardOptions, per_shard: int | None) -> list[ShardSpec]:
+    """Every shard of a task, in order."""
+    step = per_shard or PER_SHARD[modality]
+    digest, specs = index_hash(scan), []
+    for split in SPLITS:
+        examples = scan.split(split)
+        order = np.arange(len(examples))
+        if split == "train":
+            order = np.random.Generator(np.random.Philox(0)).permutation(order)
+        for number, first in enumerate(range(0, len(examples), step)):
+            made_of = [FORMAT, digest, split, first, step, asdict(options)]
+            specs.append(
+                ShardSpec(
+                    f"{split}-{number:06d}",
+                    [examples[place] for place in order[first : first + step]],
+                    first,
+                    hashlib.sha256(json.dumps(made_of).encode()).hexdigest(),
+                )
+            )
+    return specs
+
+
+def write_shard(
+    spec: ShardSpec, modality: Modality, classes: Sequence[str], place: Place, out: Place, options: ShardOptions
+) -> ShardReport:
+    """Write one shard and its index, unless both are there, whole and made of the same. Raises OSError,
+    UserError.
+    """
+    name = spec.name + ".tar"
+    if (found := _whole(spec, out)) is not None:
+        return found
+    with tempfile.TemporaryDirectory(prefix=".polyvit-shard-", dir=None if is_url(out) else out) as scratch:
+        tar, index = Path(scratch) / name, Path(scratch) / (name + INDEX)
+        with tar.open("wb") as file:
+            samples = list(_add_samples(spec, modality, place, file, options))
+        examples = [example for example, _ in samples if example is not None]
+        report = ShardReport(
+            spec.name, len(examples), tar.stat().st_size, True, [bad for _, bad in samples if bad]
+        )
+        facts = {"made_of": spec.made_of, "bytes": report.bytes, "bad": report.bad}
+        write_index(finish_scan(examples, classes, []), index, facts)
+        _forget(name + INDEX, out)  # of another shard of that name, which it would give wrong places for
+        for path in (tar, index):
+            _publish(path, out)
+    return report
+
+
+def write_text(name: str, text: str, out: Place) -> None:
+    """A small file below `out`, such as `classes.txt`: the class names in label order. Raises OSError."""
+    with tempfile.TemporaryDirectory(prefix=".polyvit-shard-", dir=None if is_url(out) else out) as scratch:
+        (Path(scratch) / name).write_text(text)
+        _publish(Path(scratch) / name, out)
+
+
+def _whole(spec: ShardSpec, out: Place) -> ShardReport | None:
+    """The report of a shard that is there already; None where it must be written."""
+    root, name = open_root(out), spec.name + ".tar"
+    try:
+        found, facts = parse_index(root.read(name + INDEX), name + INDEX)
+        with root.open(name) as file:
+            size = file.seek(0, io.SEEK_END)
+    except StoreUnavailable:
+        raise
+    except (OSError, UserError):
+        return None
+    if facts.get("made_of") != spec.made_of or facts.get("bytes") != size:
+        return None
+    return ShardReport(spec.name, len(found.examples), size, False, facts["bad"])
+
+
+def _add_samples(
+    spec: ShardSpec, modality: Modality, place: Place, file: BinaryIO, options: ShardOptions
+) -> Iterator[tuple[Example | None, dict[str, Any] | None]]:
+    """Each example at its place in the tar file, None where it has no bytes; and what is wrong with it."""
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, (example, media) in enumerate(
+            zip(spec.examples, load_many(spec.examples, place), strict=True), spec.first
+        ):
+            if isinstance(media, BadMedia):
+                yield None, _bad(example, media, kept=False)
+                continue
+            content, error = _stored(media, modality, options)
+            facts = {"key": example.key, "start": example.start, "end": example.end}
+            described = {"label": list(example.labels), "polyvit": facts}
+            _add(tar, f"{number:09d}.json", json.dumps(described).encode())
+            offset = _add(tar, f"{number:09d}.{extension_of(content, modality)}", content)
+            kept = Example(
+                example.key, spec.name + ".tar", example.labels, example.split, "tar", offset, len(content),
+                start=example.start, end=example.end,
+            )  # fmt: skip
+            yield kept, _bad(example, error, kept=True) if error else None
+
+
+def _bad(example: Example, error: BadMedia, kept: bool) -> dict[str, Any]:
+    return {"key": example.key, "path": example.path, "reason": error.reason, "kept": kept}
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
+    """Add a member without owner or time; returns where its bytes begin."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    offset = tar.offset + tarfile.BLOCKSIZE
+    tar.addfile(member, io.BytesIO(content))
+    return offset
+
+
+def _stored(media: Media, modality: Modality, options: ShardOptions) -> tuple[bytes, BadMedia | None]:
+    """The bytes to write. Those of a file that cannot be decoded stay as they are, and so does the plan."""
+    if isinstance(media, np.ndarray):
+        return cv2.imencode(".png", media[..., ::-1])[1].tobytes(), None
+    try:
+        return _prepared(media, modality, options) or media, None
+    except BadMedia as error:
+        return media, error
+
+
+def _prepared(data: bytes, modality: Modality, options: ShardOptions) -> bytes | None:
+    if modality == "audio":
+        return smaller_audio(data, options.sample_rate) if options.sample_rate else None
+    if options.size is None:
+        return None
+    return (
+        smaller_video(data, options.size)
+        if modality == "video"
+        else smaller_image(data, options.size, options.quality)
+    )
+
+
+_MAGIC: tuple[tuple[bytes, int, str], ...] = (
+    (b"\xff\xd8\xff", 0, "jpg"), (b"\x89PNG", 0, "png"), (b"GIF8", 0, "gif"), (b"WEBP", 8, "webp"),
+    (b"BM", 0, "bmp"), (b"II*\0", 0, "tif"), (b"MM\0*", 0, "tif"), (b"WAVE", 8, "wav"), (b"fLaC", 0, "flac"),
+    (b"OggS", 0, "ogg"), (b"ID3", 0, "mp3"), (b"AVI ", 8, "avi"), (b"\x1a\x45\xdf\xa3", 0, "mkv"),
+    (b"ftypM4A", 4, "m4a"), (b"ftyp", 4, "mp4"),
+)  # fmt: skip
+_USUAL: dict[Modality, str] = {"image": "jpg", "video": "mp4", "audio": "wav"}
+
+
+def extension_of(content: bytes, modality: Modality) -> str:
+    """A file's extension by its first bytes; the modality's usual one where they are not known. Readers need
+    some.
+    """
+    for magic, offset, extension in _MAGIC:
+        if content[offset : offset + len(magic)] == magic:
+            return extension
+    return _USUAL[modality]
+
+
+def _forget(name: str, out: Place) -> None:
+    if is_url(out):
+        from polyvit.storage.remote import delete
+
+        delete(name, str(out))
+    else:
+        (Path(out) / name).unlink(missing_ok=True)
+
+
+def _publish(path: Path, out: Place) -> None:
+    """Put a written file below `out`: renamed into place, or uploaded."""
+    if is_url(out):
+        from polyvit.storage.remote import upload
+
+        upload(path, str(out))
+    else:
+        path.replace(Path(out) / path.name)

@@ -1,0 +1,310 @@
+"""One task cut out of the shared model, as a file that needs none of this code: torch.export and ONNX.
+
+In: a trained model and a task. Out: media of the model's size -> logits [B, K], B free:
+image  uint8 RGB [B, H, W, 3]; video uint8 RGB [B, T, H, W, 3]; audio float32 log-mel [B, T, F].
+The exported graph cuts patches, normalises, embeds and classifies; resizing and log-mel are the caller's, as
+`task.json` describes them (or `data.example`, which trained with them). Of several evaluation views each is one
+example of the batch, and the caller averages. Legend: B batch, T frames, H W C, F mel bins, N tokens, P patch_dim.
+"""
+
+import itertools
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from polyvit.config.run import AudioInput, ModelInput, RunConfig, VideoInput
+from polyvit.config.tasks import AudioTask, ImageTask, TaskConfig, VideoTask
+from polyvit.data.loading.minibatch import Minibatch
+from polyvit.errors import UserError
+from polyvit.evaluation.evaluate import average_views
+from polyvit.evaluation.metrics import MetricState
+from polyvit.model.polyvit import PolyViT
+from polyvit.model.tokenizer import normalise
+from polyvit.objectives.losses import example_losses
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit that an exported model may show, relative to the largest logit above 1."""
+Runner = Callable[[np.ndarray], np.ndarray]
+"""Media of the model's size -> logits [B, K]."""
+
+
+class TaskModel(nn.Module):
+    """Tokenizer, adaptor blocks, shared blocks, norm and head of one task: media -> logits."""
+
+    def __init__(self, model: PolyViT, config: RunConfig, task: str) -> None:
+        super().__init__()
+        modality = config.tasks[task].modality
+        self.spec = config.model.input(modality)
+        self.tokenizer = model.tokenizers[modality]
+        self.blocks = nn.ModuleList([*model.adaptors[modality], *model.shared.blocks])  # type: ignore[misc]
+        self.norm, self.head = model.shared.norm, model.heads[task]
+
+    def forward(self, media: Tensor) -> Tensor:
+        """`media`: see the module's docstring."""
+        x_BND = self.tokenizer(self.tokens(media))
+        for block in self.blocks:
+            x_BND = block(x_BND)
+        return self.head(self.norm(x_BND)[:, 0])
+
+    def tokens(self, media: Tensor) -> Tensor:
+        """[B, N, P] normalised floats: what the feed and `normalise` make of the same media."""
+        spec = self.spec
+        if isinstance(spec, AudioInput):
+            # The feed rounds spectrograms to half floats.
+            spectrogram = ((media - spec.mean) / spec.std).half().float()
+            return normalise(_patchify(spectrogram[..., None], spec.patch_size, spec.stride))
+        return normalise(_patchify(media, _patch(spec), spec.stride))
+
+
+def _patch(spec: ModelInput) -> tuple[int, ...]:
+    return spec.tubelet_size if isinstance(spec, VideoInput) else spec.patch_size
+
+
+def _patchify(media: Tensor, patch: tuple[int, ...], stride: tuple[int, ...] | None) -> Tensor:
+    """[B, *sides, C] to [B, N, P], in the order of `data.patchify`."""
+    dims, step = len(patch), stride or patch
+    if step == patch:
+        split = [n for side, p in zip(media.shape[1:-1], patch, strict=True) for n in (side // p, p)]
+        blocks = media.reshape(-1, *split, media.shape[-1])
+        order = [0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1]
+        blocks = blocks.permute(order)
+    else:
+        for axis, (p, d) in enumerate(zip(patch, step, strict=True), start=1):
+            starts = torch.arange(0, media.shape[axis] - p + 1, d)
+            media = media.index_select(axis, (starts[:, None] + torch.arange(p)).reshape(-1))
+            media = media.unflatten(axis, (len(starts), p)).movedim(axis + 1, -2)
+            # The patch's axes gather before the channels, in order.
+        blocks = media
+    return blocks.flatten(1, dims).flatten(2)
+
+
+def media_shape(spec: ModelInput) -> tuple[int, ...]:
+    """One example of the exported model's input, without the batch."""
+    if isinstance(spec, AudioInput):
+        return (spec.frames, spec.mel_bins)
+    return (spec.frames, *spec.size, 3) if isinstance(spec, VideoInput) else (*spec.size, 3)
+
+
+def media_of(tokens_BNP: np.ndarray, spec: ModelInput) -> np.ndarray:
+    """The media that tokens were cut from: the inverse of `data.patchify`, for overlapping patches too.
+
+    Spectrograms come back before their normalisation. What no patch covers is 0.
+    """
+    audio = isinstance(spec, AudioInput)
+    sides = media_shape(spec) if audio else media_shape(spec)[:-1]
+    patch = _patch(spec)
+    step = spec.stride or patch
+    media = np.zeros((len(tokens_BNP), *sides, 1 if audio else 3), tokens_BNP.dtype)
+    for n, place in enumerate(itertools.product(*map(range, spec.grid))):
+        window = tuple(slice(i * d, i * d + p) for i, d, p in zip(place, step, patch, strict=True))
+        media[(slice(None), *window)] = tokens_BNP[:, n].reshape(-1, *patch, media.shape[-1])
+    if isinstance(spec, AudioInput):
+        return media[..., 0].astype(np.float32) * np.float32(spec.std) + np.float32(spec.mean)
+    return media
+
+
+def example_media(spec: ModelInput, batch: int, seed: int = 0) -> np.ndarray:
+    """Noise of the input's shape and type."""
+    rng = np.random.default_rng(seed)
+    shape = (batch, *media_shape(spec))
+    if isinstance(spec, AudioInput):
+        return (spec.mean + spec.std * rng.standard_normal(shape)).astype(np.float32)
+    return rng.integers(0, 256, shape, dtype=np.uint8)
+
+
+# ------------------------------------------------------------------------------------------------- files
+
+
+def export_torch(module: TaskModel, path: Path) -> Runner:
+    """A .pt2 file, read with `torch.export.load(path).module()`. Returns what runs it."""
+    media = torch.from_numpy(example_media(module.spec, 2))
+    batch = torch.export.Dim("batch", min=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(module.eval(), (media,), dynamic_shapes=({0: batch},)), path)
+        loaded = torch.export.load(path).module()
+    return torch_runner(loaded)
+
+
+def torch_runner(module: nn.Module) -> Runner:
+    """A module as a function of arrays."""
+
+    def run(media: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return module(torch.from_numpy(media)).numpy()
+
+    return run
+
+
+def export_onnx(module: TaskModel, path: Path) -> Runner:
+    """An .onnx file with one input `media` and one output `logits`. Returns what runs it in ONNX Runtime.
+
+    Raises UserError where the packages of the extra `export` are not installed.
+    """
+    require_onnx()
+    media = torch.from_numpy(example_media(module.spec, 2))
+    batch = torch.export.Dim("batch", min=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(), (media,), path, input_names=["media"], output_names=["logits"], dynamo=True,
+            dynamic_shapes=({0: batch},), external_data=False, verbose=False,
+        )  # fmt: skip
+    return onnx_runner(path)
+
+
+def require_onnx() -> None:
+    """Raises UserError where ONNX's packages are missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"ONNX needs a package that is not here ({error}): pip install 'polyvit[export]'"
+        ) from None
+
+
+def onnx_runner(path: Path) -> Runner:
+    """An .onnx file in ONNX Runtime, on one thread of the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda media: session.run(["logits"], {"media": media})[0]
+
+
+def quantise(path: Path, target: Path) -> Runner:
+    """Dynamic int8: weights of matrix products as int8, one scale a column; activations are scaled as they come.
+    Returns what runs it.
+
+    Weights lie in -64..64: a CPU without VNNI adds two products with activations of up to 255 in 16 bits, where
+    larger ones would be cut off without a word.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(path)
+    # Shapes that the exporter noted for weights it has transposed since; the quantiser infers them anew.
+    del model.graph.value_info[:]
+    logging.getLogger().addFilter(_no_advice)
+    try:
+        quantize_dynamic(
+            model, target, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True,
+            op_types_to_quantize=["MatMul", "Gemm"],
+        )  # fmt: skip
+    finally:
+        logging.getLogger().removeFilter(_no_advice)
+    return onnx_runner(target)
+
+
+def _no_advice(record: logging.LogRecord) -> bool:
+    return "pre-processing before quantization" not in record.getMessage()
+
+
+# --------------------------------------------------------------------------------------------- figures
+
+
+def latency_ms(run: Runner, media: np.ndarray, seconds: float = 2.0) -> float:
+    """Median milliseconds of a call, over `seconds` but at least 10 calls, after two to warm up."""
+    times: list[float] = []
+    for _ in range(2):
+        run(media)
+    began = time.perf_counter()
+    while len(times) < 10 or time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        run(media)
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def difference(run: Runner, reference: Runner, spec: ModelInput, batch: int = 3) -> float:
+    """Largest difference of logits on noise, relative to the largest logit where that is above 1."""
+    media = example_media(spec, batch, seed=1)
+    wanted = reference(media)
+    return float(np.abs(run(media) - wanted).max() / max(1.0, np.abs(wanted).max()))
+
+
+def accuracy(runs: Mapping[str, Runner], minibatches: Iterable[Minibatch], config: RunConfig, name: str) -> Any:
+    """The task's evaluation with each of `runs`: {run: {metric, value, examples, loss, ...}}."""
+    task = config.tasks[name]
+    spec = config.model.input(task.modality)
+    states = {key: MetricState(task.metric == "map") for key in runs}
+    for minibatch in minibatches:
+        if not len(minibatch.tokens):
+            continue
+        media = media_of(minibatch.tokens, spec)
+        labels = torch.from_numpy(minibatch.labels)
+        for key, run in runs.items():
+            logits = average_views(torch.from_numpy(run(media)), minibatch.views, task)
+            losses = example_losses(logits, labels, task.loss)
+            states[key].update(logits.numpy(), minibatch.labels, losses.numpy())
+    found = {key: {"metric": task.metric, "examples": s.examples, **s.results()} for key, s in states.items()}
+    return {key: {**each, "value": each.get(task.metric)} for key, each in found.items()}
+
+
+# ----------------------------------------------------------------------------------------- description
+
+
+def description(config: RunConfig, name: str, classes: Sequence[str], step: int) -> dict[str, Any]:
+    """`task.json`: what goes in and comes out, and how media become the input."""
+    task = config.tasks[name]
+    spec = config.model.input(task.modality)
+    return {
+        "task": name,
+        "modality": task.modality,
+        "input": {
+            "name": "media",
+            "shape": ["batch", *media_shape(spec)],
+            "dtype": "float32" if isinstance(spec, AudioInput) else "uint8",
+            "preparation": preparation(task, spec),
+        },
+        "output": {
+            "name": "logits",
+            "shape": ["batch", task.num_classes],
+            "probabilities": "sigmoid, each class for itself" if task.loss == "sigmoid" else "softmax",
+        },
+        "views": 1 if isinstance(task, ImageTask) else task.eval_views,
+        "views_averaged": None if isinstance(task, ImageTask) else task.eval_average,
+        "settings": {
+            "input": spec.model_dump(mode="json"),
+            "augment": task.augment.model_dump(mode="json"),
+        },
+        "step": step,
+        "classes": list(classes),
+    }
+
+
+def preparation(task: TaskConfig, spec: ModelInput) -> str:
+    """How a file becomes the exported model's input, in words."""
+    if isinstance(spec, AudioInput):
+        assert isinstance(task, AudioTask)
+        return (
+            f"mono at {spec.sample_rate} Hz; Hann windows of {spec.window_ms:g} ms every {spec.hop_ms:g} ms, "
+            f"power spectrum, {spec.mel_bins} HTK mel filters from 20 Hz, log(mel + 1e-6); the middle "
+            f"{spec.frames} frames, a short recording starts again. Mean and deviation are taken inside"
+        )
+    size = " x ".join(map(str, spec.size))
+    if isinstance(task, VideoTask):
+        assert isinstance(spec, VideoInput)
+        side, stride = (
+            task.augment.resize_side or round(min(spec.size) * 256 / 224),
+            task.augment.frame_stride,
+        )
+        return (
+            f"{spec.frames} frames, every {stride}-th, from the middle; RGB, smaller side to {side} (bilinear), "
+            f"centre crop {size}, values 0 to 255"
+        )
+    assert isinstance(task, ImageTask)
+    whole = task.augment.eval_resize == "square"
+    how = "the whole picture resized to" if whole else "smaller side resized, centre"
+    return f"RGB, {how} {size} (height x width, bilinear), values 0 to 255"

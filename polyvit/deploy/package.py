@@ -1,0 +1,142 @@
+"""A release: what a trained model needs in use, without the state of its training, and its model card.
+
+In: a checkpoint's folder, in its run or alone. Out: a folder with model.safetensors (the weights that were
+evaluated: averaged ones where the run kept them), state.json (config, class names, results, hashes of the data)
+and model_card.md. A release is read like a checkpoint; training does not go on from it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from polyvit import __version__
+from polyvit.checkpoint.state import find_checkpoint, load_trained
+from polyvit.config.run import RunConfig
+from polyvit.deploy.predict import class_names
+from polyvit.evaluation.evaluate import protocol
+from polyvit.model.polyvit import PolyViT, parameter_table
+
+_TRAINING = ("read", "bad", "quarantine", "microbatches")
+"""Keys of `state.json` that only a run that goes on would read."""
+
+
+def write_release(given: Path, folder: Path) -> dict[str, Any]:
+    """Write the release of a checkpoint or a run into `folder` (made if absent). Returns its `state.json`.
+
+    Raises UserError where `given` is no checkpoint.
+    """
+    checkpoint = find_checkpoint(given)
+    model, config, trained = load_trained(checkpoint)
+    classes = class_names(checkpoint, config, trained)
+    document = {key: value for key, value in trained.items() if key not in _TRAINING}
+    document |= {"classes": classes, "averaged": config.optim.ema_decay is not None}
+    # The averaged weights lie in model.safetensors here: there are no others.
+    document["config"] = {**trained["config"], "optim": {**trained["config"]["optim"], "ema_decay": None}}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, folder)
+    (folder / "state.json").write_text(json.dumps(document, indent=1))
+    counts = _counts(checkpoint)
+    (folder / "model_card.md").write_text(model_card(model, config, document, counts))
+    return document
+
+
+def save_model(model: PolyViT, folder: Path) -> None:
+    """`model.safetensors` of a model, in `folder`."""
+    tensors = {name: p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _counts(checkpoint: Path) -> dict[str, Any]:
+    """The run's index.json (examples per split, by task); empty where the checkpoint lies in no run."""
+    try:
+        return json.loads((checkpoint.absolute().parent / "index.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def model_card(
+    model: PolyViT, config: RunConfig, document: Mapping[str, Any], counts: Mapping[str, Any] | None = None
+) -> str:
+    """The model card, in Markdown: what it answers, how well, from which data, with which licences, how large."""
+    evaluations = document.get("evaluations") or []
+    results = evaluations[-1]["tasks"] if evaluations else {}
+    modalities = {"image": "images", "video": "videos", "audio": "sound recordings"}
+    takes = ", ".join(modalities[modality] for modality in config.modalities)
+    parts = [
+        f"# {config.name}: one Vision Transformer for {len(config.tasks)} tasks",
+        f"A PolyViT that classifies {takes}, co-trained by polyvit {__version__}. It answers with the classes of "
+        "the tasks below and knows no others; probabilities are not calibrated.",
+        _table(
+            "Results",
+            ("task", "modality", "classes", "metric", "value", "examples", "protocol", "licence of the data"),
+            [
+                _result_row(name, task.modality, task.num_classes, results.get(name), task.licence, protocol(task))
+                for name, task in config.tasks.items()
+            ],
+        ),
+        _step_words(evaluations, document),
+        _table(
+            "Data",
+            ("task", "train", "validation", "test", "SHA-256 of the index"),
+            [_data_row(name, document, counts or {}) for name in config.tasks],
+        ),
+        "The index lists every example's key, address, labels and split; equal hashes mean equal lists.",
+        _training(config, document),
+        _table(
+            "Parameters",
+            ("part", "parameters"),
+            [(role, f"{count:,}") for role, count in parameter_table(model).items()]
+            + [("all", f"{sum(p.numel() for p in model.parameters()):,}")],
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _result_row(
+    name: str, modality: str, classes: int, result: Mapping[str, Any] | None, licence: str | None, views: str
+) -> tuple[str, ...]:
+    found = result or {}
+    value = "-" if found.get("value") is None else f"{found['value']:.4f}"
+    examples = str(found.get("examples", "-"))
+    return (
+        name, modality, str(classes), found.get("metric", "-"), value, examples,
+        found.get("protocol", views), licence or "not stated: ask the data set's owners",
+    )  # fmt: skip
+
+
+def _step_words(evaluations: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> str:
+    if not evaluations:
+        return "The run has not evaluated this model."
+    at, step = evaluations[-1]["step"], document["global_step"]
+    earlier = "" if at == step else f" The model itself is of step {step}."
+    averaged = " Weights are a running average over steps." if document.get("averaged") else ""
+    return f"Measured by the run itself after step {at}.{earlier}{averaged}"
+
+
+def _data_row(name: str, document: Mapping[str, Any], counts: Mapping[str, Any]) -> tuple[str, ...]:
+    found = counts.get(name, {})
+    digest = (document.get("index_hash") or {}).get(name) or found.get("hash") or "-"
+    return (name, *(str(found.get(split, "-")) for split in ("train", "validation", "test")), digest)
+
+
+def _training(config: RunConfig, document: Mapping[str, Any]) -> str:
+    optim, model = config.optim, config.model
+    lines = [
+        f"- recipe: {config.name}; {config.source or 'no source given'}",
+        f"- steps: {document['global_step']}, schedule {config.schedule.kind}, seed {config.seed}",
+        f"- optimiser: {optim.kind}, peak learning rate {optim.lr:g}, warmup {config.warmup_steps} steps, "
+        f"{config.train.precision}",
+        f"- encoder: width {model.width}, depth {model.depth} of which {model.l_adapt} private to each modality, "
+        f"{model.num_heads} heads",
+        f"- started from: {config.init.path or 'random weights'}",
+        "- every key: `config` in `state.json`",
+    ]
+    return "\n".join(["## Training", "", *lines])
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join([f"## {title}", "", *("| " + " | ".join(line) + " |" for line in lines)])

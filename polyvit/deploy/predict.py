@@ -1,0 +1,263 @@
+"""From media files to labels with probabilities, along the path of an evaluation.
+
+In: a file's bytes or path, and which tasks to answer. Out: for each task its best classes. A file is decoded and
+cut into tokens by `prepare`, which needs the config alone and so can run in another process than the model;
+`Predictor` runs the model on what several files gave. Preprocessing and averaging over views are the
+evaluation's own functions (`data.example.evaluation_tokens`, `evaluate.average_views`), with each task's
+`eval_*` settings. Legend: V views of one file, W views of several, N tokens, P patch_dim, D width, K classes.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyvit.checkpoint.state import find_checkpoint, load_trained
+from polyvit.config.inputs import Modality
+from polyvit.config.run import RunConfig
+from polyvit.config.tasks import AudioTask, TaskConfig
+from polyvit.data.decode.media_type import detect_modality
+from polyvit.data.loading.example import evaluation_tokens
+from polyvit.data.loading.requests import EVAL_BATCH
+from polyvit.errors import BadMedia, UserError
+from polyvit.evaluation.evaluate import average_views
+from polyvit.model.polyvit import PolyViT
+from polyvit.model.tokenizer import normalise
+
+TOP_K = 5
+FILES_AT_ONCE = 16
+"""Files whose tokens are held at a time: 16 clips of 32 x 224 x 224 pixels are 77 MB."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks that see a file alike, and its tokens [V, N, P] for them."""
+
+    tasks: tuple[str, ...]
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A file ready for the model."""
+
+    modality: Modality
+    groups: tuple[Group, ...]
+
+
+Decode = Callable[[bytes, Sequence[str], Modality | None], Prepared]
+"""From a file's bytes, the tasks asked for (none: all) and a modality (null: found out), as `prepare`."""
+
+# ------------------------------------------------------------------------------------- files to tokens
+
+
+def check_tasks(config: RunConfig, tasks: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once. Raises UserError for one that the model does not have."""
+    if unknown := [name for name in tasks if name not in config.tasks]:
+        raise UserError(f"the model has no task {unknown[0]!r}; it has {', '.join(config.tasks)}")
+    return tuple(dict.fromkeys(tasks))
+
+
+def prepare(
+    data: bytes, config: RunConfig, tasks: Sequence[str] = (), modality: Modality | None = None
+) -> Prepared:
+    """Decode a file as the evaluation of `tasks` does (none named: all tasks of its modality).
+
+    The modality is found from the content unless given. Of tasks named, those of the file's modality answer; where
+    only audio tasks are named, a video's sound track is taken. Raises BadMedia with a reason.
+    """
+    found = detect_modality(data)
+    if modality is None:
+        named = {config.tasks[name].modality for name in tasks}
+        modality = "audio" if found == "video" and named == {"audio"} else found
+    wanted = [name for name in tasks or config.tasks if config.tasks[name].modality == modality]
+    if not wanted:
+        have = ", ".join(tasks) if tasks else ", ".join(config.modalities)
+        what = "asked for" if tasks else "the model takes"
+        raise BadMedia(f"no task for this file: it is {modality}; {what}: {have}")
+    groups: dict[str, list[str]] = {}
+    for name in wanted:
+        groups.setdefault(_sight(config.tasks[name]), []).append(name)
+    spec = config.model.input(modality)
+    return Prepared(
+        modality,
+        tuple(
+            Group(tuple(names), evaluation_tokens(data, config.tasks[names[0]], spec)) for names in groups.values()
+        ),
+    )
+
+
+def _sight(task: TaskConfig) -> str:
+    """What of a task decides the tokens of its evaluation views; equal texts, equal tokens."""
+    keys = {"eval_clips"} if isinstance(task, AudioTask) else {"augment", "eval_clips", "eval_crops"}
+    return task.model_dump_json(include=keys)
+
+
+def read_media(path: Path) -> bytes:
+    """A file's bytes. Raises BadMedia where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BadMedia("file is missing") from None
+    except OSError as error:
+        raise BadMedia(f"file cannot be read: {error.strerror}") from None
+
+
+# ------------------------------------------------------------------------------------- tokens to labels
+
+
+class Predictor:
+    """A model with its config and the names of its classes, ready to answer; see `load`."""
+
+    def __init__(
+        self,
+        model: PolyViT,
+        config: RunConfig,
+        classes: Mapping[str, Sequence[str]] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.model, self.config, self.device = model.to(device).eval(), config, device
+        known = classes or {}
+        self.classes = {
+            name: pad_names(known.get(name, ()), task.num_classes) for name, task in config.tasks.items()
+        }
+
+    @classmethod
+    def load(cls, given: Path, device: str = "cpu") -> "Predictor":
+        """From the folder of a checkpoint or a run. Raises UserError where it is none."""
+        checkpoint = find_checkpoint(given)
+        model, config, document = load_trained(checkpoint)
+        return cls(model, config, class_names(checkpoint, config, document), device)
+
+    def predict(
+        self,
+        media: Iterable[bytes | Path],
+        tasks: Sequence[str] = (),
+        top_k: int = TOP_K,
+        modality: Modality | None = None,
+        decode: Decode | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """One answer a file, in order: {"modality", "tasks": {task: [{"label", "index", "probability"}, ...]}}, or
+        {"error": reason}. Raises UserError for tasks that the model does not have, before anything is read.
+
+        decode: `Sandbox.prepare`, for files of unknown origin; null: `prepare`, in this process.
+        """
+        named = check_tasks(self.config, tasks)
+        here = decode or (lambda data, names, kind: prepare(data, self.config, names, kind))
+        return self._predict(iter(media), named, top_k, modality, here)
+
+    def _predict(
+        self,
+        media: Iterator[bytes | Path],
+        tasks: Sequence[str],
+        top_k: int,
+        modality: Modality | None,
+        decode: Decode,
+    ) -> Iterator[dict[str, Any]]:
+        while chunk := list(itertools.islice(media, FILES_AT_ONCE)):
+            prepared: list[Prepared | str] = []
+            for item in chunk:
+                try:
+                    data = read_media(item) if isinstance(item, Path) else item
+                    prepared.append(decode(data, tasks, modality))
+                except BadMedia as error:
+                    prepared.append(error.reason)
+            yield from self.answers(prepared, top_k)
+
+    def answers(self, prepared: Sequence[Prepared | str], top_k: int = TOP_K) -> list[dict[str, Any]]:
+        """Answers as `predict` gives them; a reason in place of a prepared file becomes its error."""
+        whole = [item for item in prepared if isinstance(item, Prepared)]
+        logits = iter(self.logits(whole))
+        found: list[dict[str, Any]] = []
+        for item in prepared:
+            if isinstance(item, str):
+                found.append({"error": item})
+                continue
+            best = {name: self.best(name, logits_K, top_k) for name, logits_K in next(logits).items()}
+            found.append({"modality": item.modality, "tasks": best})
+        return found
+
+    def logits(self, prepared: Sequence[Prepared]) -> list[dict[str, Tensor]]:
+        """logits_K of every task of every file, float32 on the CPU, views averaged as the task's evaluation does.
+
+        Files of like shape share forward passes, and tasks that see a file alike share its features.
+        """
+        found: list[dict[str, Tensor]] = [{} for _ in prepared]
+        alike: dict[tuple[Modality, tuple[str, ...]], list[tuple[int, np.ndarray]]] = {}
+        for i, item in enumerate(prepared):
+            for group in item.groups:
+                alike.setdefault((item.modality, group.tasks), []).append((i, group.tokens))
+        for (modality, tasks), items in alike.items():
+            views = len(items[0][1])
+            for part in _parts(items, max(1, EVAL_BATCH // views)):
+                tokens_WNP = np.concatenate([tokens_VNP for _, tokens_VNP in part])
+                for name, logits_WK in self._forward(tokens_WNP, modality, tasks).items():
+                    logits_BK = average_views(logits_WK, views, self.config.tasks[name])
+                    for (i, _), logits_K in zip(part, logits_BK, strict=True):
+                        found[i][name] = logits_K
+        order = {name: place for place, name in enumerate(self.config.tasks)}
+        return [dict(sorted(each.items(), key=lambda pair: order[pair[0]])) for each in found]
+
+    @torch.inference_mode()
+    def _forward(self, tokens_WNP: np.ndarray, modality: Modality, tasks: Sequence[str]) -> dict[str, Tensor]:
+        tokens = normalise(torch.from_numpy(tokens_WNP).to(self.device))
+        half = self.config.train.precision == "bfloat16"
+        with torch.autocast(self.device, torch.bfloat16, enabled=half):
+            features_WD = self.model.forward_features(tokens, modality)
+            return {name: self.model.heads[name](features_WD).float().cpu() for name in tasks}
+
+    def best(self, task: str, logits_K: Tensor, top_k: int) -> list[dict[str, Any]]:
+        """The `top_k` most probable classes, best first. Of a sigmoid task each probability stands for itself."""
+        sigmoid = self.config.tasks[task].loss == "sigmoid"
+        probabilities_K = logits_K.sigmoid() if sigmoid else logits_K.softmax(dim=-1)
+        # By logits: probabilities near 1 round to ties.
+        order = logits_K.argsort(descending=True, stable=True)[:top_k].tolist()
+        return [
+            {"label": self.classes[task][k], "index": k, "probability": float(probabilities_K[k])} for k in order
+        ]
+
+
+def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+# ------------------------------------------------------------------------------------- names of classes
+
+
+def class_names(checkpoint: Path, config: RunConfig, document: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Class names of every task: what `state.json` says, else the index of the run that the checkpoint lies in.
+
+    A task of which neither is known is left out; `Predictor` calls its classes by their numbers.
+    """
+    from polyvit.data.index.io import index_classes
+
+    told = document.get("classes") or {}
+    found = {name: list(told[name]) for name in config.tasks if told.get(name)}
+    for name in config.tasks:
+        path = checkpoint.absolute().parent / "index" / f"{name}.parquet"
+        if name not in found and path.is_file():
+            found[name] = index_classes(path)
+    return found
+
+
+def pad_names(names: Sequence[str], num_classes: int) -> list[str]:
+    """As many names as the head has classes; a class without one is called by its number."""
+    return [*names[:num_classes], *(str(k) for k in range(len(names), num_classes))]
+
+
+def as_json_line(answer: Mapping[str, Any]) -> str:
+    """An answer on one line, probabilities to six places."""
+    shown: dict[str, Any] = dict(answer)
+    if "tasks" in shown:
+        shown["tasks"] = {
+            name: [{**entry, "probability": round(entry["probability"], 6)} for entry in best]
+            for name, best in shown["tasks"].items()
+        }
+    return json.dumps(shown, ensure_ascii=False)

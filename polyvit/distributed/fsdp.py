@@ -1,0 +1,139 @@
+"""Parameters, gradients and optimiser state divided among the ranks (FSDP2), for `train.sharding: full`.
+
+Every rank holds a part of each parameter along its first axis; a block's parameters are gathered just before it
+runs and dropped after. Gradients are summed over ranks on the way, not averaged: the loss is divided by the global
+batch already. Only what a step's task reaches is gathered and summed. Every function but `local`, `is_split` and
+`is_sharded` is to be called by all ranks together.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
+
+    from polyvit.model.polyvit import PolyViT
+    from polyvit.training.optim import Optimiser
+
+
+def shard(model: "PolyViT") -> None:
+    """Divide a model that is whole and the same on every rank, in place; the optimiser is built after it.
+
+    Each tokenizer, block and head is gathered on its own, so that a step moves nothing of other tasks.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    units: list[nn.Module] = [*model.tokenizers.values()]
+    for blocks in model.adaptors.values():
+        units += blocks  # type: ignore[arg-type]
+    units += [*model.shared.blocks, *model.heads.values(), model]
+    for unit in units:
+        made = fully_shard(unit)
+        made.set_gradient_divide_factor(1.0)
+        made.set_force_sum_reduction_for_comms(True)  # gloo sums only
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` was called."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
+
+
+def is_split(tensor: Tensor) -> "TypeIs[DTensor]":
+    """Whether this rank holds a part of it only.
+
+    torch.distributed.tensor costs a second to import; as long as nobody has, no tensor is a part.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part (which may be empty), sharing memory; a whole tensor as it is, without its gradient."""
+    return tensor.to_local() if is_split(tensor) else tensor.detach()
+
+
+def whole(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that is divided as `like` is, or this rank's part of it, gathered."""
+    if not is_split(like):
+        return tensor.detach()
+    from torch.distributed.tensor import DTensor
+
+    divided = (
+        tensor
+        if is_split(tensor)
+        else DTensor.from_local(
+            tensor, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        )
+    )
+    return divided.full_tensor().detach()
+
+
+def part(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, the same on every rank, divided as `like` is; a copy on its device."""
+    tensor = tensor.to(like.device)
+    if not is_split(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def full_state(model: "PolyViT", optimiser: "Optimiser") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters by name and optimiser state by name, whole: what a checkpoint holds, sharded or not.
+
+    Not copied where they are whole already.
+    """
+    parameters = dict(model.named_parameters())
+    state = {}
+    for key, value in optimiser.state().items():
+        name = key.partition(".")[2]
+        state[key] = value if value.ndim == 0 else whole(value, parameters[name])
+    return {name: whole(p, p) for name, p in parameters.items()}, state
+
+
+@torch.no_grad()
+def load_parameters(model: "PolyViT", tensors: Mapping[str, Tensor]) -> None:
+    """Whole parameters by name, the same on every rank, into a model that is divided or not."""
+    for name, parameter in model.named_parameters():
+        local(parameter).copy_(local(part(tensors[name], parameter)))
+
+
+def load_optimiser(model: "PolyViT", optimiser: "Optimiser", state: Mapping[str, Tensor]) -> None:
+    """Whole optimiser state by name, the same on every rank, for parameters that are divided or not."""
+    parameters = dict(model.named_parameters())
+    divided = {}
+    for key, value in state.items():
+        name = key.partition(".")[2]
+        divided[key] = value if value.ndim == 0 or name not in parameters else part(value, parameters[name])
+    optimiser.load_state(divided)
+
+
+def load_full_state(
+    model: "PolyViT", optimiser: "Optimiser", tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> None:
+    """What `full_state` gave, into a model and optimiser that are divided or not."""
+    load_parameters(model, tensors)
+    load_optimiser(model, optimiser, state)
+
+
+@contextmanager
+def gathered(model: "PolyViT") -> Iterator[None]:
+    """The model whole on every rank, so that ranks may run it apart, as an evaluation does; for no gradients."""
+    units: list[FSDPModule] = [module for module in model.modules() if is_sharded(module)]  # type: ignore[misc]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(unit is not model, recurse=False)
+            unit.reshard()

@@ -1,0 +1,101 @@
+"""Evaluate tasks on minibatches that ranks share out; totals are merged exactly, no example counts twice.
+
+In: minibatches with tokens [B * V, N, P] and labels [B, K]. The model's answers to the views of one example
+are averaged before anything is measured. `metric` of the task is what the result is known by: `top1`, or `map`
+for multi-label audio. Legend: B examples, V views of each, N tokens, P patch_dim, K classes.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from polyvit.config.run import RunConfig
+from polyvit.config.tasks import ImageTask, TaskConfig, VideoTask
+from polyvit.data.loading.device_prefetch import as_tensor, on_device, tensors
+from polyvit.data.loading.minibatch import Minibatch, Quarantined
+from polyvit.evaluation.metrics import MetricState
+from polyvit.model.polyvit import PolyViT
+from polyvit.model.tokenizer import normalise
+from polyvit.objectives.losses import example_losses
+from polyvit.training.step import World
+
+
+@torch.no_grad()
+def evaluate(
+    model: PolyViT, minibatches: Iterable[Minibatch], config: RunConfig, world: World
+) -> tuple[dict[str, dict[str, Any]], list[Quarantined]]:
+    """Results of every task, the same on every rank, and the examples left out as undecodable.
+
+    A result: `metric`, `value` (that metric), `examples`, `skipped`, `protocol`, and where an example counted
+    `loss`, `top1`, `top5`, `map`.
+    """
+    device = model.shared.norm.weight.device
+    states = {name: MetricState(task.metric == "map") for name, task in config.tasks.items()}
+    bad: list[Quarantined] = []
+    model.eval()
+    for (minibatch,) in on_device(([minibatch] for minibatch in minibatches), device):
+        bad += minibatch.bad
+        if not len(minibatch.tokens):
+            continue
+        task = config.tasks[minibatch.task]
+        tokens = normalise(tensors(minibatch, device)[0])
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+            logits = model(tokens, minibatch.task).float()
+        logits = average_views(logits.cpu(), minibatch.views, task)
+        labels = as_tensor(minibatch.labels)
+        losses = example_losses(logits, labels, task.loss)
+        states[minibatch.task].update(logits.numpy(), minibatch.labels, losses.numpy())
+    model.train()
+    gathered = world.gather((states, bad))
+    for others, _ in gathered[1:]:
+        for name, state in gathered[0][0].items():
+            state.merge(others[name])
+    all_bad = [entry for _, entries in gathered for entry in entries]
+    return {
+        name: _result(config.tasks[name], state, sum(entry.task == name for entry in all_bad))
+        for name, state in gathered[0][0].items()
+    }, all_bad
+
+
+def average_views(logits_WK: Tensor, views: int, task: TaskConfig) -> Tensor:
+    """[B * V, K] float logits, the views of an example side by side -> [B, K]: one answer for each example.
+
+    `eval_average` logits: their mean (scenic's ViViT test step). probabilities: the logits of the mean
+    probability (softmax or sigmoid by the task's loss), so that the order of classes and the loss are those of
+    the averaged probabilities; taken in logarithms, where nothing saturates.
+    """
+    if views == 1 or isinstance(task, ImageTask):
+        return logits_WK
+    logits_BVK = logits_WK.unflatten(0, (-1, views))
+    if task.eval_average == "logits":
+        return logits_BVK.mean(dim=1)
+    if task.loss == "softmax":
+        return torch.logsumexp(F.log_softmax(logits_BVK, dim=-1), dim=1) - math.log(views)
+    # log p - log (1 - p); log V stands in both.
+    return torch.logsumexp(F.logsigmoid(logits_BVK), dim=1) - torch.logsumexp(F.logsigmoid(-logits_BVK), dim=1)
+
+
+def protocol(task: TaskConfig) -> str:
+    """Which views of an example count and how, in words: "4 clips x 3 crops, logits averaged"."""
+    if isinstance(task, ImageTask):
+        return "1 view, whole image" if task.augment.eval_resize == "square" else "1 view, centre crop"
+    clips = "1 clip" if task.eval_clips == 1 else f"{task.eval_clips} clips"
+    if isinstance(task, VideoTask):
+        clips += " x 1 crop" if task.eval_crops == 1 else f" x {task.eval_crops} crops"
+    return clips if task.eval_views == 1 else f"{clips}, {task.eval_average} averaged"
+
+
+def _result(task: TaskConfig, state: MetricState, skipped: int) -> dict[str, Any]:
+    results = state.results()
+    return {
+        "metric": task.metric,
+        "value": results.get(task.metric),
+        "examples": state.examples,
+        "skipped": skipped,
+        "protocol": protocol(task),
+        **results,
+    }

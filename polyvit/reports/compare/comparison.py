@@ -1,0 +1,355 @@
+"""Numbers from finished runs: who is best, by how much, what was forgotten, what models alone would do.
+
+In: `RunSummary`s (`run_summary.py`). Out: a `Comparison`, and from it rows, cells, fronts. Nothing is drawn.
+"""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from polyvit.config.loader import flatten
+from polyvit.config.run import RunConfig
+from polyvit.errors import UserError
+from polyvit.reports.compare.run_summary import RunSummary, read_run, read_runs
+
+__all__ = [
+    "Baseline",
+    "Comparison",
+    "RunSummary",
+    "baselines_of",
+    "compare",
+    "leaderboard",
+    "read_run",
+    "read_runs",
+]
+
+SCHEDULE, L_ADAPT, SEED = "schedule.kind", "model.l_adapt", "seed"
+_NOT_COMPARED = ("name", "source", "storage", "tracking", "sweep", "feed")
+"""Sections of a config that say where a run lives and not what it is."""
+_NOT_COMPARED_TASK_KEYS = ("train_examples", "licence", "source", "classes", "root")
+_FIRST_KEYS = (SCHEDULE, L_ADAPT, SEED)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One task trained alone. parameters: of its model; None where only the value is known."""
+
+    value: float
+    parameters: int | None = None
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side, best first.
+
+    keys: the config's keys that differ, dotted, each with its value in every run by name. labels: a short name for
+    each run by name, from as few of these keys as tell them apart. tasks: of all runs, by modality. shared: those
+    that means are over. objective: what the order is by.
+    """
+
+    runs: tuple[RunSummary, ...]
+    baselines: dict[str, Baseline]
+    keys: dict[str, dict[str, Any]]
+    labels: dict[str, str]
+    tasks: tuple[str, ...]
+    shared: tuple[str, ...]
+    objective: str
+    notes: tuple[str, ...]
+
+    @property
+    def best(self) -> RunSummary:
+        """The winner."""
+        return self.runs[0]
+
+    def metric(self, task: str) -> str:
+        """`top1` or `map`."""
+        return next(run.config.tasks[task].metric for run in self.runs if task in run.config.tasks)
+
+    def mean(self, run: RunSummary) -> float | None:
+        """Mean over `shared`; None where one of them was not measured."""
+        return mean_of(run.values, self.shared)
+
+    def worst(self, run: RunSummary) -> tuple[str, float] | None:
+        """The task that lies furthest below its baseline (or least above it), and by how much."""
+        found = differences(run.values, self.baselines)
+        return min(found.items(), key=lambda item: (item[1], item[0])) if found else None
+
+
+# ----------------------------------------------------------------------------------------------- comparing
+
+
+def compare(runs: Sequence[RunSummary], baselines: Sequence[RunSummary] = ()) -> Comparison:
+    """Runs side by side. Runs of one task are baselines where others have several; so are those in `baselines`.
+
+    Where no baseline run is given, the values in `sweep.baselines` of the runs' configs are taken. Raises
+    UserError where nothing can be compared.
+    """
+    if not runs:
+        raise UserError("no run to compare; give the folders of one or more runs")
+    baselines_of(baselines)  # a mistake among them shows first
+    several = [run for run in runs if len(run.config.tasks) > 1] or list(runs)
+    measured = {task for run in several for task, value in run.values.items() if value is not None}
+    if not measured:
+        raise UserError(
+            "none of these runs has been evaluated yet; let one come to its end, or set train.eval_every"
+        )
+    shared = [task for task in several[0].config.tasks if all(task in run.config.tasks for run in several)]
+    if not set(shared) & measured:
+        raise UserError("these runs have no measured task in common; compare runs of the same tasks")
+    found = baselines_of([*(run for run in runs if run not in several), *baselines])
+    found = found or {t: Baseline(v) for run in several for t, v in run.config.sweep.baselines.items()}
+    wish = {run.config.sweep.objective for run in several}
+    keys = differing_keys(several)
+    made = Comparison(
+        runs=tuple(several),
+        baselines=found,
+        keys=keys,
+        labels=run_labels(several, keys),
+        tasks=_task_order(several),
+        shared=tuple(task for task in shared if task in measured),
+        objective="worst_regression" if found and wish == {"worst_regression"} else "mean",
+        notes=_notes(several, measured),
+    )
+    return replace(made, runs=tuple(sorted(several, key=lambda run: _rank(made, run))))
+
+
+def _rank(made: Comparison, run: RunSummary) -> tuple[bool, float, str]:
+    """Best first, unmeasured last, ties by name."""
+    score: float | None = made.mean(run)
+    if made.objective == "worst_regression" and (worst := made.worst(run)):
+        score = worst[1]
+    return (score is None, -(score or 0.0), run.name)
+
+
+def baselines_of(alone: Sequence[RunSummary]) -> dict[str, Baseline]:
+    """By task, what runs of one task reached; of several the best, the strictest to be measured against.
+
+    Raises UserError for a run of several tasks.
+    """
+    if wrong := [run.name for run in alone if len(run.config.tasks) != 1]:
+        raise UserError(
+            f"--baseline {', '.join(wrong)}: a baseline is a run of one task; make one with "
+            "`polyvit cotrain CONFIG --only TASK`"
+        )
+    found: dict[str, Baseline] = {}
+    for run in alone:
+        ((task, value),) = run.values.items()
+        if value is not None and (task not in found or value > found[task].value):
+            found[task] = Baseline(value, run.total_parameters, run.folder)
+    return found
+
+
+def _task_order(runs: Sequence[RunSummary]) -> tuple[str, ...]:
+    modality = {name: task.modality for run in runs for name, task in run.config.tasks.items()}
+    order = ("image", "video", "audio")
+    return tuple(sorted(modality, key=lambda name: order.index(modality[name])))
+
+
+def _notes(runs: Sequence[RunSummary], measured: set[str]) -> tuple[str, ...]:
+    tasks = [set(run.config.tasks) for run in runs]
+    notes = []
+    if any(own != tasks[0] for own in tasks):
+        common = sorted(set.intersection(*tasks))
+        notes.append(f"The runs have different tasks; means are over those of all runs: {', '.join(common)}.")
+    if unmeasured := sorted(set.union(*tasks) - measured):
+        notes.append(f"Not measured in any run, and in no mean: {', '.join(unmeasured)}.")
+    if stopped := [run for run in runs if not run.finished]:
+        notes.append(
+            f"{len(stopped)} of {len(runs)} runs did not come to their end; their values are those of their last "
+            "evaluation."
+        )
+    return tuple(notes)
+
+
+def mean_of(values: Mapping[str, float | None], tasks: Sequence[str]) -> float | None:
+    """Mean over `tasks`; None where one of them has no value."""
+    found = [values[task] for task in tasks]
+    return None if None in found or not found else sum(v for v in found if v is not None) / len(found)
+
+
+def differences(values: Mapping[str, float | None], baselines: Mapping[str, Baseline]) -> dict[str, float]:
+    """Per task, the value minus its baseline: negative where co-training lost."""
+    return {
+        task: value - baselines[task].value
+        for task, value in values.items()
+        if value is not None and task in baselines
+    }
+
+
+def forgetting(run: RunSummary) -> dict[str, float]:
+    """Per task, the best evaluation so far minus the last (0: nothing forgotten); empty with fewer than two."""
+    if len(run.evaluations) < 2:
+        return {}
+    curves = {task: [v[task] for _, v in run.evaluations if task in v] for task in run.config.tasks}
+    return {task: max(curve) - curve[-1] for task, curve in curves.items() if curve}
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Of (cost, gain), the places of those that no other beats (no dearer and no worse, and one of both better),
+    by cost. Of equal points the first stands for all."""
+    best, front = -math.inf, []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
+        if points[i][1] > best:
+            best = points[i][1]
+            front.append(i)
+    return front
+
+
+def parameters_saved(run: RunSummary, baselines: Mapping[str, Baseline]) -> tuple[int, float] | None:
+    """Parameters of one single-task model for each of the run's tasks, all together, and how many times the run's
+    own that is. None unless every task has a baseline of known size."""
+    sizes = [baselines[task].parameters if task in baselines else None for task in run.config.tasks]
+    if any(size is None for size in sizes):
+        return None
+    total = sum(size for size in sizes if size is not None)
+    return total, total / run.total_parameters
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One row of a heat map: the runs where a key has this value. n: runs behind each task's mean. sds, sd: the
+    standard deviation over seeds of a task's value, and of the mean; none where no settings were run twice.
+    """
+
+    value: Any
+    means: dict[str, float]
+    n: dict[str, int]
+    mean: float | None
+    runs: int
+    stopped: int
+    sds: dict[str, float] = field(default_factory=dict)
+    sd: float | None = None
+
+
+def cells(made: Comparison, key: str) -> list[Cells]:
+    """For each value of a key, each task's mean over the runs that have it; finished runs only, if there are any.
+
+    Words come best first, numbers in order.
+    """
+    rows = []
+    for value in _distinct(made.keys[key].values()):
+        having = [run for run in made.runs if made.keys[key][run.name] == value]
+        taken = [run for run in having if run.finished] or having
+        columns = {t: [v for run in taken if (v := run.values.get(t)) is not None] for t in made.tasks}
+        means = {task: sum(column) / len(column) for task, column in columns.items() if column}
+        counts = {task: len(column) for task, column in columns.items()}
+        mean = mean_of({**dict.fromkeys(made.shared), **means}, made.shared)
+        stopped = 0 if taken[0].finished else len(taken)
+        sds = {task: sd for task in means if (sd := _seed_sd(made, taken, task)) is not None}
+        rows.append(Cells(value, means, counts, mean, len(taken), stopped, sds, _seed_sd(made, taken)))
+    if all(isinstance(row.value, int | float) and not isinstance(row.value, bool) for row in rows):
+        return sorted(rows, key=lambda row: row.value)
+    return sorted(rows, key=lambda row: (row.mean is None, -(row.mean or 0.0), str(row.value)))
+
+
+def _seed_sd(made: Comparison, runs: Sequence[RunSummary], task: str | None = None) -> float | None:
+    """Standard deviation over seeds of a task's value (None: of the mean), pooled over runs that differ in more.
+
+    None where no two runs differ in their seed alone.
+    """
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for run in runs:
+        value = made.mean(run) if task is None else run.values.get(task)
+        if value is not None:
+            settings = tuple(str(values[run.name]) for key, values in made.keys.items() if key != SEED)
+            groups.setdefault(settings, []).append(value)
+    freedom = sum(len(group) - 1 for group in groups.values())
+    if not freedom or SEED not in made.keys:
+        return None
+    squares = sum((value - sum(group) / len(group)) ** 2 for group in groups.values() for value in group)
+    return math.sqrt(squares / freedom)
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+# ------------------------------------------------------------------------------------------ keys and labels
+
+
+def differing_keys(runs: Sequence[RunSummary]) -> dict[str, dict[str, Any]]:
+    """The dotted keys whose values are not the same in all runs, each with its value by run name.
+
+    Tasks that some runs lack appear as one key `tasks`. Schedule, L_adapt and seed come first.
+    """
+    shared = set.intersection(*(set(run.config.tasks) for run in runs))
+    flat = {run.name: _flat_config(run.config, shared) for run in runs}
+    keys = dict.fromkeys(key for values in flat.values() for key in values)
+    found = {}
+    for key in sorted(keys, key=lambda key: _FIRST_KEYS.index(key) if key in _FIRST_KEYS else len(_FIRST_KEYS)):
+        values = {name: values.get(key) for name, values in flat.items()}
+        if len(_distinct(values.values())) > 1:
+            found[key] = values
+    return found
+
+
+def _flat_config(config: RunConfig, shared: set[str]) -> dict[str, Any]:
+    document = {k: v for k, v in config.model_dump(mode="json").items() if k not in _NOT_COMPARED}
+    tasks = document.pop("tasks")
+    document["tasks"] = {
+        name: {key: value for key, value in task.items() if key not in _NOT_COMPARED_TASK_KEYS}
+        for name, task in tasks.items()
+        if name in shared
+    }
+    return {**flatten(document), "tasks": ", ".join(tasks) if set(tasks) != shared else "those of all runs"}
+
+
+def run_labels(runs: Sequence[RunSummary], keys: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """A short label for each run: the fewest leading keys that tell them apart, else the runs' own names."""
+    parts: dict[str, list[str]] = {run.name: [] for run in runs}
+    for key, values in keys.items():
+        before = len({tuple(words) for words in parts.values()})
+        longer = {name: [*words, key_words(key, values[name])] for name, words in parts.items()}
+        if len({tuple(words) for words in longer.values()}) > before:
+            parts = longer
+    labels = {name: ", ".join(words) for name, words in parts.items()}
+    taken = list(labels.values())
+    return {name: text if text and taken.count(text) == 1 else name for name, text in labels.items()}
+
+
+def key_words(key: str, value: Any) -> str:
+    """A key's value as a label: `weighted`, `L_adapt 2`, `lr 0.1`."""
+    if key == SCHEDULE:
+        return str(value).replace("_", " ")
+    if key == "tasks":
+        return f"tasks {value}"
+    short = "L_adapt" if key == L_ADAPT else key.rpartition(".")[2]
+    return f"{short} {value:.3g}" if isinstance(value, float) else f"{short} {value}"
+
+
+# ----------------------------------------------------------------------------------------------- leaderboard
+
+
+def leaderboard(made: Comparison) -> list[dict[str, Any]]:
+    """A row a run, best first: rank, run, status, steps, keys that differ, mean, `final/TASK/METRIC` (as MLflow
+    names it), parameters, folder; where there are baselines also the worst difference to them, and its task.
+    """
+    rows = []
+    for rank, run in enumerate(made.runs, start=1):
+        row: dict[str, Any] = {"rank": rank, "run": run.name, "status": run.status, "steps": run.steps}
+        row |= {key: values[run.name] for key, values in made.keys.items()}
+        row["mean"] = made.mean(run)
+        if made.baselines:
+            worst, saved = made.worst(run), parameters_saved(run, made.baselines)
+            row |= {"worst_regression": worst and worst[1], "worst_task": worst and worst[0]}
+            row["times_fewer_parameters"] = saved and saved[1]
+        for task in made.tasks:
+            row[f"final/{task}/{made.metric(task)}"] = run.values.get(task)
+        rows.append({**row, "parameters": run.total_parameters, "folder": str(run.folder)})
+    return rows
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Rows of the leaderboard; what is not known stays empty."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,211 @@
+"""What a run's folder says, as one value: settings, metrics, curves, parameters.
+
+In: a folder as `polyvit cotrain` leaves it (config.json, result.json, parameters.json, history/, step_*/), of a
+run that came to its end or not. Nothing is trained or evaluated here.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from polyvit.checkpoint.metrics_log import Point, read_history
+from polyvit.checkpoint.state import store_of
+from polyvit.checkpoint.store import open_store
+from polyvit.config.loader import validate_config
+from polyvit.config.run import RunConfig
+from polyvit.errors import UserError
+from polyvit.model.polyvit import parameters_of
+from polyvit.schedule.schedule import Schedule, build_schedule
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What one run's folder says.
+
+    values: each task's metric at the end, or at the last evaluation of a run that was stopped; None where none
+    was measured. evaluations: (step, {task: value}), ascending. losses: per task, (step, mean training loss since
+    the point before). chance: what a guess scores, where the run knows it. parameters: by role, with `total`.
+    """
+
+    name: str
+    folder: Path
+    config: RunConfig
+    steps: int
+    finished: bool
+    values: dict[str, float | None]
+    chance: dict[str, float]
+    parameters: dict[str, int]
+    evaluations: tuple[tuple[int, dict[str, float]], ...]
+    losses: dict[str, list[tuple[int, float]]]
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The run's whole schedule, built again from its config."""
+        return build_schedule(self.config.schedule, self.config.tasks, self.config.seed)
+
+    @property
+    def status(self) -> str:
+        """In words, with the step of a run that did not come to its end."""
+        if self.finished:
+            return "finished"
+        where = f"stopped at {self.steps:,} of {len(self.schedule):,}"
+        return where if self.evaluations else f"{where}, no evaluation"
+
+    @property
+    def total_parameters(self) -> int:
+        """Of the whole model, all heads included."""
+        return self.parameters["total"]
+
+
+def read_run(folder: Path) -> RunSummary:
+    """The summary of a run's folder. Raises UserError that names the run, what is wrong and what to do."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give run folders as `polyvit cotrain` printed them")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a run: it has no config.json; give a folder that `polyvit cotrain` made")
+    try:
+        config = validate_config(_mapping(folder / "config.json"))
+    except UserError as error:
+        raise UserError(
+            f"{folder}: config.json does not fit this version: {error.message}", error.problems
+        ) from None
+    result = _mapping(folder / "result.json") if (folder / "result.json").is_file() else None
+    try:
+        points = read_history(folder / "history")
+        evaluations = _evaluations(folder, config, points)
+        rows = result["tasks"] if result else {}
+        last = evaluations[-1][1] if evaluations else {}
+        values = {task: _number(rows[task]["value"] if result else last.get(task)) for task in config.tasks}
+        chance = {task: row["chance"] for task, row in rows.items() if _number(row.get("chance")) is not None}
+        steps = (
+            result["steps"] if result else max([0, *(step for step, _ in points), *(s for s, _ in evaluations)])
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder}: result.json, history or checkpoint is damaged ({type(error).__name__}: {error}); leave "
+            f"this run out, or write it again with `polyvit cotrain --resume {folder}`"
+        ) from None
+    return RunSummary(
+        folder.name if folder.name else str(folder), folder, config, int(steps), result is not None, values,
+        chance, _parameters(folder, config), tuple(evaluations), _losses(config, points),
+    )  # fmt: skip
+
+
+def read_runs(given: Sequence[str | Path], storage: str = "runs") -> list[RunSummary]:
+    """Runs by folder, by name in `storage`, by checkpoint; a folder of runs stands for all that it holds.
+
+    Raises UserError with every run that cannot be read. Names are made unique by their parent folders.
+    """
+    folders, problems, runs = [], [], []
+    for one in given:
+        try:
+            folders += _run_folders(str(one), storage)
+        except UserError as error:
+            problems.append(error.message)
+    for folder in dict.fromkeys(path.absolute() for path in folders):
+        try:
+            runs.append(read_run(folder))
+        except UserError as error:
+            problems.append("; ".join([error.message, *error.problems]))
+    if problems:
+        count = f"{len(problems)} of the runs" if len(problems) > 1 else "one of the runs"
+        raise UserError(f"{count} cannot be compared:", problems)
+    return unique_names(runs)
+
+
+def unique_names(runs: Sequence[RunSummary]) -> list[RunSummary]:
+    """The same runs; those of one name get their parent folder's before it, and if need be the whole path."""
+
+    def taken(names: Sequence[str]) -> set[str]:
+        return {name for name in names if names.count(name) > 1}
+
+    for longer in (lambda r: f"{r.folder.parent.name}/{r.folder.name}", lambda r: str(r.folder)):
+        if twice := taken([run.name for run in runs]):
+            runs = [replace(run, name=longer(run)) if run.name in twice else run for run in runs]
+    return list(runs)
+
+
+def _run_folders(given: str, storage: str) -> list[Path]:
+    for path in (Path(given), Path(storage) / given):
+        for folder in (path, path.parent) if path.name.startswith("step_") else (path,):
+            if (folder / "config.json").is_file():
+                return [folder]
+            if inside := sorted(child.parent for child in folder.glob("*/config.json")):
+                return inside
+    if Path(given).is_dir():
+        raise UserError(f"{given} is not a run and holds none: no config.json; give a run's folder")
+    raise UserError(f"{given}: no such run here or in {storage}; give the folder that `polyvit cotrain` printed")
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path.parent}: {path.name} cannot be read ({error}); leave this run out, or write it again with "
+            f"`polyvit cotrain --resume {path.parent}`"
+        ) from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path.parent}: {path.name} holds no mapping; leave this run out")
+    return document
+
+
+def _evaluations(folder: Path, config: RunConfig, points: Sequence[Point]) -> list[tuple[int, dict[str, float]]]:
+    """Of the newest checkpoint and of the curves; they tell the same, and either may reach further."""
+    found: dict[int, dict[str, float]] = {}
+    if state := _newest_state(folder):
+        for evaluation in json.loads(state)["evaluations"]:
+            results = evaluation["tasks"].items()
+            found[evaluation["step"]] = {task: result["value"] for task, result in results}
+    for step, values in points:
+        scored = {task: values[key] for task in config.tasks if (key := f"eval/{task}/value") in values}
+        if scored:
+            found[step] = scored
+    return [
+        (step, {task: value for task, value in found[step].items() if _number(value) is not None})
+        for step in sorted(found)
+    ]
+
+
+def _newest_state(folder: Path) -> str | None:
+    """`state.json` of the newest checkpoint: here, or where the run keeps them. A store that is out of reach costs
+    a warning, for the curves are here.
+    """
+    for path in sorted(folder.glob("step_*/state.json"), reverse=True):
+        return path.read_text()
+    address = store_of(folder)
+    if address == str(folder):
+        return None
+    try:
+        store = open_store(address)
+        steps = store.steps()
+        return store.text(steps[-1], "state.json") if steps else None
+    except (OSError, UserError) as error:
+        logger.warning("%s: its checkpoints in %s cannot be read (%s); its curves count", folder, address, error)
+        return None
+
+
+def _losses(config: RunConfig, points: Sequence[Point]) -> dict[str, list[tuple[int, float]]]:
+    keys = {task: f"train/{task}/loss" for task in config.tasks}
+    return {task: [(step, values[key]) for step, values in points if key in values] for task, key in keys.items()}
+
+
+def _parameters(folder: Path, config: RunConfig) -> dict[str, int]:
+    if (folder / "parameters.json").is_file():
+        table = _mapping(folder / "parameters.json")
+        if isinstance(table.get("total"), int):
+            return table
+    table = parameters_of(config)
+    return {**table, "total": sum(table.values())}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

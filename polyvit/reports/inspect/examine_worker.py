@@ -1,0 +1,68 @@
+"""`inspection.examine` in a process of its own, which a file may crash, hang or swell.
+
+In: an example's media. Out: its `Facts`; a file on which the process died has that as its reason. The child is
+`python -m polyvit.reports.inspect.examine_worker` (see `polyvit/data/isolation/worker.py`).
+"""
+
+import socket
+
+import numpy as np
+
+from polyvit.config.inputs import Modality
+from polyvit.config.run import RunConfig
+from polyvit.data.isolation.limits import MEMORY, import_decoders
+from polyvit.data.isolation.worker import Child, DecoderDied, confine, die_with_parent, receive, run_child, send
+from polyvit.data.loading.example import Media
+from polyvit.reports.inspect.examine import Facts, examine
+
+
+class Examiner:
+    """One such process, for files of one modality, one at a time; not to be shared by threads.
+
+    seconds: most time for one file.
+    """
+
+    def __init__(self, config: RunConfig, modality: Modality, seconds: float) -> None:
+        self.config, self.seconds = config, seconds
+        hello = {"config": config.model_dump(mode="json"), "modality": modality}
+        self._child = Child("polyvit.reports.inspect.examine_worker", hello, environment={"OMP_NUM_THREADS": "1"})
+
+    @property
+    def pid(self) -> int:
+        """The process id of the child."""
+        return self._child.pid
+
+    def facts(self, media: Media, task: str, start_s: float = 0.0, end_s: float = -1.0) -> Facts:
+        """As `inspection.examine`; pixels that need no decoding are looked at here."""
+        if isinstance(media, np.ndarray):
+            config = self.config.tasks[task]
+            return examine(media, config, self.config.model.input(config.modality))
+        try:
+            answer, _ = self._child.ask({"task": task, "segment_s": [start_s, end_s]}, media, self.seconds)
+        except DecoderDied as error:
+            return Facts(bytes=len(media), reason=error.reason)
+        return Facts(**answer)
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.close()
+
+
+def serve(descriptor: int) -> None:
+    """Answer frames until the parent hangs up."""
+    die_with_parent()
+    with socket.socket(fileno=descriptor) as connection:
+        hello, _ = receive(connection)
+        config = RunConfig.model_validate(hello["config"])
+        import_decoders(hello["modality"])
+        confine(MEMORY)
+        send(connection, {"ready": True})
+        while True:
+            asked, media = receive(connection)
+            task = config.tasks[asked["task"]]
+            facts = examine(media, task, config.model.input(task.modality), *asked["segment_s"])
+            send(connection, facts.document())
+
+
+if __name__ == "__main__":
+    run_child(serve)

@@ -1,0 +1,121 @@
+"""Pictures and tables that people look at: the schedule, the results."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyvit.config.run import RunConfig
+from polyvit.data.index.io import Example, Examples, Scan
+from polyvit.evaluation.metrics import chance_level
+from polyvit.schedule.schedule import Schedule
+
+_MOST_DRAWN = 2000
+_COLOURS = {"image": "#2a78b5", "video": "#d1495b", "audio": "#3f8f5f"}
+
+
+def draw_schedule(schedule: Schedule, config: RunConfig, path: Path) -> None:
+    """PNG: above, which task is trained at which step; below, minibatches of each task so far."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names, total = list(schedule.tasks), len(schedule)
+    colours = [_COLOURS[config.tasks[name].modality] for name in names]
+    drawn = np.unique(np.linspace(1, total, min(total, _MOST_DRAWN)).astype(int))
+    figure, (raster, sums) = plt.subplots(
+        2,
+        1,
+        figsize=(11, 2.6 + 0.3 * len(names)),
+        height_ratios=[len(names), 6],
+        layout="constrained",
+        sharex=True,
+    )
+    ends = []
+    for row, colour in enumerate(colours):
+        steps = schedule.steps_of(names[row])
+        raster.eventplot(
+            [np.intersect1d(steps, drawn)],
+            lineoffsets=[row],
+            linelengths=0.8,
+            linewidths=0.6,
+            colors=[colour],
+        )
+        so_far = np.searchsorted(steps, drawn, side="right")
+        sums.plot(drawn, so_far, color=colour, linewidth=1.2)
+        ends.append((int(so_far[-1]), names[row], colour))
+    _label_ends(sums, ends, total)
+    raster.set_yticks(range(len(names)), names, fontsize=8)
+    raster.invert_yaxis()
+    raster.set_xlim(0, total)
+    sampled = "" if len(drawn) == total else f" ({len(drawn)} of {total} steps drawn)"
+    raster.set_title(f"{config.name}: {schedule.kind} schedule, {total} steps{sampled}", fontsize=10)
+    sums.set_xlabel("global step")
+    sums.set_ylabel("minibatches so far", fontsize=8)
+    for modality in config.modalities:
+        raster.plot([], [], color=_COLOURS[modality], linewidth=4, label=modality)
+    raster.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _label_ends(axes: Any, ends: list[tuple[int, str, str]], total: int) -> None:
+    """Names at the right ends of the curves; where several end close together they share a line."""
+    groups: list[tuple[int, list[str], str]] = []
+    for value, name, colour in sorted(ends):
+        if groups and value - groups[-1][0] < 0.07 * max(1, max(ends)[0]):
+            groups[-1][1].append(name)
+        else:
+            groups.append((value, [name], colour))
+    for value, members, colour in groups:
+        tint = colour if len(members) == 1 else "#444444"
+        axes.annotate(
+            "  " + ", ".join(members),
+            (total, value),
+            fontsize=7,
+            color=tint,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def result_rows(
+    config: RunConfig,
+    schedule: Schedule,
+    scans: Mapping[str, Scan],
+    evaluation: Mapping[str, Any],
+    until: int,
+) -> dict[str, dict[str, Any]]:
+    """Per task, what was trained and what came of it: the table at a run's end, as data.
+
+    chance: what a guess scores. majority: what always naming the most frequent train class scores (top1 only).
+    """
+    counts = schedule.counts(until)
+    rows = {}
+    for name, task in config.tasks.items():
+        train, held = scans[name].split("train"), scans[name].split(task.eval_split)
+        trained, present = label_shares(train, task.num_classes), label_shares(held, task.num_classes)
+        result = evaluation.get(name, {})
+        rows[name] = {
+            "modality": task.modality,
+            "steps": counts[name],
+            "examples_seen": counts[name] * task.batch,
+            "train_examples": len(train),
+            "epochs": counts[name] * task.batch / max(1, len(train)),
+            "eval_split": task.eval_split,
+            "eval_examples": result.get("examples", 0),
+            "metric": task.metric,
+            "value": result.get("value"),
+            "chance": chance_level(task.metric, present, int((trained > 0).sum())),
+            "majority": float(present[trained.argmax()]) if task.metric == "top1" else None,
+            "loss": result.get("loss"),
+            "top5": result.get("top5"),
+        }
+    return rows
+
+
+def label_shares(examples: Sequence[Example], num_classes: int) -> np.ndarray:
+    """[K] share of the examples that carry each label."""
+    return Examples.of(examples).label_counts(num_classes) / max(1, len(examples))

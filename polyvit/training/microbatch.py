@@ -1,0 +1,177 @@
+"""How many examples one forward and backward pass can hold: counted without running it, from memory that is free.
+
+A task's pass is run on fake tensors, which have shapes and no content: every operation's storage is counted while
+it lives, so the peak is exact for the operations of the CPU and takes little time and no memory. What comes out is
+the same on every rank; a run keeps it in its checkpoints: resumed, it sums its gradients in the same order.
+"""
+
+import logging
+import socket
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from polyvit.config.run import RunConfig
+from polyvit.data.loading.example import token_dtype, token_shape
+from polyvit.data.loading.minibatch import Minibatch
+from polyvit.distributed.reducer import World
+from polyvit.model.polyvit import PolyViT
+from polyvit.schedule.plan import mixes, rank_slice
+from polyvit.training.step import local_loss
+
+logger = logging.getLogger(__name__)
+SHARE = {"cuda": 0.85, "cpu": 0.5}
+"""Of the free memory that passes may fill. On a CPU the feed and Ray's object store live in the same memory."""
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class PeakBytes(TorchDispatchMode):
+    """Bytes of all storages that operations make while it is on: `now`, and `peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._live: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Run the operation and count the storages that it made."""
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._live:
+            self._live[key] = storage.nbytes()
+            self.now += self._live[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.now -= self._live.pop(key)
+
+
+class FakePass:
+    """The forward and backward pass of one task under a config (precision, activation checkpointing), unrun."""
+
+    def __init__(self, config: RunConfig, task: str) -> None:
+        self.config, self.task, self.mode = config, task, FakeTensorMode(allow_non_fake_inputs=True)
+        self.known: dict[int, int] = {}
+        with self.mode:
+            self.model = PolyViT(config.model, {task: config.tasks[task]})
+        self.model.activation_checkpointing = config.train.activation_checkpointing
+
+    def peak(self, examples: int) -> int:
+        """Peak bytes of a pass over so many examples, gradients included, parameters not."""
+        if examples not in self.known:
+            with self.mode:
+                self.known[examples] = pass_peak(self.model, self.config, self.task, examples)
+        return self.known[examples]
+
+
+def pass_peak(model: PolyViT, config: RunConfig, task: str, examples: int) -> int:
+    """Peak bytes of a real pass over blank examples, on the CPU; of `FakePass` where the model is fake."""
+    spec = config.model.input(config.tasks[task].modality)
+    tokens = np.zeros((examples, *token_shape(spec)), token_dtype(config.tasks[task].modality))
+    labels = np.zeros((examples, config.tasks[task].num_classes), np.uint8)
+    blank = Minibatch(1, task, tokens, labels, ("",) * examples, 0, examples)
+    model.zero_grad(set_to_none=True)
+    with PeakBytes() as counted:
+        local_loss(model, blank, config, torch.device("cpu")).backward()
+    model.zero_grad(set_to_none=True)
+    return counted.peak
+
+
+def derive_microbatches(model: PolyViT, config: RunConfig, world: World, device: torch.device) -> dict[str, int]:
+    """Most examples of one pass of each task, the same on every rank: `train.microbatch` if set, else what fits.
+
+    At least one example, or one pair where examples are mixed in pairs (then always an even number); at most a
+    rank's largest part. Called when model and optimiser are on the device, before the first step.
+    """
+    found: dict[str, int] = {}
+    budget = _budget(model, config, world, device) if config.train.microbatch is None else 0
+    passes = _passes(config) if config.train.microbatch is None else {}
+    for name, task in config.tasks.items():
+        pair = 2 if mixes(task) else 1
+        cuts = [rank_slice(task.batch, rank, world.size, pair == 2) for rank in range(world.size)]
+        largest = max(stop - start for start, stop in cuts)
+        if config.train.microbatch is not None:
+            most = config.train.microbatch
+        else:
+            tried = passes[name]
+            most = largest_fit(tried.peak, budget, largest)
+            if most < pair:
+                logger.warning(
+                    "task %s: one pass of %d example(s) needs %.2f GB and %.2f GB are free; it is tried all the "
+                    "same. Set train.activation_checkpointing=true, or train on more memory",
+                    name, pair, tried.peak(pair) / 1e9, budget / 1e9,
+                )  # fmt: skip
+        found[name] = largest if most >= largest else max(pair, most // pair * pair)
+    answers = world.gather(found)
+    return {name: min(answer[name] for answer in answers) for name in found}
+
+
+def _passes(config: RunConfig) -> dict[str, FakePass]:
+    """Of each task; tasks that differ by the number of classes only share the one with the most."""
+    kinds: dict[tuple, list[str]] = {}
+    for name, task in config.tasks.items():
+        kinds.setdefault((task.modality, task.loss, task.drop_path > 0, mixes(task)), []).append(name)
+    found: dict[str, FakePass] = {}
+    for names in kinds.values():
+        tried = FakePass(config, max(names, key=lambda name: config.tasks[name].num_classes))
+        found |= dict.fromkeys(names, tried)
+    return found
+
+
+def largest_fit(need: Callable[[int], int], budget: int, most: int) -> int:
+    """The largest n in 0..most with need(n) <= budget, for a `need` that rises with n, nearly on a line."""
+    if need(most) <= budget:
+        return most
+    if need(1) > budget:
+        return 0
+    fits, too_many = 1, most
+    while too_many - fits > 1:
+        low, high = need(fits), need(too_many)
+        guess = fits + int((budget - low) / (high - low) * (too_many - fits))
+        guess = min(max(guess, fits + 1), too_many - 1)
+        fits, too_many = (guess, too_many) if need(guess) <= budget else (fits, guess)
+    return fits
+
+
+def _budget(model: PolyViT, config: RunConfig, world: World, device: torch.device) -> int:
+    """Bytes for one pass on this rank: its share of what is free, less what the optimiser will yet take."""
+    here = (socket.gethostname(), str(device) if device.type == "cuda" else "cpu")
+    sharers = world.gather(here).count(here)
+    free = free_bytes(device)
+    parameters = sum(p.numel() for p in model.parameters())
+    divided = world.size if config.train.sharding == "full" else 1
+    per_parameter = {"sgd": 4 if config.optim.momentum_dtype == "float32" else 2, "adamw": 8}[config.optim.kind]
+    temporary = 4  # lists of updates, and the buckets that gradients travel in
+    average = 4 if config.optim.ema_decay is not None else 0
+    yet = parameters * (per_parameter + temporary + average) // divided
+    return int(SHARE[device.type] * free / sharers) - yet
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of the device that a pass runs on; of a container, what its limit leaves."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = psutil.virtual_memory().available
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, int(limit) - used + int(stat.get("inactive_file", 0)))

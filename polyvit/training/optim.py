@@ -1,0 +1,168 @@
+"""Learning rate, clipping, and the optimiser over named parameters.
+
+Source of the rules: official release (facts.md, section 4). Steps count from 1.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from polyvit.config.run import OptimConfig
+from polyvit.distributed.fsdp import local
+from polyvit.errors import UserError
+
+
+def lr_factor(step: int, total: int, warmup: int) -> float:
+    """Cosine decay with linear warmup, in [0, 1]: min(1, step / W) * 0.5 (1 + cos(pi * progress)).
+
+    progress = max(0, step - W) / (N - W), one cycle over all tasks. At step N it is 1, so the factor is 0 (the
+    release wraps to 1 there, which we do not copy).
+    """
+    rise = min(1.0, step / warmup) if warmup else 1.0
+    progress = min(1.0, max(0, step - warmup) / max(1, total - warmup))
+    return rise * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def global_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """Euclidean norm over all gradients together, a float32 scalar."""
+    norms = torch._foreach_norm(list(gradients))
+    return torch.linalg.vector_norm(torch.stack(norms).float())
+
+
+def clip_(gradients: list[Tensor], max_norm: float) -> Tensor:
+    """Scale in place to `max_norm` where the global norm is at or above it; returns the norm before."""
+    norm = global_norm(gradients)
+    scale_to_(gradients, norm, max_norm)
+    return norm
+
+
+def scale_to_(gradients: list[Tensor], norm: Tensor, max_norm: float) -> None:
+    """Scale in place by max_norm / norm, where that is below 1."""
+    torch._foreach_mul_(gradients, (max_norm / norm).clamp(max=1.0))
+
+
+class MomentumSGD:
+    """SGD with momentum m = mu * m + g, p -= lr * m (no Nesterov), by parameter name.
+
+    `untouched: frozen` leaves a parameter without a gradient alone, with its momentum: the step's task does
+    not reach it. `momentum` moves it on by its decaying momentum, with the learning rate of whichever task is
+    trained, as the official code does; a parameter never yet reached stays still either way.
+    bfloat16 momentum follows the release: the decay is rounded to bfloat16 too, sums are in float32.
+    Of a parameter that is divided among ranks, this rank's part is all it knows (see `polyvit.distributed.fsdp`).
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
+        self.parameters, self.config = dict(parameters), config
+        self.dtype = torch.bfloat16 if config.momentum_dtype == "bfloat16" else torch.float32
+        self.decay = float(torch.tensor(config.momentum, dtype=self.dtype))
+        self.momentum: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One update from the parameters' `.grad`; None means not reached."""
+        move_on = self.config.untouched == "momentum"
+        names = [n for n, p in self.parameters.items() if p.grad is not None or (move_on and n in self.momentum)]
+        if not names:
+            return
+        values = [local(self.parameters[n]) for n in names]
+        for name, p in zip(names, values, strict=True):
+            if name not in self.momentum:
+                self.momentum[name] = torch.zeros_like(p, dtype=self.dtype)
+        given = [self.parameters[n].grad for n in names]
+        grads = [torch.zeros_like(p) if g is None else local(g) for p, g in zip(values, given, strict=True)]
+        if self.config.weight_decay:
+            grads = list(torch._foreach_add(grads, values, alpha=self.config.weight_decay))
+        buffers = [self.momentum[n] for n in names]
+        if self.dtype == torch.float32:
+            torch._foreach_mul_(buffers, self.decay)
+            torch._foreach_add_(buffers, grads)
+            moves = buffers
+        else:
+            moves = [g + self.decay * m.float() for g, m in zip(grads, buffers, strict=True)]
+            torch._foreach_copy_(buffers, moves)
+        torch._foreach_add_(values, moves, alpha=-lr)
+
+    def state(self) -> dict[str, Tensor]:
+        """Named tensors for a checkpoint."""
+        return {f"momentum.{name}": buffer for name, buffer in self.momentum.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave. Raises UserError for another optimiser's."""
+        _check_state(state, {"momentum"}, "sgd")
+        self.momentum = {
+            name.removeprefix("momentum."): local(
+                tensor.to(self.parameters[name.removeprefix("momentum.")].device)
+            )
+            for name, tensor in state.items()
+        }
+
+
+class AdamW:
+    """torch's AdamW step, by parameter name; parameters without a gradient are left alone.
+
+    `torch.optim.AdamW` itself would import torch's compiler (2 s in every worker) to do no more. Of a parameter
+    that is divided among ranks, this rank's part is all it knows.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
+        self.parameters, self.config = dict(parameters), config
+        self.slots: dict[str, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One update from the parameters' `.grad`. Only matrices (and larger) decay."""
+        reached = [n for n, p in self.parameters.items() if p.grad is not None]
+        for name in reached:
+            if name not in self.slots:
+                value = local(self.parameters[name])
+                averages = {key: torch.zeros_like(value) for key in ("exp_avg", "exp_avg_sq")}
+                self.slots[name] = {"step": torch.tensor(0.0), **averages}
+        for decays in (True, False):
+            if names := [n for n in reached if (self.parameters[n].ndim >= 2) is decays]:
+                self._update(names, lr, self.config.weight_decay if decays else 0.0)
+
+    def _update(self, names: list[str], lr: float, weight_decay: float) -> None:
+        slots = [self.slots[n] for n in names]
+        beta1, beta2 = self.config.betas
+        adamw(
+            [local(self.parameters[n]) for n in names],
+            [local(self.parameters[n].grad) for n in names],  # type: ignore[arg-type]
+            [slot["exp_avg"] for slot in slots],
+            [slot["exp_avg_sq"] for slot in slots],
+            [],
+            [slot["step"] for slot in slots],
+            foreach=True, amsgrad=False, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=1e-8,
+            maximize=False,
+        )  # fmt: skip
+
+    def state(self) -> dict[str, Tensor]:
+        """Named tensors for a checkpoint: `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>`."""
+        return {f"{key}.{name}": value for name, slot in self.slots.items() for key, value in slot.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave. Raises UserError for another optimiser's."""
+        _check_state(state, {"step", "exp_avg", "exp_avg_sq"}, "adamw")
+        for full, value in state.items():
+            key, _, name = full.partition(".")
+            device = "cpu" if key == "step" else self.parameters[name].device
+            self.slots.setdefault(name, {})[key] = local(value.to(device))
+
+
+def _check_state(state: Mapping[str, Tensor], keys: set[str], kind: str) -> None:
+    foreign = sorted({name.partition(".")[0] for name in state} - keys)
+    if foreign:
+        raise UserError(
+            f"optim.kind={kind} cannot go on from an optimiser state of {', '.join(foreign)}; "
+            "resume with the optim.kind that the checkpoint was trained with"
+        )
+
+
+Optimiser = MomentumSGD | AdamW
+
+
+def build_optimiser(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> Optimiser:
+    """The optimiser that `optim.kind` names."""
+    return MomentumSGD(parameters, config) if config.kind == "sgd" else AdamW(parameters, config)

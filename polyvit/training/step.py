@@ -1,0 +1,209 @@
+"""One optimiser step: minibatches of one task (or of all, accumulating) -> gradients -> one update.
+
+Every rank holds a part of the global batch. The local loss is the sum over local examples divided by the global
+batch, so the sum over ranks is the gradient of the global mean for any number of workers and any split.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from polyvit.config.run import RunConfig
+from polyvit.data.loading.device_prefetch import part_of, tensors
+from polyvit.data.loading.minibatch import Minibatch
+from polyvit.distributed.fsdp import is_sharded, is_split, local
+from polyvit.distributed.reducer import Alone, Reducer, World
+from polyvit.model.encoder import draw_keep, drop_path_rates
+from polyvit.model.polyvit import PolyViT
+from polyvit.model.tokenizer import normalise
+from polyvit.objectives.losses import example_losses, mixup, neighbours
+from polyvit.schedule.plan import mixes, rank_slice
+from polyvit.training.optim import Optimiser, clip_, global_norm, scale_to_
+
+__all__ = ["Alone", "StepResult", "World", "local_loss", "mixup_weight", "train_step"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, over all ranks.
+
+    losses: mean loss of each minibatch. grad_norm: of the reduced gradient, before it is clipped.
+    bad: planned examples of each minibatch that could not be decoded. flag: the sum of what the ranks gave as
+    `flag`. examples: that went through the model. reduced_bytes: what this rank gave to be summed by all-reduce.
+    """
+
+    losses: tuple[float, ...]
+    grad_norm: float
+    bad: tuple[int, ...]
+    flag: float = 0.0
+    examples: int = 0
+    reduced_bytes: int = 0
+
+
+def train_step(
+    model: PolyViT,
+    optimiser: Optimiser,
+    minibatches: Sequence[Minibatch],
+    lr: float,
+    config: RunConfig,
+    world: World,
+    flag: float = 0.0,
+    microbatches: Mapping[str, int] | None = None,
+) -> StepResult:
+    """Forward and backward of each minibatch in its microbatches, one reduction, clip, one update.
+
+    Gradients of parameters that no minibatch's task reaches stay None: they are neither reduced nor (unless
+    `optim.untouched` says so) updated. `flag` is summed over ranks with the gradients: how a rank tells the others
+    something at no cost. `microbatches`: most examples of one pass, by task (see `microbatch.py`); else
+    `train.microbatch`; else the whole part of the rank.
+    """
+    device, count = model.shared.norm.weight.device, len(minibatches)
+    touched: dict[str, nn.Parameter] = {}
+    for minibatch in minibatches:
+        touched |= model.touched(minibatch.task)
+    parameters = list(touched.values())
+    extra = _counts(minibatches, flag, device)
+    model.zero_grad(set_to_none=True)
+    passes = [
+        (i, part)
+        for i, minibatch in enumerate(minibatches)
+        for part in parts(minibatch, most_examples(minibatch.task, config, microbatches), config, world.size)
+    ]
+    if is_sharded(model):
+        for i, part in passes:
+            extra[i] += _sharded_pass(model, part, config, device)
+        world.sum_(extra)
+        moved = extra.numel() * extra.element_size()
+    else:
+        reducer = Reducer(parameters, set(model.touched(minibatches[-1].task).values()), extra, world)
+        clip_first = config.optim.clip_order == "reference" and config.optim.clip_norm is not None
+        for n, (i, part) in enumerate(passes):
+            overlap = n == len(passes) - 1 and not clip_first
+            if len(part.tokens):
+                loss = local_loss(model, part, config, device)
+                with reducer.overlapping() if overlap else nullcontext():
+                    loss.backward()
+                extra[i] += loss.detach()
+        if clip_first:
+            _clip_before_reduction(parameters, minibatches, config)
+        reducer.finish()
+        moved = reducer.bytes
+    norm = _clip(parameters, config, world)
+    optimiser.step(lr)
+    values = extra.tolist()
+    bad = tuple(int(n) for n in values[count : 2 * count])
+    return StepResult(
+        tuple(values[:count]), float(norm), bad, flag=values[-1], examples=int(values[-2]), reduced_bytes=moved
+    )
+
+
+def _counts(minibatches: Sequence[Minibatch], flag: float, device: torch.device) -> Tensor:
+    """What is summed over ranks besides gradients: losses (zeros yet), bad examples, examples, the flag."""
+    bad = [float(minibatch.undecodable) for minibatch in minibatches]
+    examples = float(sum(len(minibatch.tokens) for minibatch in minibatches))
+    return torch.tensor([*(0.0 for _ in bad), *bad, examples, flag], device=device)
+
+
+def _clip(parameters: Sequence[nn.Parameter], config: RunConfig, world: World) -> Tensor:
+    """Scale the reduced gradients to `optim.clip_norm`; returns their norm before."""
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
+    norm = global_norm(gradients)
+    if any(is_split(p) for p in parameters):
+        square = norm.square()
+        world.sum_(square)
+        norm = square.sqrt()
+    if config.optim.clip_norm is not None:
+        scale_to_(gradients, norm, config.optim.clip_norm)
+    return norm
+
+
+def _sharded_pass(model: PolyViT, part: Minibatch, config: RunConfig, device: torch.device) -> Tensor:
+    """FSDP gathers and sums on the way: a rank without examples goes along with a blank one of no weight."""
+    blank = not len(part.tokens)
+    if blank:
+        tokens, labels = (np.zeros((1, *found.shape[1:]), found.dtype) for found in (part.tokens, part.labels))
+        part = Minibatch(part.step, part.task, tokens, labels, part.keys, 0, part.global_batch)
+    loss = local_loss(model, part, config, device) * (0.0 if blank else 1.0)
+    loss.backward()
+    return loss.detach()
+
+
+def most_examples(task: str, config: RunConfig, microbatches: Mapping[str, int] | None) -> int | None:
+    """Most examples of one pass; None: no limit."""
+    return microbatches[task] if microbatches and task in microbatches else config.train.microbatch
+
+
+def parts(minibatch: Minibatch, most: int | None, config: RunConfig, world_size: int) -> list[Minibatch]:
+    """A rank's part of a minibatch in as many microbatches as the largest part of any rank needs, even in size.
+
+    Examples that are mixed in pairs stay together. Where this rank has fewer examples the last ones may be empty.
+    """
+    task = config.tasks[minibatch.task]
+    pair = 2 if mixes(task) else 1
+    largest = max(
+        stop - start
+        for start, stop in (rank_slice(task.batch, r, world_size, pair == 2) for r in range(world_size))
+    )
+    units = -(-largest // pair)
+    number = 1 if most is None or most >= largest else -(-units // max(1, most // pair))
+    own = -(-len(minibatch.tokens) // pair)
+    cuts = [min(len(minibatch.tokens), pair * (own * i // number)) for i in range(number)] + [
+        len(minibatch.tokens)
+    ]
+    if number == 1:
+        return [minibatch]
+    return [part_of(minibatch, a, b) for a, b in pairwise(cuts)]
+
+
+def local_loss(model: PolyViT, minibatch: Minibatch, config: RunConfig, device: torch.device) -> Tensor:
+    """This rank's share of the global mean loss, a scalar that can go backward."""
+    task = config.tasks[minibatch.task]
+    tokens, labels = tensors(minibatch, device)
+    tokens, labels = normalise(tokens), labels.float()
+    if task.modality == "audio" and task.mixup_alpha:
+        weight = mixup_weight(task.mixup_alpha, config.seed, minibatch.step, minibatch.task)
+        partner = neighbours(len(tokens)).to(device)
+        tokens, labels = mixup(tokens, partner, weight), mixup(labels, partner, weight)
+    keep = None
+    if task.drop_path:
+        rates = drop_path_rates(
+            task.drop_path, config.model.depth, config.model.l_adapt, config.model.drop_path_ramp
+        )
+        generator = torch.Generator().manual_seed(_seed(config.seed, minibatch.step, minibatch.task, "drop"))
+        whole = draw_keep(rates, minibatch.global_batch, generator)
+        keep = whole[..., minibatch.first_slot : minibatch.first_slot + len(tokens)].to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+        logits = model(tokens, minibatch.task, keep)
+    losses = example_losses(logits, labels, task.loss, task.label_smoothing)
+    return losses.sum() / minibatch.global_batch
+
+
+def _clip_before_reduction(
+    parameters: Sequence[nn.Parameter], minibatches: Sequence[Minibatch], config: RunConfig
+) -> None:
+    """The release clips video and audio gradients per device, before the mean over devices."""
+    minibatch = minibatches[0]
+    local = len(minibatch.tokens)
+    if config.tasks[minibatch.task].modality == "image" or not local:
+        return
+    share = local / minibatch.global_batch
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    assert config.optim.clip_norm is not None
+    clip_(gradients, config.optim.clip_norm * share)  # the local gradient is already scaled by its share
+
+
+def mixup_weight(alpha: float, seed: int, step: int, task: str) -> float:
+    """The step's one mixup weight, from Beta(alpha, alpha); the same on every rank."""
+    rng = np.random.Generator(np.random.Philox(_seed(seed, step, task, "mixup")))
+    return float(rng.beta(alpha, alpha))
+
+
+def _seed(seed: int, step: int, task: str, what: str) -> int:
+    text = f"{seed}\x00{step}\x00{task}\x00{what}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")

@@ -1,0 +1,244 @@
+"""Checkpoints as whole things: manifests, damage, what stays, and the writer that never holds a run up."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from polyvit.checkpoint import async_writer
+from polyvit.checkpoint.async_writer import Checkpointer, Keep
+from polyvit.checkpoint.state import Contents, find_checkpoint
+from polyvit.checkpoint.store import (
+    LocalStore,
+    best_step,
+    damage,
+    folder_name,
+    newest_whole,
+    open_store,
+    prune,
+    read_manifest,
+    under,
+)  # fmt: skip
+from polyvit.errors import UserError
+
+
+def made(step: int, value: float = 1.0, scores: dict[str, float] | None = None) -> Contents:
+    tensors = {"model.safetensors": {"w": torch.full((3,), value)}}
+    return Contents(step, tensors, {"format": 2, "global_step": step}, scores or {})
+
+
+def filled(folder: Path, *steps: int, scores: dict[int, float] | None = None) -> LocalStore:
+    store = LocalStore(folder)
+    for step in steps:
+        with store.scratch() as scratch:
+            made(step, scores={"mean": scores[step]} if scores and step in scores else None).write(scratch)
+            store.commit(scratch, step)
+    return store
+
+
+def test_a_checkpoint_is_whole_or_absent(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    with store.scratch() as scratch:
+        made(5).write(scratch)
+        assert store.steps() == []
+        store.commit(scratch, 5)
+    assert store.steps() == [5]
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]
+    assert sorted(read_manifest(tmp_path / "step_00000005")["files"]) == ["model.safetensors", "state.json"]
+    with pytest.raises(OSError), store.scratch() as scratch:
+        made(9).write(scratch / "nowhere")
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    store = filled(tmp_path, 5)
+    (tmp_path / ".writing-123").mkdir()
+    (tmp_path / ".writing-123" / "model.safetensors").write_bytes(b"half")
+    store.sweep()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]
+
+
+def test_a_checkpoint_is_replaced(tmp_path: Path) -> None:
+    store = filled(tmp_path, 5)
+    with store.scratch() as scratch:
+        made(5, value=7.0).write(scratch)
+        store.commit(scratch, 5)
+    assert damage(tmp_path / "step_00000005") is None
+    assert sorted(p.name for p in (tmp_path / "step_00000005").iterdir()) == [
+        "manifest.json", "model.safetensors", "state.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda folder: (folder / "state.json").unlink(), "state.json is missing"),
+        (lambda folder: (folder / "state.json").write_text("{}"), "state.json has 2 bytes instead of"),
+        (lambda folder: _flip(folder / "model.safetensors"), r"model.safetensors is not what was written"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
+    ],
+    ids=["missing", "cut", "one bit", "manifest", "empty manifest"],
+)
+def test_damage_is_found_and_the_checkpoint_before_is_taken(tmp_path: Path, harm: Any, words: str) -> None:
+    store = filled(tmp_path, 5, 10)
+    assert newest_whole(store) == (10, [])
+    harm(tmp_path / "step_00000010")
+    step, (line,) = newest_whole(store)
+    assert step == 5
+    assert "checkpoint step_00000010" in line
+    assert words in line
+    assert find_checkpoint(tmp_path) == tmp_path / "step_00000005"
+    harm(tmp_path / "step_00000005")
+    step, lines = newest_whole(store)
+    assert (step, len(lines)) == (None, 2)
+    with pytest.raises(UserError, match="neither a checkpoint nor a run"):
+        find_checkpoint(tmp_path)
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_that_is_named_is_refused(tmp_path: Path) -> None:
+    filled(tmp_path, 5)
+    _flip(tmp_path / "step_00000005" / "model.safetensors")
+    with pytest.raises(UserError, match=r"is damaged: model\.safetensors .* use another checkpoint"):
+        find_checkpoint(tmp_path / "step_00000005")
+
+
+def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
+    scores = {1: 0.5, 2: 0.9, 3: 0.9, 5: 0.7}
+    store = filled(tmp_path, 1, 2, 3, 4, 5, 6, scores=scores)
+    assert best_step(store, "mean") == 3
+    assert best_step(store, "pets") is None
+    prune(store, keep_last=2, keep_best=1, metric="mean")
+    assert store.steps() == [3, 5, 6]
+    prune(store, keep_last=1, keep_best=0, metric="mean")
+    assert store.steps() == [6]
+
+
+def test_the_writer_copies_and_the_step_goes_on(tmp_path: Path) -> None:
+    """What training does to the tensors after `save` returned is not in the checkpoint."""
+    go, contents = threading.Event(), made(5)
+    order: list[str] = []
+
+    def before(step: int) -> None:
+        go.wait(10)
+        order.append(f"history {step}")
+
+    writer = Checkpointer(LocalStore(tmp_path), Keep(), before)
+    writer.save(contents)
+    contents.tensors["model.safetensors"]["w"].fill_(9.0)
+    order.append("next step")
+    go.set()
+    writer.close()
+    assert order == ["next step", "history 5"]
+    from safetensors.torch import load_file
+
+    assert load_file(tmp_path / "step_00000005" / "model.safetensors")["w"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_store_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "run").write_text("in the way")
+    writer = Checkpointer(LocalStore(tmp_path / "run"), Keep())
+    writer.save(made(5))
+    writer.close()
+    assert writer.failed == 1
+    assert "checkpoint step_00000005 could not be written" in caplog.text
+    (tmp_path / "run").unlink()
+    writer.save(made(10))
+    writer.close()
+    assert LocalStore(tmp_path / "run").steps() == [10]
+    assert "the storage works again" in caplog.text
+
+
+def test_a_slow_store_costs_a_checkpoint_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(async_writer, "WAIT_S", 0.05)
+    go = threading.Event()
+    writer = Checkpointer(LocalStore(tmp_path), Keep(), lambda step: go.wait(10))
+    writer.save(made(5))
+    writer.save(made(10))
+    assert "no checkpoint at step 10" in caplog.text
+    go.set()
+    writer.close()
+    assert LocalStore(tmp_path).steps() == [5]
+
+
+def test_the_last_checkpoint_insists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(async_writer, "INSIST_S", 0.2)
+    (tmp_path / "run").write_text("in the way")
+    writer = Checkpointer(LocalStore(tmp_path / "run"), Keep())
+    with pytest.raises(UserError, match=r"the last checkpoint \(step 5\) cannot be written .* --resume"):
+        writer.finish(made(5))
+    monkeypatch.setattr(async_writer, "INSIST_S", 20.0)
+    threading.Timer(0.5, (tmp_path / "run").unlink).start()
+    writer.finish(made(5))
+    assert LocalStore(tmp_path / "run").steps() == [5]
+
+
+def test_addresses(tmp_path: Path) -> None:
+    assert open_store(tmp_path).address == str(tmp_path)
+    with pytest.raises(UserError, match="nosuch://x/y cannot be opened"):
+        open_store("nosuch://x/y")
+    assert folder_name(12) == "step_00000012"
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """An S3 bucket on the loopback interface."""
+    from s3_kit import s3_server
+
+    with s3_server() as url:
+        yield url
+
+
+def test_a_bucket_holds_the_same(bucket: str, tmp_path: Path) -> None:
+    store = open_store(under(bucket, "runs/one"))
+    assert store.steps() == []
+    for step in (5, 10, 15):
+        with store.scratch() as scratch:
+            made(step, value=float(step), scores={"mean": 1.0 / step}).write(scratch)
+            store.commit(scratch, step)
+    assert store.steps() == [5, 10, 15]
+    assert newest_whole(store) == (15, [])
+    prune(store, keep_last=1, keep_best=1, metric="mean")
+    assert store.steps() == [5, 15]
+    with store.scratch() as scratch:  # the same step again, with other content
+        made(15, value=99.0).write(scratch)
+        store.commit(scratch, 15)
+    with store.fetched(15) as folder:
+        assert damage(folder) is None
+        assert json.loads((folder / "state.json").read_text())["global_step"] == 15
+    store.files.delete_file(f"{store.root}/step_00000015/model.safetensors")  # type: ignore[union-attr]
+    assert newest_whole(store)[0] == 5
+    (tmp_path / "run.json").write_text(json.dumps({"checkpoints": store.address}))
+    found = find_checkpoint(tmp_path)
+    assert found == tmp_path / "fetched" / "step_00000005"
+    assert damage(found) is None
+
+
+def test_an_upload_that_was_cut_off_is_no_checkpoint(bucket: str) -> None:
+    store = open_store(under(bucket, "runs/two"))
+    with store.scratch() as scratch:
+        made(5).write(scratch)
+        (scratch / "manifest.json").rename(scratch.parent / f"{scratch.name}.manifest")
+        with pytest.raises(OSError):
+            store.commit(scratch, 5)
+    assert store.steps() == []
+    (scratch.parent / f"{scratch.name}.manifest").unlink()
+
+
+def test_a_name_goes_below_an_address() -> None:
+    assert under("/a/b/", "c") == "/a/b/c"
+    assert (
+        under("s3://b/p?scheme=http&endpoint_override=h:1", "c") == "s3://b/p/c?scheme=http&endpoint_override=h:1"
+    )

@@ -1,0 +1,61 @@
+"""What `polyvit plan` says of this machine: arithmetic exact, times real, what cannot be refused."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from small import small_config, small_plan
+
+from pipelines.plan import duration
+from polyvit.cost.estimate import Estimate, estimate
+from polyvit.model.polyvit import parameters_of
+
+CPU = torch.device("cpu")
+
+
+def made(*overrides: str) -> tuple[Estimate, dict[str, int]]:
+    config = small_config(*overrides)
+    schedule = small_plan(config).schedule
+    return estimate(config, schedule, CPU), schedule.counts()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_estimate_adds_up() -> None:
+    found, counts = made()
+    parameters = sum(parameters_of(small_config()).values())
+    assert found.state_bytes == 12 * parameters  # parameter, gradient, momentum
+    assert found.disk_bytes == 8 * parameters * 5  # three newest, one best, one being written
+    assert found.hours * 3600 == pytest.approx(sum(counts[task] * s for task, s in found.step_s.items()))
+    assert all(0 < seconds < 10 for seconds in found.step_s.values())
+    config = small_config()
+    audio = [name for name, task in config.tasks.items() if task.modality == "audio"]
+    rates = [config.tasks[name].batch / found.step_s[name] for name in audio]
+    assert rates == pytest.approx([rates[0]] * 2)  # one measurement a modality
+    assert found.problems() == []
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_workers_share_the_batch() -> None:
+    one, _ = made()
+    assert set(one.step_s) == set(small_config().tasks)
+    config = small_config("train.workers=2", "optim.kind=adamw", "optim.ema_decay=0.9", "train.sharding=full")
+    two = estimate(config, small_plan(config).schedule, CPU)
+    parameters = sum(parameters_of(config).values())
+    assert two.state_bytes == 16 * parameters // 2
+    assert two.disk_bytes == 16 * parameters * 5
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_cannot_end_is_said() -> None:
+    found, _ = made()
+    cramped = dataclasses.replace(found, memory_free=found.state_bytes, disk_free=10)
+    problems = cramped.problems()
+    assert len(problems) == len(found.pass_bytes) + 1
+    assert "train.activation_checkpointing=true" in problems[0]
+    assert "lower train.keep_checkpoints" in problems[-1]
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (1.234, 120, 36000, 864000)] == ["1.23 s", "2 min", "10 h", "10 days"]
+    assert duration(math.nan) == "?"

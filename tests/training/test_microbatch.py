@@ -1,0 +1,199 @@
+"""Microbatches: the same gradients; pairs stay together; the count of bytes; what is derived from it."""
+
+from itertools import pairwise
+
+import psutil
+import pytest
+import torch
+from small import ArrayFeed, fresh, small_config
+
+import polyvit.training.microbatch
+from polyvit.distributed.reducer import Alone
+from polyvit.model.polyvit import PolyViT
+from polyvit.training.microbatch import (
+    FakePass,
+    PeakBytes,
+    derive_microbatches,
+    free_bytes,
+    largest_fit,
+    pass_peak,
+)
+from polyvit.training.step import parts, train_step
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TASKS = ("picture", "clip", "sound", "word")
+
+
+@pytest.mark.parametrize("keys", [(), ("schedule.kind=accumulating",), ("train.activation_checkpointing=true",)])
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_gradients_and_losses_do_not_depend_on_the_microbatch(most: int, keys: tuple[str, ...]) -> None:
+    """With mixup, drop path and odd parts. Float32 sums in another order."""
+    plain = small_config("optim.clip_norm=null")
+    config = small_config("optim.clip_norm=null", *keys)
+    feed = ArrayFeed(config)
+    steps = range(1, 5) if config.schedule.kind == "weighted" else (1,)
+    for number in steps:
+        minibatches = [feed.minibatch(batch) for batch in feed.plan.at(number)]
+        results, gradients = [], []
+        for used, microbatches in ((plain, None), (config, dict.fromkeys(TASKS, most))):
+            model, optimiser, _ = fresh(used)
+            model.activation_checkpointing = used.train.activation_checkpointing
+            with torch.no_grad():
+                for head in model.heads.values():
+                    head.weight.normal_(generator=torch.Generator().manual_seed(0))
+            results.append(
+                train_step(model, optimiser, minibatches, 0.1, used, Alone(), microbatches=microbatches)
+            )
+            gradients.append({n: p.grad for n, p in model.named_parameters()})
+        assert results[1].losses == pytest.approx(results[0].losses, rel=1e-5)
+        assert results[1].examples == results[0].examples
+        assert results[1].grad_norm == pytest.approx(results[0].grad_norm, rel=1e-5)
+        for name, expected in gradients[0].items():
+            torch.testing.assert_close(gradients[1][name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_config_key_is_the_default_and_the_mapping_wins() -> None:
+    config = small_config("train.microbatch=2")
+    sizes: list[int] = []
+
+    class Watched(PolyViT):
+        def forward(self, tokens_BNP, task, keep_L2B=None):  # type: ignore[no-untyped-def]
+            sizes.append(len(tokens_BNP))
+            return super().forward(tokens_BNP, task, keep_L2B)
+
+    model, optimiser, schedule = fresh(config)
+    model.__class__ = Watched
+    feed = ArrayFeed(config)
+    minibatches = [feed.minibatch(batch) for batch in feed.plan.at(int(schedule.steps_of("sound")[0]))]
+    train_step(model, optimiser, minibatches, 0.1, config, Alone())
+    train_step(model, optimiser, minibatches, 0.1, config, Alone(), microbatches={"sound": 4})
+    assert sizes == [2, 2, 2, 2, 1, 2, 4, 3]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 5, 9, 100])
+def test_parts(most: int, size: int) -> None:
+    """They are whole in order, no larger than asked, as many on every rank, pairs together."""
+    config = small_config()
+    schedule = fresh(config)[2]
+    for task in TASKS:
+        pair = 2 if task in ("sound", "word") else 1
+        counts = set()
+        for rank in range(size):
+            feed = ArrayFeed(config, rank, size)
+            (batch,) = feed.plan.at(int(schedule.steps_of(task)[0]), rank, size)
+            whole = feed.minibatch(batch)
+            found = parts(whole, most, config, size)
+            counts.add(len(found))
+            assert torch.equal(
+                torch.cat([torch.from_numpy(part.tokens) for part in found]), torch.from_numpy(whole.tokens)
+            )
+            assert sum(len(part.labels) for part in found) == len(whole.labels)
+            assert all(len(part.tokens) <= max(most, pair) for part in found)
+            assert all(b.first_slot - a.first_slot == len(a.tokens) for a, b in pairwise(found))
+            assert all(len(a.tokens) % pair == 0 for a, b in pairwise(found) if len(b.tokens))
+        assert len(counts) == 1
+
+
+@pytest.mark.parametrize("keys", [(), ("train.activation_checkpointing=true",), ("train.precision=bfloat16",)])
+def test_a_fake_pass_has_the_peak_of_a_real_one(keys: tuple[str, ...]) -> None:
+    config = small_config(*keys)
+    for task in TASKS:
+        model = PolyViT(config.model, {task: config.tasks[task]})
+        model.activation_checkpointing = config.train.activation_checkpointing
+        assert FakePass(config, task).peak(8) == pass_peak(model, config, task, 8)
+
+
+def test_peak_bytes_by_hand() -> None:
+    with PeakBytes() as counted:
+        a = torch.ones(100)
+        b = a + 1
+        c = b.view(10, 10)  # no storage of its own
+        del a
+        d = c.sum()
+    assert (counted.peak, counted.now) == (800, 404)
+    assert d == 200
+
+
+def test_activation_checkpointing_needs_less() -> None:
+    plain, thrifty = (
+        FakePass(small_config("model.depth=8", f"train.activation_checkpointing={on}"), "clip").peak(32)
+        for on in ("false", "true")
+    )
+    assert thrifty < 0.5 * plain
+
+
+def test_largest_fit() -> None:
+    for budget in range(0, 400, 7):
+        asked = []
+
+        def need(n: int, asked: list[int] = asked) -> int:
+            asked.append(n)
+            return 30 + 3 * n + n % 3
+
+        found = largest_fit(need, budget, 100)
+        assert found == max((n for n in range(1, 101) if need(n) <= budget), default=0)
+    assert largest_fit(lambda n: n, 10**9, 5) == 5
+
+
+def test_microbatches_fill_the_free_memory_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config("tasks.clip.batch=64", "tasks.sound.batch=200")
+    model, device = fresh(config)[0], torch.device("cpu")
+    assert derive_microbatches(model, config, Alone(), device) == {
+        "picture": 7, "clip": 64, "sound": 200, "word": 3
+    }  # fmt: skip
+    clip = FakePass(config, "clip")
+    reserved = sum(p.numel() for p in model.parameters()) * 8  # momentum and temporaries
+    free = 2 * (clip.peak(20) + reserved)
+    monkeypatch.setattr(polyvit.training.microbatch, "free_bytes", lambda device: free)
+    found = derive_microbatches(model, config, Alone(), device)
+    assert found["clip"] == 20
+    sound = FakePass(config, "sound")
+    assert found["sound"] % 2 == 0
+    assert sound.peak(found["sound"]) <= clip.peak(20) < sound.peak(found["sound"] + 2)
+    asked = small_config("train.microbatch=5")
+    assert derive_microbatches(model, asked, Alone(), device) == {"picture": 5, "clip": 4, "sound": 4, "word": 3}
+
+
+def test_too_little_memory_is_tried_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(polyvit.training.microbatch, "free_bytes", lambda device: 1000)
+    config = small_config()
+    found = derive_microbatches(fresh(config)[0], config, Alone(), torch.device("cpu"))
+    assert found == {"picture": 1, "clip": 1, "sound": 2, "word": 2}
+    assert "train.activation_checkpointing=true" in caplog.text
+
+
+class Poor:
+    """Rank 0 of two, whose other rank has room for one clip; both on one machine."""
+
+    rank, size = 0, 2
+
+    def gather(self, value: object) -> list:
+        return [value, {**value, "clip": 1} if isinstance(value, dict) else value]
+
+
+def test_all_ranks_take_the_least() -> None:
+    config = small_config()
+    found = derive_microbatches(fresh(config)[0], config, Poor(), torch.device("cpu"))  # type: ignore[arg-type]
+    assert found == {"picture": 4, "clip": 1, "sound": 5, "word": 3}
+
+
+def test_free_bytes() -> None:
+    assert 0 < free_bytes(torch.device("cpu")) <= psutil.virtual_memory().total
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_count_covers_a_gpu() -> None:
+    """The GPU's own kernels may differ from the CPU's; the share of SHARE is for that."""
+    config = small_config("model.width=256", "model.num_heads=4", "model.mlp_dim=1024", "train.precision=bfloat16")
+    model, optimiser, schedule = fresh(config)
+    model.cuda()
+    feed = ArrayFeed(config)
+    minibatches = [feed.minibatch(batch) for batch in feed.plan.at(int(schedule.steps_of("clip")[0]))]
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    train_step(model, optimiser, minibatches, 0.0, config, Alone())
+    used = torch.cuda.max_memory_allocated() - before
+    assert used < FakePass(config, "clip").peak(4) / polyvit.training.microbatch.SHARE["cuda"] + 16 * 2**20
