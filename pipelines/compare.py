@@ -16,11 +16,9 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
+from pipelines.runtime import command_line, console
 from polyvit.errors import UserError
-from polyvit.reports.compare.comparison import Comparison, compare, leaderboard, parameters_saved, read_runs
-from polyvit.reports.compare.heat_maps import amount
+from polyvit.reports.compare import Comparison, amount, compare, leaderboard, parameters_saved, read_runs
 
 MOST_RUNS = 7
 """Columns of the table of tasks on the terminal, which so fits 100 letters: the best runs; the files have all."""
@@ -96,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from polyvit.reports.compare.page import write_report
+    from polyvit.reports.compare import write_report
 
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a file; give a folder")

@@ -22,18 +22,14 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
-from pipelines.runtime.signals import Stopped
-from polyvit.checkpoint.state import TrainState
-from polyvit.checkpoint.store import best_step, folder_name, open_store, under
-from polyvit.config.loader import apply_override, load_config, validate_config, with_absolute_paths
-from polyvit.config.run import RunConfig
+from pipelines.runtime import Stopped, command_line, console
+from polyvit.checkpoint import TrainState, best_step, folder_name, open_store, under
+from polyvit.config import RunConfig, apply_override, load_config, validate_config, with_absolute_paths
 from polyvit.errors import UserError
-from polyvit.model.polyvit import parameters_of
-from polyvit.model.pretrained.initialise import check_init
-from polyvit.reports.schedule_plot import draw_schedule, result_rows
-from polyvit.schedule.schedule import build_schedule
+from polyvit.model import parameters_of
+from polyvit.model.pretrained import check_init
+from polyvit.reports import draw_schedule, result_rows
+from polyvit.schedule import build_schedule
 
 _RESUMABLE = ("train", "data", "feed", "tracking", "storage")
 """Sections that a resumed run may change: where and how fast, not what is learned."""
@@ -124,9 +120,9 @@ def cotrain(
     go on from the last checkpoint.
     """
     from pipelines.index import build_indexes, index_report, load_indexes, task_roots
-    from pipelines.runtime.cluster import check_resources, cluster
-    from pipelines.tracking.runs import Tracker, import_client
-    from pipelines.training.worker import fit
+    from pipelines.runtime import check_resources, cluster
+    from pipelines.tracking import Tracker, import_client
+    from pipelines.training import fit
 
     task_roots(config)  # before anything is started
     schedule = build_schedule(config.schedule, config.tasks, config.seed)

@@ -20,22 +20,18 @@ from typing import Any, get_args
 
 from rich.table import Table
 
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
-from pipelines.tracking.registry import model_folder
-from polyvit.checkpoint.state import load_trained, read_document
-from polyvit.config.loader import apply_override, read_recipe, validate_config, with_absolute_paths
-from polyvit.config.run import RunConfig
-from polyvit.data.index.io import Scan, Split
-from polyvit.data.loading.minibatch import Minibatch, Quarantined, Request
-from polyvit.data.loading.requests import split_requests
-from polyvit.deploy.predict import class_names
+from pipelines.runtime import command_line, console
+from pipelines.tracking import model_folder
+from polyvit.checkpoint import load_trained, read_document
+from polyvit.config import RunConfig, apply_override, read_recipe, validate_config, with_absolute_paths
+from polyvit.data.index import Scan, Split
+from polyvit.data.loading import Minibatch, Quarantined, Request, split_requests
+from polyvit.deploy import class_names
 from polyvit.errors import UserError
-from polyvit.evaluation.evaluate import evaluate
-from polyvit.evaluation.metrics import chance_level
-from polyvit.model.polyvit import PolyViT
-from polyvit.reports.schedule_plot import label_shares
-from polyvit.training.step import Alone
+from polyvit.evaluation import chance_level, evaluate
+from polyvit.model import PolyViT
+from polyvit.reports import label_shares
+from polyvit.training import Alone
 
 
 def evaluation_config(
@@ -109,7 +105,7 @@ def class_problems(scans: Mapping[str, Scan], trained: Mapping[str, Sequence[str
 def evaluate_checkpoint(model: PolyViT, config: RunConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
     """Index the tasks, decode and measure on the cluster that is attached. Returns a row a task."""
     from pipelines.index import build_indexes, index_report
-    from pipelines.runtime.cluster import check_resources, one_worker
+    from pipelines.runtime import check_resources, one_worker
 
     # One process runs the model, whatever number trained it.
     alone = one_worker(config)
@@ -144,8 +140,7 @@ def _measure(model: PolyViT, config: RunConfig, alone: RunConfig, indexes: Any) 
     """`_forward` in a Ray task that holds a GPU, or here."""
     import ray
 
-    from pipelines.runtime.cluster import use_gpu
-    from pipelines.runtime.progress import Board, live_line
+    from pipelines.runtime import Board, live_line, use_gpu
 
     board = Board.remote()  # type: ignore[attr-defined]
     ray.get(board.post.remote({"phase": "starting the feed ..."}))
@@ -160,8 +155,8 @@ def _forward(
     model: PolyViT, config: RunConfig, indexes: Any, board: Any, device: str
 ) -> tuple[dict[str, dict[str, Any]], list[Quarantined]]:
     """Results and undecodable examples of every task."""
-    from pipelines.feed.worker_feed import make_decoder, minibatches
-    from pipelines.runtime.progress import Poster
+    from pipelines.feed import make_decoder, minibatches
+    from pipelines.runtime import Poster
 
     requests = evaluation_requests(config, indexes.scans)
     stream = minibatches(requests, make_decoder(config, indexes), config)
@@ -242,7 +237,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     model, trained, state = load_trained(checkpoint)
     config = evaluation_config(trained, recipe, overrides, arguments.split, arguments.only)
     from pipelines.index import task_roots
-    from pipelines.runtime.cluster import cluster
+    from pipelines.runtime import cluster
 
     task_roots(config)  # before anything is started
     console.print("starting Ray ...")

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
+from pipelines.runtime import command_line, console
 from polyvit.errors import UserError
 
 if TYPE_CHECKING:
-    from polyvit.config.run import RunConfig
-    from polyvit.data.loading.minibatch import Minibatch
-    from polyvit.deploy.export import Runner
+    from polyvit.config import RunConfig
+    from polyvit.data.loading import Minibatch
+    from polyvit.deploy import Runner
 
 BATCH_VIEWS = 16
 """Views of one forward pass in the measurement on data."""
@@ -43,10 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.tracking.registry import model_folder
-    from polyvit.checkpoint.state import load_trained
-    from polyvit.deploy.export import description, require_onnx
-    from polyvit.deploy.predict import check_tasks, class_names, pad_names
+    from pipelines.tracking import model_folder
+    from polyvit.checkpoint import load_trained
+    from polyvit.deploy import check_tasks, class_names, description, pad_names, require_onnx
 
     require_onnx()
     folder = model_folder(arguments.model)
@@ -77,7 +75,7 @@ def export_task(
     """
     import torch
 
-    from polyvit.deploy.export import (
+    from polyvit.deploy import (
         TOLERANCE,
         TaskModel,
         accuracy,
@@ -124,8 +122,8 @@ def export_task(
 
 def _held_out(config: "RunConfig", name: str, root: Path, names: Sequence[str]) -> "Iterator[Minibatch]":
     """The task's evaluation split, decoded here; scanned now, so that mistakes show before anything is written."""
-    from polyvit.data.layouts.scan import scan
-    from polyvit.data.loading.minibatch import Decoder, evaluation_requests
+    from polyvit.data.layouts import scan
+    from polyvit.data.loading import Decoder, evaluation_requests
 
     task = config.tasks[name]
     folder = root / name

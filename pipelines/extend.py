@@ -19,11 +19,9 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
-from polyvit.config.loader import load_config
-from polyvit.config.run import RunConfig
-from polyvit.deploy.extend import ROLES, add_results, assemble, extension_config, write_extended
+from pipelines.runtime import command_line, console
+from polyvit.config import RunConfig, load_config
+from polyvit.deploy import ROLES, add_results, assemble, extension_config, write_extended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipelines.cotrain import cotrain, new_run, print_results
     from pipelines.index import task_roots
-    from pipelines.runtime.cluster import cluster
-    from pipelines.tracking.registry import model_folder
-    from polyvit.checkpoint.state import load_trained
-    from polyvit.deploy.package import write_release
+    from pipelines.runtime import cluster
+    from pipelines.tracking import model_folder
+    from polyvit.checkpoint import load_trained
+    from polyvit.deploy import write_release
 
     folder = model_folder(arguments.model)
     old, trained, document = load_trained(folder)

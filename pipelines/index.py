@@ -17,16 +17,13 @@ from typing import Any
 import ray
 from rich.table import Table
 
-from pipelines.runtime import command_line
-from pipelines.runtime.cluster import cluster
-from pipelines.runtime.command_line import console
-from polyvit.checkpoint.store import under
-from polyvit.config.loader import load_config
-from polyvit.config.run import RunConfig
-from polyvit.data.index.io import Scan, index_hash, read_index
-from polyvit.data.layouts.index_cache import scan_task
+from pipelines.runtime import cluster, command_line, console
+from polyvit.checkpoint import under
+from polyvit.config import RunConfig, load_config
+from polyvit.data.index import Scan, index_hash, read_index
+from polyvit.data.layouts import scan_task
 from polyvit.errors import UserError
-from polyvit.storage.root import Place, StoreUnavailable, as_place, is_url, open_root
+from polyvit.storage import Place, StoreUnavailable, as_place, is_url, open_root
 
 
 @dataclass(frozen=True)

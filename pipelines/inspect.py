@@ -23,14 +23,10 @@ from rich.table import Table
 
 from pipelines.index import build_indexes, task_roots
 from pipelines.predict import command_count
-from pipelines.runtime import command_line
-from pipelines.runtime.cluster import cluster
-from pipelines.runtime.command_line import console
-from polyvit.config.loader import load_config
-from polyvit.config.run import RunConfig
+from pipelines.runtime import cluster, command_line, console
+from polyvit.config import RunConfig, load_config
 from polyvit.errors import UserError
-from polyvit.reports.inspect.findings import SEVERITIES, Finding, find
-from polyvit.reports.inspect.task_report import TaskReport, report_task
+from polyvit.reports.inspect import SEVERITIES, Finding, TaskReport, find, report_task
 
 SAMPLE = 200
 """Examples of a task that are decoded unless the user says how many."""
@@ -55,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from polyvit.reports.inspect.page import write_page
+    from polyvit.reports.inspect import write_page
 
     config = load_config(arguments.config, arguments.overrides, arguments.only)
     _check_roots(config)  # before anything is started
@@ -114,7 +110,7 @@ def inspect_data(
 
     sample: examples a task to decode; None: all. Raises UserError where the data of any task cannot be used.
     """
-    from pipelines.batch.inspect_job import draw_sheets, look_at_all
+    from pipelines.batch import draw_sheets, look_at_all
 
     console.print("starting Ray ...")
     with tempfile.TemporaryDirectory(prefix="polyvit-inspect-") as temporary, cluster():
@@ -197,7 +193,7 @@ def log(
     config: RunConfig, reports: Mapping[str, TaskReport], findings: Sequence[Finding], files: Mapping[str, Path]
 ) -> str | None:
     """The report as an MLflow run; returns its id. A store that cannot be used costs a warning, not the report."""
-    from pipelines.tracking.runs import Tracker
+    from pipelines.tracking import Tracker
 
     values = {f"findings/{severity}": sum(f.severity == severity for f in findings) for severity in SEVERITIES}
     for name, report in reports.items():

@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.runtime.command_line import console
-from polyvit.config.run import RunConfig
-from polyvit.cost.cluster_model import Hardware, run_cost
-from polyvit.schedule.schedule import Schedule
+from pipelines.runtime import console
+from polyvit.config import RunConfig
+from polyvit.cost import Hardware, run_cost
+from polyvit.schedule import Schedule
 
 
 def needs_document(config: RunConfig, schedule: Schedule) -> dict[str, Any]:

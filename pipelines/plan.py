@@ -16,18 +16,15 @@ from typing import Any
 from rich.table import Table
 
 from pipelines.needs import needs_document, print_needs
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
-from polyvit.config.loader import load_config
-from polyvit.config.run import RunConfig
-from polyvit.cost.estimate import estimate
-from polyvit.data.index.io import Scan
+from pipelines.runtime import command_line, console
+from polyvit.config import RunConfig, load_config
+from polyvit.cost import estimate
+from polyvit.data.index import Scan
 from polyvit.errors import UserError
-from polyvit.model.flops import training_flops
-from polyvit.model.polyvit import parameters_of
-from polyvit.model.pretrained.initialise import init_problems
-from polyvit.reports.schedule_plot import draw_schedule
-from polyvit.schedule.schedule import Schedule, build_schedule
+from polyvit.model import parameters_of, training_flops
+from polyvit.model.pretrained import init_problems
+from polyvit.reports import draw_schedule
+from polyvit.schedule import Schedule, build_schedule
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +90,7 @@ def duration(seconds: float) -> str:
 def scan_given_data(config: RunConfig) -> tuple[Mapping[str, Scan], list[str]]:
     """The indexes, if the config says where data are, and every problem with them. No data named: neither."""
     from pipelines.index import build_indexes, task_roots
-    from pipelines.runtime.cluster import cluster
+    from pipelines.runtime import cluster
 
     if config.data.root is None and all(task.root is None for task in config.tasks.values()):
         return {}, []

@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
-from polyvit.config.inputs import Modality
+from pipelines.runtime import command_line, console
+from polyvit.config import Modality
 from polyvit.errors import UserError
 
 
@@ -67,9 +66,8 @@ def _here(arguments: argparse.Namespace) -> dict[str, Any]:
     """Answer FILEs on this machine."""
     import torch
 
-    from pipelines.tracking.registry import model_folder
-    from polyvit.deploy.isolated_predict import Limits, Sandbox
-    from polyvit.deploy.predict import Predictor, as_json_line, check_tasks
+    from pipelines.tracking import model_folder
+    from polyvit.deploy import Limits, Predictor, Sandbox, as_json_line, check_tasks
 
     if not arguments.files:
         raise UserError("give FILEs to classify, or --input and --output for a job")
@@ -91,8 +89,8 @@ def _here(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _job(arguments: argparse.Namespace) -> dict[str, Any]:
     """Answer everything in --input, on Ray."""
-    from pipelines.batch.batch_predict import LabelJob, label, list_files
-    from pipelines.tracking.registry import model_folder
+    from pipelines.batch import LabelJob, label, list_files
+    from pipelines.tracking import model_folder
 
     if arguments.files or arguments.output is None:
         raise UserError("a job takes --input and --output DIR, and no FILEs")

@@ -20,17 +20,14 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
-from pipelines.tracking.registry import is_registered, model_folder
-from polyvit.checkpoint.state import load_trained
-from polyvit.config.loader import load_config
-from polyvit.config.run import AudioInput, RunConfig, VideoInput
+from pipelines.runtime import command_line, console
+from pipelines.tracking import is_registered, model_folder
+from polyvit.checkpoint import load_trained
+from polyvit.config import AudioInput, RunConfig, VideoInput, load_config
 from polyvit.errors import UserError
-from polyvit.evaluation.features import Features
-from polyvit.evaluation.probe import EPOCHS, LRS, ProbeResult, ProbeSettings, probe
-from polyvit.model.polyvit import PolyViT
-from polyvit.training.loop import JUDGED_FROM
+from polyvit.evaluation import EPOCHS, LRS, Features, ProbeResult, ProbeSettings, probe
+from polyvit.model import PolyViT
+from polyvit.training import JUDGED_FROM
 
 
 def probe_config(
@@ -63,9 +60,9 @@ def run_probes(
     model: PolyViT, config: RunConfig, model_digest: str, cache: Path, settings: ProbeSettings
 ) -> dict[str, dict[str, Any]]:
     """Index, get features, fit and score a head a task, on the cluster that is attached. Returns their rows."""
-    from pipelines.batch.extract_features import cached_or_extracted, wanted_features
+    from pipelines.batch import cached_or_extracted, wanted_features
     from pipelines.index import build_indexes, index_report
-    from pipelines.runtime.cluster import check_resources, one_worker, use_gpu
+    from pipelines.runtime import check_resources, one_worker, use_gpu
 
     check_resources(one_worker(config))
     with tempfile.TemporaryDirectory(prefix="index-", dir=cache) as folder:
@@ -194,7 +191,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     model, trained, state = load_trained(checkpoint)
     config = probe_config(trained, arguments.config, arguments.overrides, arguments.only)
     from pipelines.index import task_roots
-    from pipelines.runtime.cluster import cluster
+    from pipelines.runtime import cluster
 
     task_roots(config)  # before anything is started
     cache = _cache_folder((arguments.cache or _default_cache(arguments.model)).expanduser().absolute())

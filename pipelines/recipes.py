@@ -10,9 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
-from polyvit.config.loader import load_config, recipe_names
+from pipelines.runtime import command_line, console
+from polyvit.config import load_config, recipe_names
 
 
 def main(argv: Sequence[str] | None = None) -> int:

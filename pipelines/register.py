@@ -19,8 +19,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
+from pipelines.runtime import command_line, console
 from polyvit.errors import UserError
 
 NAME = "polyvit"
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.tracking.registry import list_versions, registry_uri, set_alias
+    from pipelines.tracking import list_versions, registry_uri, set_alias
 
     asked = [bool(arguments.model), arguments.set_alias is not None, arguments.list]
     if sum(asked) != 1:
@@ -61,7 +60,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _register(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.tracking.registry import log_model
+    from pipelines.tracking import log_model
 
     given = Path(arguments.model).expanduser()
     console.print(f"registering {given} as {arguments.name} ...", markup=False)

@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.predict import command_count
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
+from pipelines.runtime import command_line, console
 from polyvit.errors import UserError
 
 MIB = 2**20
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.runtime.cluster import cluster
+    from pipelines.runtime import cluster
 
     with cluster(1 + arguments.replicas):
         address = start(arguments)
@@ -76,9 +75,9 @@ def start(arguments: argparse.Namespace) -> str:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    from pipelines.serving.deployments import Back, Front, ServiceLimits
-    from pipelines.tracking.registry import is_registered, model_folder, registry_uri
-    from polyvit.deploy.isolated_predict import Limits
+    from pipelines.serving import Back, Front, ServiceLimits
+    from pipelines.tracking import is_registered, model_folder, registry_uri
+    from polyvit.deploy import Limits
 
     folder = model_folder(arguments.model)  # a mistake shows here, not in a replica
     model = arguments.model if is_registered(arguments.model) else str(folder)

@@ -21,15 +21,12 @@ import ray.data
 from rich.table import Table
 
 from pipelines.index import Indexes, build_indexes, task_roots
-from pipelines.runtime import command_line
-from pipelines.runtime.cluster import cluster
-from pipelines.runtime.command_line import console
-from polyvit.checkpoint.store import under
-from polyvit.config.loader import load_config
-from polyvit.config.run import RunConfig
-from polyvit.data.shards.writer import ShardOptions, ShardReport, shard_specs, write_shard, write_text
+from pipelines.runtime import cluster, command_line, console
+from polyvit.checkpoint import under
+from polyvit.config import RunConfig, load_config
+from polyvit.data.shards import ShardOptions, ShardReport, shard_specs, write_shard, write_text
 from polyvit.errors import UserError
-from polyvit.storage.root import Place, StoreUnavailable, as_place, is_url
+from polyvit.storage import Place, StoreUnavailable, as_place, is_url
 
 SHOWN = 5
 """Examples that cannot be used which are printed for each task; all of them are in its quarantine.json."""

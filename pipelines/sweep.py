@@ -26,12 +26,9 @@ from typing import Any
 
 import yaml
 
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
-from pipelines.runtime.signals import Stopped
-from pipelines.tuning.trial import METRIC, PROGRESS, EarlyStopping, Lines, run_trial, trial_config, words
-from polyvit.config.loader import load_config, validate_config
-from polyvit.config.run import Range, RunConfig
+from pipelines.runtime import Stopped, command_line, console
+from pipelines.tuning import METRIC, PROGRESS, EarlyStopping, Lines, run_trial, trial_config, words
+from polyvit.config import Range, RunConfig, load_config, validate_config
 from polyvit.errors import UserError
 
 TRIAL_CPUS = 0.01
@@ -144,8 +141,8 @@ def sweep(config: RunConfig, folder: Path, resume: bool, baselines: Sequence[Pat
     baselines: folders of runs of one task each, for the report.
     """
     from pipelines.index import build_indexes
-    from pipelines.runtime.cluster import check_resources, cluster
-    from pipelines.tracking.runs import Tracker
+    from pipelines.runtime import check_resources, cluster
+    from pipelines.tracking import Tracker
 
     # A stopped trial's workers are cleaned up by way of the state API, which comes with the dashboard.
     os.environ.setdefault("POLYVIT_RAY_DASHBOARD", "1")
@@ -195,8 +192,8 @@ def _conclude(
     config: RunConfig, folder: Path, tracker: Any, results: Any, baselines: Sequence[str]
 ) -> dict[str, Any]:
     """Report of all trials, pictures to MLflow, the winner into the registry."""
-    from pipelines.tracking.registry import log_model
-    from polyvit.checkpoint.state import read_document
+    from pipelines.tracking import log_model
+    from polyvit.checkpoint import read_document
 
     trials = _ended_trials(folder, results)
     if not trials or trials[0]["state"] != "finished":
@@ -219,7 +216,7 @@ def _conclude(
 
 def _ended_trials(folder: Path, results: Any) -> list[dict[str, Any]]:
     """Each trial's state, values and objective, best first; MLflow runs of trials stopped early are ended."""
-    from pipelines.tracking.runs import Tracker
+    from pipelines.tracking import Tracker
 
     trials: list[dict[str, Any]] = []
     for result in results:
@@ -244,8 +241,7 @@ def _ended_trials(folder: Path, results: Any) -> list[dict[str, Any]]:
 def _report(trials: Sequence[Mapping[str, Any]], folder: Path, tracker: Any, baselines: Sequence[str]) -> str:
     """Tables, pictures and page of all trials whose folder can be read."""
     from pipelines.compare import print_comparison
-    from polyvit.reports.compare.comparison import compare, read_run, read_runs
-    from polyvit.reports.compare.page import write_report
+    from polyvit.reports.compare import compare, read_run, read_runs, write_report
 
     runs = []
     for trial in trials:
@@ -288,7 +284,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         if not arguments.config:
             raise UserError("give a CONFIG (a recipe's name or a YAML file), or --resume NAME")
         from pipelines.index import task_roots
-        from polyvit.reports.compare.comparison import baselines_of, read_runs
+        from polyvit.reports.compare import baselines_of, read_runs
 
         alone = read_runs(arguments.baseline, _storage(arguments.overrides))
         measured = [f"sweep.baselines.{task}={found.value}" for task, found in baselines_of(alone).items()]

@@ -11,10 +11,9 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
+from pipelines.runtime import command_line, console
 from polyvit.errors import UserError
-from polyvit.synthetic.write import write_synthetic
+from polyvit.synthetic import write_synthetic
 
 TRAIN, EVALUATION = 96, 48
 

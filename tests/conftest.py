@@ -27,7 +27,7 @@ def ray_cluster() -> Iterator[None]:
 
     Five on any machine: tests say what fits into them and what fills them.
     """
-    from pipelines.runtime.cluster import cluster
+    from pipelines.runtime.ray_cluster import cluster
 
     with pytest.MonkeyPatch.context() as patch, ExitStack() as started:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # its workers find the kits too

@@ -121,7 +121,7 @@ def media_case(kind: str) -> Callable[[int, int], str]:
 def index_case(kind: str, folder: Path) -> Callable[[int, int], str]:
     """Scan a copy of a small data set in which one file is mutated, and load what was found."""
     from polyvit.data.index.io import read_index, write_index
-    from polyvit.data.layouts.scan import scan
+    from polyvit.data.layouts.scanner import scan
     from polyvit.data.loading import reader
     from polyvit.errors import BadMedia, UserError
 

@@ -50,7 +50,7 @@ class Nodes:
 
     def add(self, name: str, cpus: int, labels: Mapping[str, str]) -> None:
         """Start a node. The first is the head."""
-        from pipelines.runtime.cluster import started
+        from pipelines.runtime.ray_cluster import started
 
         sizes = {"num_cpus": cpus, "object_store_memory": 200 * 2**20, "include_dashboard": False}
         self.by_name[name] = started(lambda: self.cluster.add_node(labels=dict(labels), **sizes))
@@ -175,7 +175,7 @@ def decoded_on(group: Nodes, backend: str, *labels: Mapping[str, str]) -> list[s
 
 def _print_nodes(backend: str, selectors: list[dict[str, str]], count: int = 24) -> None:
     from pipelines.feed.worker_feed import minibatches
-    from pipelines.runtime.cluster import cluster, living_nodes
+    from pipelines.runtime.ray_cluster import cluster, living_nodes
 
     base, nodes_of = load_config("tiny-nine", [f"feed.backend={backend}"]), []
     requests, inputs = [Request(i, "cifar10", ()) for i in range(count)], {"cifar10": base.model.input("image")}

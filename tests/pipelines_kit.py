@@ -8,7 +8,7 @@ from small import write_yaml
 from pipelines.index import Indexes
 from polyvit.config.loader import load_config
 from polyvit.config.run import RunConfig
-from polyvit.data.layouts.scan import scan
+from polyvit.data.layouts.scanner import scan
 from polyvit.schedule.plan import Plan
 from polyvit.schedule.schedule import build_schedule
 

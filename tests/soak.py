@@ -49,7 +49,7 @@ class Cluster:
     def __enter__(self) -> "Cluster":
         from ray.cluster_utils import Cluster as Nodes
 
-        from pipelines.runtime.cluster import started
+        from pipelines.runtime.ray_cluster import started
 
         head = {"num_cpus": 3, "include_dashboard": False}
         self.inner = started(lambda: Nodes(initialize_head=True, head_node_args=head))
@@ -64,7 +64,7 @@ class Cluster:
 
     def add(self) -> None:
         """One more node, with room for train workers and decoding."""
-        from pipelines.runtime.cluster import started
+        from pipelines.runtime.ray_cluster import started
 
         self.extra.append(started(lambda: self.inner.add_node(num_cpus=2)))
 

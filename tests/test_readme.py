@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.cli import COMMANDS
 from polyvit.config.loader import load_config, recipe_names
-from polyvit.data.layouts.scan import scan
+from polyvit.data.layouts.scanner import scan
 from polyvit.synthetic.write import write_example_pair
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -23,12 +23,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipelines.runtime.command_line import console
-from polyvit.checkpoint.state import load_trained
-from polyvit.config.inputs import Modality
-from polyvit.config.run import RunConfig
-from polyvit.deploy.isolated_predict import Limits, Sandbox
-from polyvit.deploy.predict import Predictor, check_tasks, class_names, read_media
+from pipelines.runtime import console
+from polyvit.checkpoint import load_trained
+from polyvit.config import Modality, RunConfig
+from polyvit.deploy import Limits, Predictor, Sandbox, check_tasks, class_names, read_media
 from polyvit.errors import BadMedia, UserError
 
 FILES_A_TASK = 16
@@ -103,7 +101,7 @@ def label(folder: Path, paths: Sequence[str], job: LabelJob) -> dict[str, Any]:
 
     Raises UserError where the output folder holds another job.
     """
-    from pipelines.runtime.cluster import cluster
+    from pipelines.runtime import cluster
 
     model, config, document = load_trained(folder)
     tasks = check_tasks(config, job.tasks)

@@ -12,13 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.runtime.command_line import console
-from polyvit.config.run import RunConfig
-from polyvit.data.index.io import Example, Split
-from polyvit.data.loading.example import token_dtype, token_shape
-from polyvit.data.loading.minibatch import Decoder, Minibatch, Request, evaluation_requests
-from polyvit.data.loading.requests import EVAL_BATCH
-from polyvit.evaluation.features import (
+from pipelines.runtime import console
+from polyvit.config import RunConfig
+from polyvit.data.index import Example, Split
+from polyvit.data.loading import (
+    EVAL_BATCH,
+    Decoder,
+    Minibatch,
+    Request,
+    evaluation_requests,
+    token_dtype,
+    token_shape,
+)
+from polyvit.evaluation import (
     DamagedFeatures,
     Features,
     features_key,
@@ -26,7 +32,7 @@ from polyvit.evaluation.features import (
     read_features,
     write_features,
 )
-from polyvit.model.polyvit import PolyViT
+from polyvit.model import PolyViT
 
 BATCH_BYTES = 64 * 2**20
 """Most bytes of tokens in one minibatch: of long clips fewer than EVAL_BATCH, so that many are in flight."""
@@ -99,9 +105,8 @@ def extract(model: PolyViT, config: RunConfig, indexes: Any, missing: Sequence[W
     """Decode and encode what is missing; each split is written as soon as it is complete."""
     import ray
 
-    from pipelines.feed.worker_feed import make_decoder
-    from pipelines.runtime.cluster import one_worker, use_gpu
-    from pipelines.runtime.progress import Board, live_line
+    from pipelines.feed import make_decoder
+    from pipelines.runtime import Board, live_line, one_worker, use_gpu
 
     decoder = make_decoder(config, indexes)
     board, model_ref = Board.remote(), None  # type: ignore[attr-defined]
@@ -135,8 +140,8 @@ def encode(
     device: str,
 ) -> Encoded:
     """Decode the requests on the cluster and run the model on them here, in their order."""
-    from pipelines.feed.worker_feed import minibatches
-    from pipelines.runtime.progress import Poster
+    from pipelines.feed import minibatches
+    from pipelines.runtime import Poster
 
     stream = minibatches(requests, decoder, config)
     poster, parts = Poster(board, rank), []
@@ -155,7 +160,7 @@ def minibatch_features(model: PolyViT, minibatch: Minibatch, config: RunConfig, 
     """[n, D] float32: the class token after the final norm, the mean over an example's views."""
     import torch
 
-    from polyvit.model.tokenizer import normalise
+    from polyvit.model import normalise
 
     width, examples = config.model.width, len(minibatch.labels)
     if not examples:  # none of the minibatch could be decoded

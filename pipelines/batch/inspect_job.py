@@ -21,17 +21,13 @@ import ray.data
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipelines.index import Indexes
-from pipelines.runtime.command_line import console
-from polyvit.config.inputs import Modality
-from polyvit.config.run import RunConfig
-from polyvit.data.index.io import SPLITS, Example, Scan
-from polyvit.data.loading.reader import load
-from polyvit.data.transforms.augment import example_rng
+from pipelines.runtime import console
+from polyvit.config import Modality, RunConfig
+from polyvit.data.index import SPLITS, Example, Scan
+from polyvit.data.loading import load
+from polyvit.data.transforms import example_rng
 from polyvit.errors import BadMedia
-from polyvit.reports.inspect.contact_sheet import ROWS, Sample, draw_sheet
-from polyvit.reports.inspect.examine import Facts, sample_positions
-from polyvit.reports.inspect.examine_worker import Examiner
-from polyvit.reports.inspect.task_report import Look, TaskReport
+from polyvit.reports.inspect import ROWS, Examiner, Facts, Look, Sample, TaskReport, draw_sheet, sample_positions
 
 HASHED = 100_000
 """A task of up to so many examples is read and hashed whole, to find doubles; of a larger one, the sample."""

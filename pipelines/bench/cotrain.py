@@ -17,17 +17,13 @@ import numpy as np
 import torch
 
 from pipelines.bench import kit
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
-from polyvit.config.loader import load_config
-from polyvit.config.run import RunConfig
-from polyvit.data.loading.example import token_dtype, token_shape
-from polyvit.data.loading.minibatch import Minibatch, multi_hot
+from pipelines.runtime import command_line, console
+from polyvit.config import RunConfig, load_config
+from polyvit.data.loading import Minibatch, multi_hot, token_dtype, token_shape
 from polyvit.errors import UserError
-from polyvit.model.polyvit import PolyViT
-from polyvit.schedule.schedule import build_schedule
-from polyvit.training.optim import build_optimiser
-from polyvit.training.step import Alone, train_step
+from polyvit.model import PolyViT
+from polyvit.schedule import build_schedule
+from polyvit.training import Alone, build_optimiser, train_step
 
 LIMIT = 1.03
 """Co-training may cost this many times the sum of its tasks."""

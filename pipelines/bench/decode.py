@@ -23,14 +23,20 @@ import torch
 from pipelines.bench import decode_media, kit
 from pipelines.bench import decode_peers as peers
 from pipelines.bench.decode_kit import Rows, Runs, machine, print_table, psnr, timed
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
-from polyvit.config.inputs import AudioInput, ImageInput, VideoInput
-from polyvit.config.tasks import AudioTask, ImageAugment, ImageTask, VideoAugment, VideoTask
+from pipelines.runtime import command_line, console
+from polyvit.config import (
+    AudioInput,
+    AudioTask,
+    ImageAugment,
+    ImageInput,
+    ImageTask,
+    VideoAugment,
+    VideoInput,
+    VideoTask,
+)
 from polyvit.data.decode import audio, image, video
-from polyvit.data.loading.example import example_tokens
-from polyvit.data.transforms.augment import Box, example_rng, inception_box, window_indices, window_start
-from polyvit.data.transforms.patchify import patchify_video
+from polyvit.data.loading import example_tokens
+from polyvit.data.transforms import Box, example_rng, inception_box, patchify_video, window_indices, window_start
 from polyvit.errors import UserError
 
 FRAMES, STRIDE = 32, 2

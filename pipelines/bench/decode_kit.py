@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 
 from pipelines.bench import kit
-from pipelines.runtime.command_line import console
+from pipelines.runtime import console
 
 PACKAGES = (
     "simplejpeg", "opencv-python-headless", "pillow", "av", "decord", "soundfile", "soxr", "torchaudio",

@@ -15,9 +15,8 @@ import numpy as np
 import simplejpeg
 import soundfile
 
-from pipelines.runtime.command_line import console
-from polyvit.data.decode.audio import decode_waveform
-from polyvit.data.decode.image import decode_image
+from pipelines.runtime import console
+from polyvit.data.decode import decode_image, decode_waveform
 from polyvit.errors import BadMedia, UserError
 
 LARGE = (1500, 2000)

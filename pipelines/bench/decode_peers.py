@@ -21,8 +21,7 @@ import torch
 import torchaudio
 from PIL import Image
 
-from polyvit.data.transforms.augment import Box
-from polyvit.data.transforms.patchify import patchify_image
+from polyvit.data.transforms import Box, patchify_image
 
 ImagePeer = Callable[[bytes, Box, int], np.ndarray]
 ClipPeer = Callable[["Clip", list[int]], np.ndarray]

@@ -31,22 +31,16 @@ from rich.table import Table
 
 from pipelines.bench import kit
 from pipelines.bench.feed_sides import SIDES, Stub, made_data, memory_mb, sides, timed
-from pipelines.feed.worker_feed import RayFeed, make_decoder
+from pipelines.feed import RayFeed, make_decoder
 from pipelines.index import Indexes, build_indexes
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
-from polyvit.checkpoint.state import Learner, TrainState
-from polyvit.config.loader import load_config
-from polyvit.config.run import RunConfig
-from polyvit.data.loading.minibatch import Decoder, Minibatch, Request
-from polyvit.data.loading.requests import Requests
+from pipelines.runtime import command_line, console
+from polyvit.checkpoint import Learner, TrainState
+from polyvit.config import RunConfig, load_config
+from polyvit.data.loading import Decoder, Minibatch, Request, Requests
 from polyvit.errors import UserError
-from polyvit.model.polyvit import PolyViT
-from polyvit.schedule.plan import Plan
-from polyvit.schedule.schedule import build_schedule
-from polyvit.training.loop import train
-from polyvit.training.optim import build_optimiser
-from polyvit.training.step import Alone, StepResult
+from polyvit.model import PolyViT
+from polyvit.schedule import Plan, build_schedule
+from polyvit.training import Alone, StepResult, build_optimiser, train
 
 SECTIONS = ("delivered", "host", "memory", "decode")
 TARGETS = {"ray_core": 1.0, "ray_data": 0.9}
@@ -99,7 +93,7 @@ class Bench:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.runtime.cluster import cluster
+    from pipelines.runtime import cluster
 
     sections = arguments.sections.split(",")
     if unknown := [name for name in sections if name not in SECTIONS]:

@@ -16,14 +16,12 @@ import torch
 import torch.utils.data
 
 from pipelines.bench import decode_media
-from pipelines.feed.worker_feed import minibatches
+from pipelines.feed import minibatches
 from pipelines.index import Indexes
-from polyvit.config.inputs import Modality
-from polyvit.config.run import RunConfig
-from polyvit.data.index.io import Example, finish_scan
-from polyvit.data.loading.example import token_dtype, token_shape
-from polyvit.data.loading.minibatch import Decoder, Minibatch, Request, multi_hot
-from polyvit.synthetic.media import SOUNDS, encode_image, encode_sound, mixture, textured_shape
+from polyvit.config import Modality, RunConfig
+from polyvit.data.index import Example, finish_scan
+from polyvit.data.loading import Decoder, Minibatch, Request, multi_hot, token_dtype, token_shape
+from polyvit.synthetic import SOUNDS, encode_image, encode_sound, mixture, textured_shape
 
 SIDES = ("dataloader", "ray_core", "ray_data")
 SUFFIXES = {"image": "jpg", "video": "mp4", "audio": "flac"}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from polyvit.model.flops import peak_flops
+from polyvit.model import peak_flops
 
 
 def machine(device: torch.device) -> dict[str, Any]:

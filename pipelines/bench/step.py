@@ -20,12 +20,11 @@ from rich.table import Table
 
 from pipelines.bench import kit
 from pipelines.bench.step_peers import PEERS, Case, Contender, contender, installed
-from pipelines.runtime import command_line
-from pipelines.runtime.command_line import console
-from polyvit.config.run import ModelConfig
+from pipelines.runtime import command_line, console
+from polyvit.config import ModelConfig
 from polyvit.errors import UserError
-from polyvit.model.flops import FORMULA, training_flops
-from polyvit.training.microbatch import PeakBytes
+from polyvit.model import FORMULA, training_flops
+from polyvit.training import PeakBytes
 
 FEW, MANY, FULL = 1, 3, 12
 BATCHES = {"cpu": {"image": 4, "video": 1, "audio": 2}, "cuda": {"image": 128, "video": 16, "audio": 64}}

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polyvit.config.run import Modality, ModelConfig, RunConfig
-from polyvit.data.loading.example import token_dtype, token_shape
-from polyvit.data.loading.minibatch import Minibatch, multi_hot
-from polyvit.model.polyvit import PolyViT
-from polyvit.training.optim import build_optimiser
-from polyvit.training.step import Alone, train_step
+from polyvit.config import Modality, ModelConfig, RunConfig
+from polyvit.data.loading import Minibatch, multi_hot, token_dtype, token_shape
+from polyvit.model import PolyViT
+from polyvit.training import Alone, build_optimiser, train_step
 
 CLASSES = 10
 LAYOUTS = {"image": "imagefolder", "video": "kinetics", "audio": "csv"}

@@ -13,10 +13,8 @@ import ray
 import ray.data
 from ray.data.block import Block, BlockAccessor
 
-from polyvit.config.run import RunConfig
-from polyvit.data.loading.chunks import Piece, decode_piece, pieces, whole
-from polyvit.data.loading.minibatch import Decoder, Minibatch, Request
-from polyvit.data.loading.prefetch import ReadAhead
+from polyvit.config import RunConfig
+from polyvit.data.loading import Decoder, Minibatch, Piece, ReadAhead, Request, decode_piece, pieces, whole
 
 ROW_BYTES, ROW_MINIBATCHES = 256 * 2**20, 32
 """Most of a row. Ray Data looks for ended tasks and starts others every 0.1 s: rows of less than a second of

@@ -21,9 +21,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from polyvit.config.run import RunConfig
-from polyvit.data.loading.chunks import Piece, decode_piece, pieces, whole
-from polyvit.data.loading.minibatch import Decoder, Minibatch, Request
+from polyvit.config import RunConfig
+from polyvit.data.loading import Decoder, Minibatch, Piece, Request, decode_piece, pieces, whole
 
 ATTEMPTS = 10
 """Processes that a piece may lose (killed, their node lost, out of memory) before the feed fails; from the second

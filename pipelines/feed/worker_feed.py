@@ -10,12 +10,10 @@ from contextlib import closing
 
 from pipelines.feed.ray_tasks import ray_core_minibatches
 from pipelines.index import Indexes
-from pipelines.runtime.cluster import living_nodes
-from polyvit.config.run import RunConfig
-from polyvit.data.loading.minibatch import Decoder, Minibatch, Request
-from polyvit.data.loading.prefetch import ReadAhead
-from polyvit.data.loading.requests import Requests
-from polyvit.schedule.plan import Plan
+from pipelines.runtime import living_nodes
+from polyvit.config import RunConfig
+from polyvit.data.loading import Decoder, Minibatch, ReadAhead, Request, Requests
+from polyvit.schedule import Plan
 
 
 def minibatches(

@@ -22,10 +22,9 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from ray import serve
 
-from polyvit.config.inputs import Modality
-from polyvit.data.decode.media_type import UNKNOWN
-from polyvit.deploy.isolated_predict import DecoderDied, Limits, OverLimit, Sandbox
-from polyvit.deploy.predict import Predictor, Prepared, check_tasks
+from polyvit.config import Modality
+from polyvit.data.decode import UNKNOWN
+from polyvit.deploy import DecoderDied, Limits, OverLimit, Predictor, Prepared, Sandbox, check_tasks
 from polyvit.errors import BadMedia, UserError
 
 BATCH_WAIT_S = 0.01
@@ -90,7 +89,7 @@ class Back:
     def __init__(self, model: str, limits: Limits, decoders: int, batch: int) -> None:
         import torch
 
-        from pipelines.tracking.registry import model_folder
+        from pipelines.tracking import model_folder
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.predictor = Predictor.load(model_folder(model), device)

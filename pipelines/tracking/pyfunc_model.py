@@ -23,8 +23,7 @@ class PolyViTModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         """Read config, class names and weights; the first GPU, if there is one, runs the model."""
         import torch
 
-        from polyvit.deploy.isolated_predict import Sandbox
-        from polyvit.deploy.predict import Predictor
+        from polyvit.deploy import Predictor, Sandbox
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.predictor = Predictor.load(Path(context.artifacts["release"]), device)

@@ -19,9 +19,9 @@ from typing import Any
 
 import polyvit
 from pipelines.tracking.runs import experiment_id, tracking_uri
-from polyvit.checkpoint.state import find_checkpoint, read_document
-from polyvit.config.run import RunConfig
-from polyvit.deploy.package import write_release
+from polyvit.checkpoint import find_checkpoint, read_document
+from polyvit.config import RunConfig
+from polyvit.deploy import write_release
 from polyvit.errors import UserError
 
 for _name in ("mlflow", "mlflow.tracking._model_registry.fluent", "mlflow.store.model_registry"):

@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyvit.checkpoint.metrics_log import Point
-from polyvit.config.loader import flatten
-from polyvit.config.run import RunConfig
+from polyvit.checkpoint import Point
+from polyvit.config import RunConfig, flatten
 from polyvit.errors import UserError
 
 logger = logging.getLogger(__name__)

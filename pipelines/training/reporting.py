@@ -10,15 +10,22 @@ from typing import Any
 import ray.train
 from safetensors.numpy import save_file
 
-from pipelines.runtime.progress import Poster
-from pipelines.tracking.runs import Curves
-from pipelines.tuning.trial import METRIC, PROGRESS
-from polyvit.checkpoint.async_writer import Checkpointer, Keep
-from polyvit.checkpoint.metrics_log import History
-from polyvit.checkpoint.state import Learner, TrainState, contents, training_tensors
-from polyvit.checkpoint.store import LocalStore, RemoteStore
-from polyvit.config.run import RunConfig
-from polyvit.data.loading.minibatch import Minibatch
+from pipelines.runtime import Poster
+from pipelines.tracking import Curves
+from pipelines.tuning import METRIC, PROGRESS
+from polyvit.checkpoint import (
+    Checkpointer,
+    History,
+    Keep,
+    Learner,
+    LocalStore,
+    RemoteStore,
+    TrainState,
+    contents,
+    training_tensors,
+)
+from polyvit.config import RunConfig
+from polyvit.data.loading import Minibatch
 
 logger = logging.getLogger(__name__)
 

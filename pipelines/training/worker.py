@@ -16,30 +16,39 @@ import ray.train
 import ray.train.torch
 import torch
 
-from pipelines.feed.worker_feed import RayFeed
+from pipelines.feed import RayFeed
 from pipelines.index import load_indexes
-from pipelines.runtime.cluster import on_this_node, scaling, use_gpu
-from pipelines.runtime.command_line import console
-from pipelines.runtime.progress import Board, NoticeHandler, Poster, live_line
-from pipelines.runtime.signals import stoppable
-from pipelines.tracking.runs import Tracker
+from pipelines.runtime import (
+    Board,
+    NoticeHandler,
+    Poster,
+    console,
+    live_line,
+    on_this_node,
+    scaling,
+    stoppable,
+    use_gpu,
+)
+from pipelines.tracking import Tracker
 from pipelines.training.reporting import RayEvents
-from polyvit.checkpoint.metrics_log import History
-from polyvit.checkpoint.state import Learner, TrainState, load_training
-from polyvit.checkpoint.store import LocalStore, RemoteStore, newest_whole, open_store
-from polyvit.config.run import RunConfig
-from polyvit.deploy.extend import freeze_parts
-from polyvit.distributed.fsdp import shard
-from polyvit.distributed.reducer import ProcessGroup, World
+from polyvit.checkpoint import (
+    History,
+    Learner,
+    LocalStore,
+    RemoteStore,
+    TrainState,
+    load_training,
+    newest_whole,
+    open_store,
+)
+from polyvit.config import RunConfig
+from polyvit.deploy import freeze_parts
+from polyvit.distributed import ProcessGroup, World, shard
 from polyvit.errors import UserError
-from polyvit.model.polyvit import PolyViT
-from polyvit.model.pretrained.initialise import initialise
-from polyvit.schedule.plan import Plan
-from polyvit.schedule.schedule import build_schedule
-from polyvit.training.ema import Ema
-from polyvit.training.loop import train
-from polyvit.training.microbatch import derive_microbatches
-from polyvit.training.optim import build_optimiser
+from polyvit.model import PolyViT
+from polyvit.model.pretrained import initialise
+from polyvit.schedule import Plan, build_schedule
+from polyvit.training import Ema, build_optimiser, derive_microbatches, train
 
 logger = logging.getLogger(__name__)
 

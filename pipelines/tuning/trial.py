@@ -10,9 +10,8 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler
 
-from pipelines.runtime.command_line import console
-from polyvit.config.loader import set_key, validate_config
-from polyvit.config.run import RunConfig
+from pipelines.runtime import console
+from polyvit.config import RunConfig, set_key, validate_config
 
 METRIC, PROGRESS = "objective", "percent"
 """What a trial reports after each evaluation: the sweep's objective, and how much of its steps is done."""
@@ -32,7 +31,7 @@ def run_trial(changes: dict[str, Any], folder: str, parent: str) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from pipelines.cotrain import RunPlace, cotrain
-    from pipelines.tracking.runs import PARENT, TRIAL
+    from pipelines.tracking import PARENT, TRIAL
 
     sweep = Path(folder)
     name = tune.get_context().get_trial_id()

@@ -20,13 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from polyvit.checkpoint.store import MANIFEST, damage, folder_name, newest_whole, open_store, write_manifest
-from polyvit.config.run import RunConfig
-from polyvit.data.loading.minibatch import Quarantined
-from polyvit.distributed.fsdp import full_state, load_optimiser, load_parameters
+from polyvit.config import RunConfig
+from polyvit.data.loading import Quarantined
+from polyvit.distributed import full_state, load_optimiser, load_parameters
 from polyvit.errors import UserError
-from polyvit.model.polyvit import PolyViT
-from polyvit.training.ema import Ema
-from polyvit.training.optim import Optimiser
+from polyvit.model import PolyViT
+from polyvit.training import Ema, Optimiser
 
 logger = logging.getLogger(__name__)
 FORMAT = 2

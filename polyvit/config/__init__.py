@@ -1,1 +1,9 @@
-""""""
+"""Everything a run needs, as frozen validated models.
+
+In: a recipe's name or a YAML file, and `key=value` overrides. Out: a `RunConfig`.
+Read: inputs, tasks, paper_tasks, run, cross_field, loader.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from polyvit.config.run import Modality, ModelConfig, RunConfig
-from polyvit.distributed.reducer import BUCKET_BYTES
-from polyvit.model.flops import training_flops
-from polyvit.model.polyvit import parameters_of
-from polyvit.schedule.plan import mixes, rank_slice
+from polyvit.config import Modality, ModelConfig, RunConfig
+from polyvit.distributed import BUCKET_BYTES
+from polyvit.model import parameters_of, training_flops
+from polyvit.schedule import mixes, rank_slice
 
 FLOAT = 4
 """Bytes of a parameter, a gradient and an entry of the optimiser's state: float32 at any `train.precision`."""

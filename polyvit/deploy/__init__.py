@@ -1,1 +1,9 @@
-""""""
+"""A trained model in use: predict, package, export, extend.
+
+In: a checkpoint or a run. Out: answers for media files; folders and files for other runtimes.
+Read: predict, isolated_predict, package, export, extend.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -20,15 +20,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyvit.config.run import AudioInput, ModelInput, RunConfig, VideoInput
-from polyvit.config.tasks import AudioTask, ImageTask, TaskConfig, VideoTask
-from polyvit.data.loading.minibatch import Minibatch
+from polyvit.config import (
+    AudioInput,
+    AudioTask,
+    ImageTask,
+    ModelInput,
+    RunConfig,
+    TaskConfig,
+    VideoInput,
+    VideoTask,
+)
+from polyvit.data.loading import Minibatch
 from polyvit.errors import UserError
-from polyvit.evaluation.evaluate import average_views
-from polyvit.evaluation.metrics import MetricState
-from polyvit.model.polyvit import PolyViT
-from polyvit.model.tokenizer import normalise
-from polyvit.objectives.losses import example_losses
+from polyvit.evaluation import MetricState, average_views
+from polyvit.model import PolyViT, normalise
+from polyvit.objectives import example_losses
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that an exported model may show, relative to the largest logit above 1."""

@@ -18,14 +18,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from polyvit.checkpoint.state import FORMAT, read_document
-from polyvit.config.inputs import Modality
-from polyvit.config.loader import validate_config
-from polyvit.config.run import ModelConfig, RunConfig
+from polyvit.checkpoint import FORMAT, read_document
+from polyvit.config import Modality, ModelConfig, RunConfig, validate_config
 from polyvit.deploy.package import save_model
 from polyvit.errors import UserError
-from polyvit.model.polyvit import PolyViT
-from polyvit.model.pretrained.initialise import LoadReport
+from polyvit.model import PolyViT
+from polyvit.model.pretrained import LoadReport
 
 ROLES = ("shared", "tokenizers", "adaptors", "heads")
 

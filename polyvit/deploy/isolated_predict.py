@@ -13,11 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from polyvit.config.inputs import Modality
-from polyvit.config.run import RunConfig
-from polyvit.data.decode.containers import open_container
-from polyvit.data.isolation.limits import import_decoders
-from polyvit.data.isolation.worker import TOO_MUCH_MEMORY, Child, DecoderDied, confine, receive, run_child, send
+from polyvit.config import Modality, RunConfig
+from polyvit.data.decode import open_container
+from polyvit.data.isolation import (
+    TOO_MUCH_MEMORY,
+    Child,
+    DecoderDied,
+    confine,
+    import_decoders,
+    receive,
+    run_child,
+    send,
+)
 from polyvit.deploy.predict import Group, Prepared, prepare
 from polyvit.errors import BadMedia
 
@@ -78,7 +85,7 @@ class Sandbox:
 
 def _prepared(header: dict[str, Any], payload: bytes, config: RunConfig) -> Prepared:
     """Tokens from a frame; what does not fit the config is refused."""
-    from polyvit.data.loading.example import token_dtype, token_shape
+    from polyvit.data.loading import token_dtype, token_shape
 
     modality, groups, start = header["modality"], [], 0
     shape, dtype = token_shape(config.model.input(modality)), token_dtype(modality)
@@ -120,7 +127,7 @@ def _check_pixels(width: int, height: int, limits: Limits) -> None:
 
 
 def _answer(data: bytes, asked: dict[str, Any], config: RunConfig, limits: Limits) -> tuple[dict[str, Any], bytes]:
-    from polyvit.data.decode.media_type import detect_modality
+    from polyvit.data.decode import detect_modality
 
     try:
         if limits.pixels is not None or limits.seconds is not None:

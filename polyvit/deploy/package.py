@@ -13,11 +13,11 @@ from typing import Any
 from safetensors.torch import save_file
 
 from polyvit import __version__
-from polyvit.checkpoint.state import find_checkpoint, load_trained
-from polyvit.config.run import RunConfig
+from polyvit.checkpoint import find_checkpoint, load_trained
+from polyvit.config import RunConfig
 from polyvit.deploy.predict import class_names
-from polyvit.evaluation.evaluate import protocol
-from polyvit.model.polyvit import PolyViT, parameter_table
+from polyvit.evaluation import protocol
+from polyvit.model import PolyViT, parameter_table
 
 _TRAINING = ("read", "bad", "quarantine", "microbatches")
 """Keys of `state.json` that only a run that goes on would read."""

@@ -18,17 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyvit.checkpoint.state import find_checkpoint, load_trained
-from polyvit.config.inputs import Modality
-from polyvit.config.run import RunConfig
-from polyvit.config.tasks import AudioTask, TaskConfig
-from polyvit.data.decode.media_type import detect_modality
-from polyvit.data.loading.example import evaluation_tokens
-from polyvit.data.loading.requests import EVAL_BATCH
+from polyvit.checkpoint import find_checkpoint, load_trained
+from polyvit.config import AudioTask, Modality, RunConfig, TaskConfig
+from polyvit.data.decode import detect_modality
+from polyvit.data.loading import EVAL_BATCH, evaluation_tokens
 from polyvit.errors import BadMedia, UserError
-from polyvit.evaluation.evaluate import average_views
-from polyvit.model.polyvit import PolyViT
-from polyvit.model.tokenizer import normalise
+from polyvit.evaluation import average_views
+from polyvit.model import PolyViT, normalise
 
 TOP_K = 5
 FILES_AT_ONCE = 16
@@ -236,7 +232,7 @@ def class_names(checkpoint: Path, config: RunConfig, document: Mapping[str, Any]
 
     A task of which neither is known is left out; `Predictor` calls its classes by their numbers.
     """
-    from polyvit.data.index.io import index_classes
+    from polyvit.data.index import index_classes
 
     told = document.get("classes") or {}
     found = {name: list(told[name]) for name in config.tasks if told.get(name)}

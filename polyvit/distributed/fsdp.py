@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
     from typing_extensions import TypeIs
 
-    from polyvit.model.polyvit import PolyViT
-    from polyvit.training.optim import Optimiser
+    from polyvit.model import PolyViT
+    from polyvit.training import Optimiser
 
 
 def shard(model: "PolyViT") -> None:

@@ -1,1 +1,9 @@
-""""""
+"""What a trained model scores.
+
+In: minibatches and a model. Out: metrics of each task, features, linear probes.
+Read: metrics, evaluator, features, linear_probe.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -16,9 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyvit.config.run import ModelInput
-from polyvit.config.tasks import TaskConfig
-from polyvit.data.loading.minibatch import Minibatch, Quarantined, multi_hot
+from polyvit.config import ModelInput, TaskConfig
+from polyvit.data.loading import Minibatch, Quarantined, multi_hot
 
 FORMAT = 1
 """Counts up when the same inputs give other features, so that no older file is taken for them."""

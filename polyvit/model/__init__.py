@@ -1,1 +1,9 @@
-"""The model: tokenizers and adaptor blocks per modality, shared blocks, one head a task."""
+"""The model: tokenizers and adaptor blocks of each modality, shared blocks, a head for each task.
+
+In: tokens [B, N, P] of one task. Out: logits [B, K] or features [B, D].
+Read: tokenizer, encoder, polyvit, flops, pretrained/.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polyvit.config.run import ModelConfig
+from polyvit.config import ModelConfig
 
 
 class Attention(nn.Module):

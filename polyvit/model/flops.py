@@ -1,6 +1,6 @@
 """Arithmetic of one example: floating-point operations of forward and training, 2 a multiply-add."""
 
-from polyvit.config.run import Modality, ModelConfig
+from polyvit.config import Modality, ModelConfig
 
 FORMULA = (
     "forward = depth * (8 N D^2 + 4 N D M + 4 N^2 D) + 2 P E D + 2 D K for N tokens, width D, MLP M, P patches of "

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from polyvit.config.run import Modality, ModelConfig, RunConfig
-from polyvit.config.tasks import TaskConfig
+from polyvit.config import Modality, ModelConfig, RunConfig, TaskConfig
 from polyvit.errors import UserError
 from polyvit.model.encoder import Block
 from polyvit.model.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polyvit.config.run import AudioInput, ModelInput
+from polyvit.config import AudioInput, ModelInput
 
 
 def normalise(tokens: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from polyvit.config.run import RunConfig
-from polyvit.data.index.io import Example, Examples, Scan
-from polyvit.evaluation.metrics import chance_level
-from polyvit.schedule.schedule import Schedule
+from polyvit.config import RunConfig
+from polyvit.data.index import Example, Examples, Scan
+from polyvit.evaluation import chance_level
+from polyvit.schedule import Schedule
 
 _MOST_DRAWN = 2000
 _COLOURS = {"image": "#2a78b5", "video": "#d1495b", "audio": "#3f8f5f"}

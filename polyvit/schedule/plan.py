@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from polyvit.config.tasks import TaskConfig
+from polyvit.config import TaskConfig
 from polyvit.schedule.schedule import Schedule
 
 SPARES = 32

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from polyvit.config.run import ScheduleConfig
-from polyvit.config.tasks import TaskConfig
+from polyvit.config import ScheduleConfig, TaskConfig
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,9 @@
-""""""
+"""Where bytes lie: a folder, or a prefix of an object store.
+
+In: a path or URL. Out: a `Root` that lists and reads it, patiently.
+Read: root, remote.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

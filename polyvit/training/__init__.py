@@ -1,1 +1,9 @@
-""""""
+"""The training loop and one optimiser step.
+
+In: a model, a schedule and a feed of minibatches. Out: trained parameters, curves, checkpoints.
+Read: loop, step, optim, ema, microbatch, throughput.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

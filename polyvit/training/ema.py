@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from polyvit.distributed.fsdp import local, part, whole
+from polyvit.distributed import local, part, whole
 from polyvit.errors import UserError
-from polyvit.model.polyvit import PolyViT
+from polyvit.model import PolyViT
 
 
 class Ema:

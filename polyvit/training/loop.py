@@ -12,15 +12,13 @@ from typing import Any, Protocol
 
 import torch
 
-from polyvit.checkpoint.state import Learner, TrainState
-from polyvit.config.run import RunConfig
-from polyvit.data.loading.device_prefetch import on_device
-from polyvit.data.loading.minibatch import Minibatch, Quarantined
-from polyvit.distributed.fsdp import gathered, is_sharded
+from polyvit.checkpoint import Learner, TrainState
+from polyvit.config import RunConfig
+from polyvit.data.loading import Minibatch, Quarantined, on_device
+from polyvit.distributed import gathered, is_sharded
 from polyvit.errors import UserError
-from polyvit.evaluation.evaluate import evaluate
-from polyvit.schedule.plan import SPARES
-from polyvit.schedule.schedule import Schedule
+from polyvit.evaluation import evaluate
+from polyvit.schedule import SPARES, Schedule
 from polyvit.training.optim import lr_factor
 from polyvit.training.step import StepResult, World, train_step
 from polyvit.training.throughput import Pace, memory

@@ -19,12 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from polyvit.config.run import RunConfig
-from polyvit.data.loading.example import token_dtype, token_shape
-from polyvit.data.loading.minibatch import Minibatch
-from polyvit.distributed.reducer import World
-from polyvit.model.polyvit import PolyViT
-from polyvit.schedule.plan import mixes, rank_slice
+from polyvit.config import RunConfig
+from polyvit.data.loading import Minibatch, token_dtype, token_shape
+from polyvit.distributed import World
+from polyvit.model import PolyViT
+from polyvit.schedule import mixes, rank_slice
 from polyvit.training.step import local_loss
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from polyvit.config.run import OptimConfig
-from polyvit.distributed.fsdp import local
+from polyvit.config import OptimConfig
+from polyvit.distributed import local
 from polyvit.errors import UserError
 
 

@@ -14,16 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyvit.config.run import RunConfig
-from polyvit.data.loading.device_prefetch import part_of, tensors
-from polyvit.data.loading.minibatch import Minibatch
-from polyvit.distributed.fsdp import is_sharded, is_split, local
-from polyvit.distributed.reducer import Alone, Reducer, World
-from polyvit.model.encoder import draw_keep, drop_path_rates
-from polyvit.model.polyvit import PolyViT
-from polyvit.model.tokenizer import normalise
-from polyvit.objectives.losses import example_losses, mixup, neighbours
-from polyvit.schedule.plan import mixes, rank_slice
+from polyvit.config import RunConfig
+from polyvit.data.loading import Minibatch, part_of, tensors
+from polyvit.distributed import Alone, Reducer, World, is_sharded, is_split, local
+from polyvit.model import PolyViT, draw_keep, drop_path_rates, normalise
+from polyvit.objectives import example_losses, mixup, neighbours
+from polyvit.schedule import mixes, rank_slice
 from polyvit.training.optim import Optimiser, clip_, global_norm, scale_to_
 
 __all__ = ["Alone", "StepResult", "World", "local_loss", "mixup_weight", "train_step"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import psutil
 import torch
 
-from polyvit.config.run import RunConfig
-from polyvit.model.flops import training_flops
+from polyvit.config import RunConfig
+from polyvit.model import training_flops
 
 PEAK_BFLOAT16 = {
     "H200": 989e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "A10G": 70e12, "A10": 125e12,

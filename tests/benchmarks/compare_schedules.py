@@ -32,7 +32,7 @@ from pipelines.index import Indexes, task_roots
 from polyvit.checkpoint.state import Learner, TrainState
 from polyvit.config.loader import load_config
 from polyvit.config.run import RunConfig, ScheduleConfig
-from polyvit.data.layouts.scan import scan
+from polyvit.data.layouts.scanner import scan
 from polyvit.data.loading.example import token_dtype, token_shape
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Quarantined, Request, multi_hot
 from polyvit.data.loading.requests import InlineFeed, Requests

@@ -176,7 +176,7 @@ def compare(found: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def decode_costs(data: Path, most: int = 40) -> dict[str, dict[str, float]]:
     """Least core-seconds over 3 of an example of each medium at each input size, mean over examples."""
-    from polyvit.data.layouts.scan import scan
+    from polyvit.data.layouts.scanner import scan
     from polyvit.data.loading.example import example_tokens
     from polyvit.data.loading.reader import load
     from polyvit.data.transforms.augment import example_rng

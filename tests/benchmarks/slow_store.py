@@ -24,7 +24,7 @@ import numpy as np
 
 from polyvit.config.tasks import ImageTask
 from polyvit.data.index.io import Example, Scan
-from polyvit.data.layouts.scan import scan
+from polyvit.data.layouts.scanner import scan
 from polyvit.data.loading import reader
 from polyvit.data.loading.reader import load_many
 from polyvit.data.shards.writer import ShardOptions, shard_specs, write_shard, write_text

@@ -8,7 +8,7 @@ import torch
 from small import small_config, small_plan
 
 from pipelines.plan import duration
-from polyvit.cost.estimate import Estimate, estimate
+from polyvit.cost.run_estimate import Estimate, estimate
 from polyvit.model.polyvit import parameters_of
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from polyvit.deploy.extend import add_results, assemble, extension_config, freez
 from polyvit.deploy.package import write_release
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
-from polyvit.model.pretrained.initialise import initialise
+from polyvit.model.pretrained.from_vit import initialise
 from polyvit.training.loop import train
 from polyvit.training.step import Alone
 

@@ -10,7 +10,7 @@ from polyvit.config.loader import validate_config
 from polyvit.config.run import RunConfig
 from polyvit.distributed.fsdp import full_state, gathered, is_sharded, load_full_state, local, shard
 from polyvit.errors import UserError
-from polyvit.evaluation.evaluate import evaluate
+from polyvit.evaluation.evaluator import evaluate
 from polyvit.model.polyvit import PolyViT
 from polyvit.training.ema import Ema
 from polyvit.training.optim import Optimiser, build_optimiser

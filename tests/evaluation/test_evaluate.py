@@ -19,7 +19,7 @@ from polyvit.data.index.io import Example, Scan
 from polyvit.data.loading.example import evaluation_tokens, evaluation_views, example_tokens
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Quarantined, Request
 from polyvit.data.loading.requests import EVAL_BATCH, InlineFeed, Requests, split_requests
-from polyvit.evaluation.evaluate import average_views, evaluate, protocol
+from polyvit.evaluation.evaluator import average_views, evaluate, protocol
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.tokenizer import normalise
 from polyvit.training.step import Alone

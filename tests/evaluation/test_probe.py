@@ -21,7 +21,7 @@ from polyvit.evaluation.features import (
     read_features,
     write_features,
 )
-from polyvit.evaluation.probe import ProbeSettings, carve_out, choose_lr, fit_heads, probe
+from polyvit.evaluation.linear_probe import ProbeSettings, carve_out, choose_lr, fit_heads, probe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

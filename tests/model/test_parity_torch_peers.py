@@ -20,7 +20,7 @@ from polyvit.config.run import AudioInput, ImageInput, ModelConfig, VideoInput
 from polyvit.config.tasks import AudioTask, ImageTask, TaskConfig, VideoTask
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained.convert import block_from_hf, pop_group
-from polyvit.model.pretrained.initialise import initialise
+from polyvit.model.pretrained.from_vit import initialise
 
 ROUNDING = 1e-5
 FOLDER = kit.DIR / "torch_peers"

@@ -16,7 +16,7 @@ from polyvit.config.run import Modality, ModelConfig, RunConfig
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained.convert import OFFICIAL_TOKENIZERS, state_to_official
-from polyvit.model.pretrained.initialise import KernelInit, LoadReport, initialise
+from polyvit.model.pretrained.from_vit import KernelInit, LoadReport, initialise
 from polyvit.model.pretrained.vit_files import ViT, load_vit
 
 CASES: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ from polyvit.config.tasks import AudioTask, ImageTask, TaskConfig, VideoTask
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained.convert import HF_BLOCK_NAMES, official_to_state, state_to_official
-from polyvit.model.pretrained.initialise import inflate, initialise, resize_positions
+from polyvit.model.pretrained.from_vit import inflate, initialise, resize_positions
 from polyvit.model.pretrained.vit_files import load_vit
 
 DEPTH, HEADS, WIDTH = 3, 2, 8

@@ -15,7 +15,7 @@ from polyvit.checkpoint.state import Learner, TrainState, load_trained, save_che
 from polyvit.config.run import RunConfig
 from polyvit.data.index.io import write_index
 from polyvit.data.loading.requests import InlineFeed, Requests
-from polyvit.evaluation.evaluate import evaluate
+from polyvit.evaluation.evaluator import evaluate
 from polyvit.model.polyvit import PolyViT
 from polyvit.training.optim import build_optimiser
 

@@ -15,7 +15,7 @@ from small import Heard, write_yaml
 
 from pipelines import cli
 from pipelines.feed.worker_feed import make_decoder
-from pipelines.runtime.cluster import Node, placement_problems
+from pipelines.runtime.ray_cluster import Node, placement_problems
 from polyvit.checkpoint.state import Learner, TrainState, read_document
 from polyvit.config.loader import load_config, validate_config
 from polyvit.config.run import RunConfig

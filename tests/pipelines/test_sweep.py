@@ -253,8 +253,8 @@ def test_a_sweep_that_is_interrupted_says_how_to_go_on_and_registers_nothing(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("pipelines.runtime.cluster.cluster", lambda *sizes: contextlib.nullcontext())
-    monkeypatch.setattr("pipelines.runtime.cluster.check_resources", lambda config: None)
+    monkeypatch.setattr("pipelines.runtime.ray_cluster.cluster", lambda *sizes: contextlib.nullcontext())
+    monkeypatch.setattr("pipelines.runtime.ray_cluster.check_resources", lambda config: None)
     monkeypatch.setattr("pipelines.index.build_indexes", lambda config, folder: None)
     monkeypatch.setattr("pipelines.sweep.fit", interrupted)
     before, storage = signal.getsignal(signal.SIGTERM), folder / "interrupted"

@@ -21,7 +21,7 @@ from pipelines.index import Indexes
 from polyvit.checkpoint.store import under
 from polyvit.config.paper_tasks import PAPER_TASKS
 from polyvit.data.index.io import Example, index_hash
-from polyvit.data.layouts.scan import scan
+from polyvit.data.layouts.scanner import scan
 from polyvit.data.loading import reader
 from polyvit.data.loading.minibatch import Decoder
 from polyvit.data.loading.reader import load, load_many, reading_ahead

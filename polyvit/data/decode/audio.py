@@ -23,10 +23,9 @@ import soxr
 import torch
 import torchaudio
 
-from polyvit.config.run import AudioInput
-from polyvit.config.tasks import AudioAugment
+from polyvit.config import AudioAugment, AudioInput
 from polyvit.data.decode.containers import bad_media, open_container
-from polyvit.data.transforms.augment import View, spec_augment, window_indices, window_start
+from polyvit.data.transforms import View, spec_augment, window_indices, window_start
 from polyvit.errors import BadMedia
 
 MAX_SECONDS = 3600.0

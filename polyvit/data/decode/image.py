@@ -16,9 +16,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from polyvit.config.tasks import ImageAugment
+from polyvit.config import ImageAugment
 from polyvit.data.decode.containers import bad_media
-from polyvit.data.transforms.augment import Box, centre_cut, inception_box
+from polyvit.data.transforms import Box, centre_cut, inception_box
 from polyvit.errors import BadMedia
 
 MAX_PIXELS = 2**26

@@ -9,7 +9,7 @@ import re
 
 import av
 
-from polyvit.config.inputs import Modality
+from polyvit.config import Modality
 from polyvit.data.decode.containers import bad_media, open_container
 from polyvit.errors import BadMedia
 

@@ -24,10 +24,10 @@ import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
-from polyvit.config.tasks import VideoAugment, VideoReader
+from polyvit.config import VideoAugment, VideoReader
 from polyvit.data.decode.containers import bad_media, open_container
 from polyvit.data.decode.image import smaller_side_size
-from polyvit.data.transforms.augment import (
+from polyvit.data.transforms import (
     CropPosition,
     View,
     centre_cut,

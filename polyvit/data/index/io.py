@@ -1,6 +1,6 @@
 """The index: one Arrow schema for an example's address, labels and split, and what a scan found wrong.
 
-In: a task's folder, read by one of `polyvit.data.layouts.scan`. Out: a `Scan`, sorted by key, and from it a small
+In: a task's folder, read by one of `polyvit.data.layouts`. Out: a `Scan`, sorted by key, and from it a small
 Parquet file (`write_index`), the same on every machine. Nothing here decodes media. Millions of rows stay in
 columns (`polyvit.data.index.examples`).
 """

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polyvit.data.index.io import Example
+from polyvit.data.index import Example
 from polyvit.data.isolation.worker import (
     TOO_MUCH_MEMORY,
     Child,
@@ -32,11 +32,11 @@ from polyvit.data.isolation.worker import (
     run_child,
     send,
 )
-from polyvit.data.loading.example import token_dtype, token_shape
+from polyvit.data.loading import token_dtype, token_shape
 from polyvit.errors import BadMedia
 
 if TYPE_CHECKING:
-    from polyvit.data.loading.minibatch import Decoder
+    from polyvit.data.loading import Decoder
 
 MEMORY = 8 * 2**30
 """Bytes that one example may take in a child; more than any file within the decoders' own limits needs."""

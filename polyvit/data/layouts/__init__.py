@@ -1,1 +1,9 @@
-""""""
+"""A data set's folder or bucket, as its users hold it, to a `Scan`: one file a layout.
+
+In: a task and its place. Out: a `Scan`, or its index file from the cache.
+Read: scanner, a layout such as imagefolder, scanning/, index_cache.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

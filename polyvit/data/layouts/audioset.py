@@ -12,9 +12,16 @@ Options: train = `balanced` (default), `unbalanced` or `all`; folder = `audio`, 
 
 from collections.abc import Iterator
 
-from polyvit.data.index.io import Example, Scan, Split
-from polyvit.data.layouts.scanning.context import Survey, name_problem, read_options
-from polyvit.data.layouts.scanning.tables import need_columns, ordered_names, read_rows, read_table
+from polyvit.data.index import Example, Scan, Split
+from polyvit.data.layouts.scanning import (
+    Survey,
+    name_problem,
+    need_columns,
+    ordered_names,
+    read_options,
+    read_rows,
+    read_table,
+)
 from polyvit.errors import UserError
 
 CLASSES = "class_labels_indices.csv"

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from polyvit.data.index.io import Example, Scan
-from polyvit.data.layouts.scanning.cifar_pickle import BadPickle, load_plain
-from polyvit.data.layouts.scanning.context import Survey, carve, read_options
+from polyvit.data.index import Example, Scan
+from polyvit.data.layouts.scanning import BadPickle, Survey, carve, load_plain, read_options
 from polyvit.errors import UserError
 
 TRAIN_BELOW = 0.98

@@ -22,18 +22,21 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from polyvit.data.index.io import Example, Scan, Split
-from polyvit.data.layouts.scanning.context import (
+from polyvit.data.index import Example, Scan, Split
+from polyvit.data.layouts.scanning import (
     OUTSIDE,
     SPLIT_NAMES,
+    Row,
+    Rows,
     Survey,
     carve,
     carve_fractions,
     inside,
+    label_rows,
+    need_columns,
     read_options,
+    read_table,
 )
-from polyvit.data.layouts.scanning.labels import Row, Rows, label_rows
-from polyvit.data.layouts.scanning.tables import need_columns, read_table
 from polyvit.errors import UserError
 
 EXPECTS = "data.csv, or train.csv (val.csv, test.csv), with columns path and label: see options"

@@ -8,15 +8,8 @@ no folder. Label index: sorted class folders of train, or `task.classes`.
 Options: validation_fraction = 0.1 and test_fraction = 0.1, the shares that are carved.
 """
 
-from polyvit.data.index.io import Example, Scan, Split
-from polyvit.data.layouts.scanning.context import (
-    EXTENSIONS,
-    SPLIT_NAMES,
-    Survey,
-    carve,
-    carve_fractions,
-    read_options,
-)
+from polyvit.data.index import Example, Scan, Split
+from polyvit.data.layouts.scanning import EXTENSIONS, SPLIT_NAMES, Survey, carve, carve_fractions, read_options
 from polyvit.errors import UserError
 
 EXPECTS = "train/<class>/..., val/<class>/..., test/<class>/..., or just <class>/..."

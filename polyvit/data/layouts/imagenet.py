@@ -8,9 +8,8 @@ is the test set of the paper's table. No options.
 
 import re
 
-from polyvit.data.index.io import Example, Scan
-from polyvit.data.layouts.scanning.context import Survey, carve, read_options
-from polyvit.data.layouts.scanning.tables import read_lines
+from polyvit.data.index import Example, Scan
+from polyvit.data.layouts.scanning import Survey, carve, read_lines, read_options
 from polyvit.errors import UserError
 
 EXPECTS = "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, with LOC_synset_mapping.txt where all 1000 classes count"

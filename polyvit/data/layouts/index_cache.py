@@ -15,11 +15,11 @@ import shutil
 from pathlib import Path
 
 import polyvit.data
-from polyvit.config.tasks import TaskConfig
-from polyvit.data.index.io import beside_name, read_facts, write_index
-from polyvit.data.layouts.scan import Stamps, read_classes, scan_with_stamps
+from polyvit.config import TaskConfig
+from polyvit.data.index import beside_name, read_facts, write_index
+from polyvit.data.layouts.scanner import Stamps, read_classes, scan_with_stamps
 from polyvit.errors import UserError
-from polyvit.storage.root import Place, Root, open_root, pool
+from polyvit.storage import Place, Root, open_root, pool
 
 KEPT = 100
 """Indexes that stay in the cache, the latest used."""

@@ -11,9 +11,8 @@ options.
 import re
 from collections.abc import Mapping
 
-from polyvit.data.index.io import Example, Scan, Split
-from polyvit.data.layouts.scanning.context import Survey, name_problem, read_options
-from polyvit.data.layouts.scanning.tables import need_columns, read_table
+from polyvit.data.index import Example, Scan, Split
+from polyvit.data.layouts.scanning import Survey, name_problem, need_columns, read_options, read_table
 from polyvit.errors import UserError
 
 EXPECTS = "train.csv, val.csv (and test.csv), and clips at <split>/<label>/<id>_<start>_<end>.mp4"

@@ -5,9 +5,16 @@ clips lie under `training/` and `validation/`. Label index: the one in `moments_
 position of the label in `task.classes`. No options.
 """
 
-from polyvit.data.index.io import Example, Scan, Split
-from polyvit.data.layouts.scanning.context import OUTSIDE, Survey, inside, read_options
-from polyvit.data.layouts.scanning.tables import ordered_names, read_lines, read_rows
+from polyvit.data.index import Example, Scan, Split
+from polyvit.data.layouts.scanning import (
+    OUTSIDE,
+    Survey,
+    inside,
+    ordered_names,
+    read_lines,
+    read_options,
+    read_rows,
+)
 
 CATEGORIES = "moments_categories.txt"
 EXPECTS = f"{CATEGORIES}, trainingSet.csv, validationSet.csv, training/ and validation/"

@@ -17,12 +17,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyvit.config.run import Modality
-from polyvit.data.index.io import Example, Scan, Split
-from polyvit.data.layouts.scanning.context import EMPTY, Survey, carve, carve_fractions, read_options, split_of
-from polyvit.data.layouts.scanning.labels import Row, Rows, label_rows
+from polyvit.config import Modality
+from polyvit.data.index import Example, Scan, Split
+from polyvit.data.layouts.scanning import (
+    EMPTY,
+    Row,
+    Rows,
+    Survey,
+    carve,
+    carve_fractions,
+    label_rows,
+    read_options,
+    split_of,
+)
 from polyvit.errors import UserError
-from polyvit.storage.root import StoreUnavailable
+from polyvit.storage import StoreUnavailable
 
 EXPECTS = "data/train-00000-of-00001.parquet and so on, with a media and a label column"
 OPTIONS: dict[str, Any] = {

@@ -7,9 +7,8 @@ index: class id - 1; class name: the breed in the image's name. trainval is carv
 
 from collections import Counter, defaultdict
 
-from polyvit.data.index.io import Example, Scan
-from polyvit.data.layouts.scanning.context import Survey, carve, name_problem, read_options
-from polyvit.data.layouts.scanning.tables import read_lines
+from polyvit.data.index import Example, Scan
+from polyvit.data.layouts.scanning import Survey, carve, name_problem, read_lines, read_options
 
 EXPECTS = "images/<Breed>_<n>.jpg and annotations/{trainval,test}.txt"
 NUM_CLASSES = 37

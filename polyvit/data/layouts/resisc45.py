@@ -5,9 +5,8 @@ RESISC45 has no official split: without these files the hash of the key gives 60
 % test. Label index: sorted class names of train (of the folders, without split files). No options.
 """
 
-from polyvit.data.index.io import Example, Scan, Split
-from polyvit.data.layouts.scanning.context import OUTSIDE, Survey, carve, inside, read_options
-from polyvit.data.layouts.scanning.tables import read_lines
+from polyvit.data.index import Example, Scan, Split
+from polyvit.data.layouts.scanning import OUTSIDE, Survey, carve, inside, read_lines, read_options
 from polyvit.errors import UserError
 
 FOLDER = "NWPU-RESISC45"

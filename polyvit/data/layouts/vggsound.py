@@ -7,9 +7,8 @@ Rows are `ytid,start,label,train|test`; a label with a comma is quoted. Media ma
 Options: folder = `audio`, where the media are.
 """
 
-from polyvit.data.index.io import Example, Scan, Split
-from polyvit.data.layouts.scanning.context import Survey, name_problem, read_options
-from polyvit.data.layouts.scanning.tables import read_rows
+from polyvit.data.index import Example, Scan, Split
+from polyvit.data.layouts.scanning import Survey, name_problem, read_options, read_rows
 
 LIST = "vggsound.csv"
 EXPECTS = f"{LIST} and audio/<ytid>_<start:06d>.(wav|flac|mp4|...)"

@@ -24,23 +24,25 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polyvit.data.index.io import Example, Examples, Scan, Split, parse_index
-from polyvit.data.layouts.scanning.context import (
+from polyvit.data.index import Example, Examples, Scan, Split, parse_index
+from polyvit.data.layouts.scanning import (
     EXTENSIONS,
     OUTSIDE,
+    Row,
+    Rows,
     Survey,
     carve,
     carve_fractions,
     inside,
     is_utf8,
+    kept_rows,
+    label_rows,
+    read_lines,
     read_options,
     split_of,
 )
-from polyvit.data.layouts.scanning.labels import Row, Rows, label_rows
-from polyvit.data.layouts.scanning.shard_cache import kept_rows
-from polyvit.data.layouts.scanning.tables import read_lines
 from polyvit.errors import UserError
-from polyvit.storage.root import StoreUnavailable, pool
+from polyvit.storage import StoreUnavailable, pool
 
 EXPECTS = "tar shards such as train-000000.tar and val-000000.tar"
 OPTIONS: dict[str, Any] = {

@@ -12,10 +12,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polyvit.config.run import AudioInput, ImageInput, Modality, ModelInput, VideoInput
-from polyvit.config.tasks import AudioTask, ImageTask, TaskConfig, VideoTask
-from polyvit.data.transforms.augment import CropPosition, View
-from polyvit.data.transforms.patchify import patchify_audio, patchify_image, patchify_video
+from polyvit.config import (
+    AudioInput,
+    AudioTask,
+    ImageInput,
+    ImageTask,
+    Modality,
+    ModelInput,
+    TaskConfig,
+    VideoInput,
+    VideoTask,
+)
+from polyvit.data.transforms import CropPosition, View, patchify_audio, patchify_image, patchify_video
 from polyvit.errors import BadMedia
 
 Media = bytes | np.ndarray

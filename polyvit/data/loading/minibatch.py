@@ -11,17 +11,15 @@ from functools import partial
 
 import numpy as np
 
-from polyvit.config.run import ModelInput
-from polyvit.config.tasks import TaskConfig
-from polyvit.data.index.examples import examples_at
-from polyvit.data.index.io import Example
-from polyvit.data.isolation.limits import TimeLimit, Tokens, import_decoders, sandboxed
+from polyvit.config import ModelInput, TaskConfig
+from polyvit.data.index import Example, examples_at
+from polyvit.data.isolation import TimeLimit, Tokens, import_decoders, sandboxed
 from polyvit.data.loading.example import evaluation_tokens, example_tokens, token_dtype, token_shape
 from polyvit.data.loading.reader import load, reading_ahead
-from polyvit.data.transforms.augment import example_rng
+from polyvit.data.transforms import example_rng
 from polyvit.errors import BadMedia
-from polyvit.schedule.plan import PlannedBatch
-from polyvit.storage.root import Place
+from polyvit.schedule import PlannedBatch
+from polyvit.storage import Place
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyvit.data.index.io import Example
-from polyvit.data.layouts.cifar import pixels_NHWC
-from polyvit.data.layouts.scanning.cifar_pickle import BadPickle, load_plain
-from polyvit.data.layouts.scanning.context import EMPTY, OUTSIDE, inside
+from polyvit.data.index import Example
+from polyvit.data.layouts import pixels_NHWC
+from polyvit.data.layouts.scanning import EMPTY, OUTSIDE, BadPickle, inside, load_plain
 from polyvit.errors import BadMedia
-from polyvit.storage.root import Place, Root, StoreUnavailable, open_root, pool
+from polyvit.storage import Place, Root, StoreUnavailable, open_root, pool
 
 Media = bytes | np.ndarray
 AHEAD = 32

@@ -6,12 +6,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from polyvit.config.run import RunConfig
-from polyvit.config.tasks import TaskConfig
-from polyvit.data.index.io import Example, Scan
-from polyvit.data.isolation.worker import is_fatal
+from polyvit.config import RunConfig, TaskConfig
+from polyvit.data.index import Example, Scan
+from polyvit.data.isolation import is_fatal
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Request, evaluation_requests, train_request
-from polyvit.schedule.plan import Plan
+from polyvit.schedule import Plan
 
 EVAL_BATCH = 64
 """Most views (clip x crop) of one evaluation minibatch; one example has all its views in one."""

@@ -13,8 +13,7 @@ import simplejpeg
 import soundfile
 from av.video.reformatter import VideoReformatter
 
-from polyvit.data.decode import audio, image, video
-from polyvit.data.decode.containers import bad_media, open_container
+from polyvit.data.decode import audio, bad_media, image, open_container, video
 from polyvit.errors import BadMedia
 
 KEY_FRAMES = 32

@@ -23,14 +23,13 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 
-from polyvit.config.inputs import Modality
-from polyvit.data.index.examples import SPLITS, Example
-from polyvit.data.index.io import Scan, finish_scan, index_hash, parse_index, write_index
-from polyvit.data.layouts.webdataset import INDEX
-from polyvit.data.loading.reader import Media, load_many
+from polyvit.config import Modality
+from polyvit.data.index import SPLITS, Example, Scan, finish_scan, index_hash, parse_index, write_index
+from polyvit.data.layouts import INDEX
+from polyvit.data.loading import Media, load_many
 from polyvit.data.shards.transcode import smaller_audio, smaller_image, smaller_video
 from polyvit.errors import BadMedia, UserError
-from polyvit.storage.root import Place, StoreUnavailable, is_url, open_root
+from polyvit.storage import Place, StoreUnavailable, is_url, open_root
 
 FORMAT = 1
 PER_SHARD: dict[Modality, int] = {"image": 2000, "video": 200, "audio": 1000}
@@ -228,7 +227,7 @@ def extension_of(content: bytes, modality: Modality) -> str:
 
 def _forget(name: str, out: Place) -> None:
     if is_url(out):
-        from polyvit.storage.remote import delete
+        from polyvit.storage import delete
 
         delete(name, str(out))
     else:
@@ -238,7 +237,7 @@ def _forget(name: str, out: Place) -> None:
 def _publish(path: Path, out: Place) -> None:
     """Put a written file below `out`: renamed into place, or uploaded."""
     if is_url(out):
-        from polyvit.storage.remote import upload
+        from polyvit.storage import upload
 
         upload(path, str(out))
     else:

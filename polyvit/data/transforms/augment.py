@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import DTypeLike
 
-from polyvit.config.tasks import AudioAugment
+from polyvit.config import AudioAugment
 
 BRIGHTNESS = 32.0
 """Largest shift, in grey levels of 255. This and the next three: dmvr `color_default_augm`, as in scenic."""

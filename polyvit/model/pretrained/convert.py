@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyvit.config.run import AudioInput, ImageInput, Modality, ModelConfig
+from polyvit.config import AudioInput, ImageInput, Modality, ModelConfig
 from polyvit.errors import UserError
 
 OFFICIAL_TOKENIZERS: dict[Modality, str] = {

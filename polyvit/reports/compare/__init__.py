@@ -1,1 +1,9 @@
-""""""
+"""Finished runs side by side.
+
+In: run folders. Out: a `Comparison`, pictures, and report.html.
+Read: run_summary, comparison, heat_maps, curves, tradeoffs, page.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from polyvit.config.loader import flatten
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig, flatten
 from polyvit.errors import UserError
 from polyvit.reports.compare.run_summary import RunSummary, read_run, read_runs
 

@@ -25,7 +25,7 @@ from polyvit.reports.compare.heat_maps import (
     settings_words,
 )
 from polyvit.reports.compare.run_summary import RunSummary
-from polyvit.schedule.schedule import Schedule, build_schedule
+from polyvit.schedule import Schedule, build_schedule
 
 _BINS = 240
 """Of a strip that says when a task was trained."""

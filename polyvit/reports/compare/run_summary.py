@@ -13,14 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from polyvit.checkpoint.metrics_log import Point, read_history
-from polyvit.checkpoint.state import store_of
-from polyvit.checkpoint.store import open_store
-from polyvit.config.loader import validate_config
-from polyvit.config.run import RunConfig
+from polyvit.checkpoint import Point, open_store, read_history, store_of
+from polyvit.config import RunConfig, validate_config
 from polyvit.errors import UserError
-from polyvit.model.polyvit import parameters_of
-from polyvit.schedule.schedule import Schedule, build_schedule
+from polyvit.model import parameters_of
+from polyvit.schedule import Schedule, build_schedule
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from polyvit.config.run import AudioInput, ImageInput, VideoInput
-from polyvit.data.index.io import SPLITS
-from polyvit.reports.compare.heat_maps import FAINT, INK, PALETTE, amount, picture
+from polyvit.config import AudioInput, ImageInput, VideoInput
+from polyvit.data.index import SPLITS
+from polyvit.reports.compare import FAINT, INK, PALETTE, amount, picture
 from polyvit.reports.inspect.examine import SILENT_DB, ZERO_DB
 from polyvit.reports.inspect.task_report import TaskReport
 

@@ -16,11 +16,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from polyvit.config.run import AudioInput, ImageInput, ModelInput, VideoInput
-from polyvit.config.tasks import AudioTask, ImageTask, TaskConfig, VideoTask
-from polyvit.data.loading.example import Media, example_tokens
-from polyvit.data.transforms.augment import example_rng
-from polyvit.data.transforms.patchify import unpatchify_audio, unpatchify_image, unpatchify_video
+from polyvit.config import (
+    AudioInput,
+    AudioTask,
+    ImageInput,
+    ImageTask,
+    ModelInput,
+    TaskConfig,
+    VideoInput,
+    VideoTask,
+)
+from polyvit.data.loading import Media, example_tokens
+from polyvit.data.transforms import example_rng, unpatchify_audio, unpatchify_image, unpatchify_video
 from polyvit.errors import BadMedia
 
 ROWS = 8
@@ -122,17 +129,17 @@ def _sides(spec: ModelInput) -> tuple[int, ...]:
 def _stored(sample: Sample, task: TaskConfig, spec: ModelInput) -> np.ndarray:
     """Before anything is done to it: image_HWC, the clip's video_THWC, or the whole recording's spectrogram_TF."""
     if isinstance(task, ImageTask):
-        from polyvit.data.decode.image import decode_image
+        from polyvit.data.decode import decode_image
 
         return sample.media if isinstance(sample.media, np.ndarray) else decode_image(sample.media)
     assert isinstance(sample.media, bytes)
     if isinstance(task, VideoTask) and isinstance(spec, VideoInput):
-        from polyvit.data.decode.video import read_clip
+        from polyvit.data.decode import read_clip
 
         stride = task.augment.frame_stride
         return read_clip(sample.media, spec.frames, stride, None, sample.start_s, sample.end_s)
     if isinstance(task, AudioTask) and isinstance(spec, AudioInput):
-        from polyvit.data.decode.audio import decode_waveform, log_mel
+        from polyvit.data.decode import decode_waveform, log_mel
 
         waveform_S = decode_waveform(sample.media, spec.sample_rate, sample.start_s, sample.end_s)
         return (log_mel(waveform_S, spec) - spec.mean) / spec.std

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from polyvit.config.run import AudioInput, ModelInput, VideoInput
-from polyvit.config.tasks import ImageTask, TaskConfig, VideoTask
-from polyvit.data.loading.example import Media
-from polyvit.data.transforms.augment import example_rng
+from polyvit.config import AudioInput, ImageTask, ModelInput, TaskConfig, VideoInput, VideoTask
+from polyvit.data.loading import Media
+from polyvit.data.transforms import example_rng
 from polyvit.errors import BadMedia
 
 SILENT_DB = -60.0
@@ -112,7 +111,7 @@ def _look_at_image(media: Media, found: dict[str, Any]) -> None:
     else:
         from PIL import Image
 
-        from polyvit.data.decode.image import decode_image
+        from polyvit.data.decode import decode_image
 
         with contextlib.suppress(Exception), Image.open(io.BytesIO(media)) as picture:
             found.update(form=picture.format, width=picture.width, height=picture.height)
@@ -123,7 +122,7 @@ def _look_at_image(media: Media, found: dict[str, Any]) -> None:
 def _look_at_video(
     media: bytes, found: dict[str, Any], count: int, stride: int, segment_s: tuple[float, float]
 ) -> None:
-    from polyvit.data.decode.video import read_clip
+    from polyvit.data.decode import read_clip
 
     with contextlib.suppress(Exception):
         _read_video_header(media, found, segment_s)
@@ -154,7 +153,7 @@ def _read_video_header(media: bytes, found: dict[str, Any], segment_s: tuple[flo
 
 
 def _listen(media: bytes, found: dict[str, Any], sample_rate: int, segment_s: tuple[float, float]) -> None:
-    from polyvit.data.decode.audio import decode_waveform
+    from polyvit.data.decode import decode_waveform
 
     with contextlib.suppress(Exception):
         _read_audio_header(media, found)

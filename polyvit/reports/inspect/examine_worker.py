@@ -8,11 +8,19 @@ import socket
 
 import numpy as np
 
-from polyvit.config.inputs import Modality
-from polyvit.config.run import RunConfig
-from polyvit.data.isolation.limits import MEMORY, import_decoders
-from polyvit.data.isolation.worker import Child, DecoderDied, confine, die_with_parent, receive, run_child, send
-from polyvit.data.loading.example import Media
+from polyvit.config import Modality, RunConfig
+from polyvit.data.isolation import (
+    MEMORY,
+    Child,
+    DecoderDied,
+    confine,
+    die_with_parent,
+    import_decoders,
+    receive,
+    run_child,
+    send,
+)
+from polyvit.data.loading import Media
 from polyvit.reports.inspect.examine import Facts, examine
 
 

@@ -13,9 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from polyvit.config.run import AudioInput, ImageInput, RunConfig, VideoInput
-from polyvit.config.tasks import VideoTask
-from polyvit.data.index.io import SPLITS
+from polyvit.config import AudioInput, ImageInput, RunConfig, VideoInput, VideoTask
+from polyvit.data.index import SPLITS
 from polyvit.reports.inspect.examine import SILENT_DB, Facts
 from polyvit.reports.inspect.task_report import Look, TaskReport, train_contents
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyvit.config.run import RunConfig
-from polyvit.data.index.io import SPLITS
+from polyvit.config import RunConfig
+from polyvit.data.index import SPLITS
 from polyvit.errors import UserError
 from polyvit.reports.html import cell, document, fact_boxes, image, safe, table
 from polyvit.reports.inspect.charts import draw_numbers

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from polyvit.config.run import ModelInput
-from polyvit.config.tasks import TaskConfig
-from polyvit.data.index.io import SPLITS, Example, Problem, Scan
+from polyvit.config import ModelInput, TaskConfig
+from polyvit.data.index import SPLITS, Example, Problem, Scan
 from polyvit.reports.inspect.examine import Facts
 
 MEASURES = {

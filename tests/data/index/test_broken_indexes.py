@@ -13,7 +13,7 @@ import pytest
 from kit import task, write
 
 from polyvit.data.index.io import Example, finish_scan, index_classes, read_index, write_index
-from polyvit.data.layouts.scan import scan
+from polyvit.data.layouts.scanner import scan
 from polyvit.data.loading.reader import load
 from polyvit.errors import BadMedia, UserError
 

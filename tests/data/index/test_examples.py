@@ -11,7 +11,7 @@ from kit import task, write
 from polyvit.data.index import examples as module
 from polyvit.data.index.examples import Example, Examples, ExampleWriter
 from polyvit.data.index.io import Scan, finish_scan, index_hash, read_index, write_index
-from polyvit.data.layouts.scan import scan
+from polyvit.data.layouts.scanner import scan
 
 LISTED = [
     Example("a", "s.tar", (0, 2), "validation", "tar", offset=512, length=7),

@@ -20,7 +20,7 @@ from polyvit.checkpoint.state import Learner, TrainState
 from polyvit.config.loader import load_config
 from polyvit.config.run import RunConfig
 from polyvit.data.index.io import Scan
-from polyvit.data.layouts.scan import scan
+from polyvit.data.layouts.scanner import scan
 from polyvit.data.loading.minibatch import Decoder, Minibatch
 from polyvit.data.loading.requests import InlineFeed, Requests
 from polyvit.errors import UserError

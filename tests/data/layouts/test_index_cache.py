@@ -12,7 +12,7 @@ from kit import task, write
 from polyvit.data.index.io import read_index
 from polyvit.data.layouts import index_cache, webdataset
 from polyvit.data.layouts.index_cache import write_task_index
-from polyvit.data.layouts.scan import scan
+from polyvit.data.layouts.scanner import scan
 from polyvit.errors import UserError
 
 

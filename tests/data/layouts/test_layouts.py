@@ -13,7 +13,7 @@ from kit import carved, rows, task, write
 
 from polyvit.config.tasks import Layout
 from polyvit.data.index.io import Problem, key_fraction
-from polyvit.data.layouts.scan import LAYOUTS, scan
+from polyvit.data.layouts.scanner import LAYOUTS, scan
 from polyvit.errors import UserError
 
 # ------------------------------------------------------------------------------------------- what all share

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from polyvit.config.paper_tasks import PAPER_TASKS
 from polyvit.config.tasks import TaskConfig
 from polyvit.data.index.io import Problem, Scan
-from polyvit.data.layouts.scan import scan
+from polyvit.data.layouts.scanner import scan
 from polyvit.data.loading.reader import load
 from polyvit.errors import UserError
 

@@ -15,7 +15,7 @@ import pytest
 from kit import carved, rows, task, write
 
 from polyvit.data.index.io import Problem
-from polyvit.data.layouts.scan import scan
+from polyvit.data.layouts.scanner import scan
 from polyvit.errors import UserError
 
 

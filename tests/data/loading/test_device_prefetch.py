@@ -147,7 +147,7 @@ def test_training_on_copies_ends_with_the_same_bits(monkeypatch: pytest.MonkeyPa
     for copied in (False, True):
         model, optimiser, schedule = fresh(config)
         if copied:
-            for where in ("polyvit.training.loop", "polyvit.evaluation.evaluate"):
+            for where in ("polyvit.training.loop", "polyvit.evaluation.evaluator"):
                 monkeypatch.setattr(f"{where}.on_device", lambda steps, device: staged(steps, PlainCopies()))
         state, heard = TrainState(), Heard()
         train(Learner(model, optimiser), schedule, ArrayFeed(config), config, Alone(), state, heard)

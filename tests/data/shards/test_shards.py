@@ -14,7 +14,7 @@ from s3_kit import s3_server
 from polyvit.checkpoint.store import under
 from polyvit.data.decode.image import decode_image
 from polyvit.data.index.io import Scan
-from polyvit.data.layouts.scan import scan
+from polyvit.data.layouts.scanner import scan
 from polyvit.data.loading.reader import load
 from polyvit.data.shards.writer import (
     ShardOptions,

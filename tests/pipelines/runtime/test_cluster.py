@@ -9,7 +9,7 @@ import pytest
 from small import small_config
 
 from pipelines.runtime import cluster
-from pipelines.runtime.cluster import STARTS, scaling, started
+from pipelines.runtime.ray_cluster import STARTS, scaling, started
 from polyvit.errors import UserError
 
 SLOW = "The current node timed out during startup. This could happen because ..."

@@ -17,12 +17,10 @@ from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 
-from polyvit.config.run import Modality
-from polyvit.config.tasks import TaskConfig
-from polyvit.data.index.examples import ExampleWriter
-from polyvit.data.index.io import Example, Problem, Scan, Split, finish_scan, key_fraction
+from polyvit.config import Modality, TaskConfig
+from polyvit.data.index import Example, ExampleWriter, Problem, Scan, Split, finish_scan, key_fraction
 from polyvit.errors import UserError
-from polyvit.storage.root import DANGLING, Folder, Root, StoreUnavailable, pool
+from polyvit.storage import DANGLING, Folder, Root, StoreUnavailable, pool
 
 _VIDEO = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
 EXTENSIONS: dict[Modality, tuple[str, ...]] = {

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from polyvit.data.index.examples import CHUNK, SCHEMA, Example, ExampleWriter
-from polyvit.data.index.io import Scan
+from polyvit.data.index import CHUNK, SCHEMA, Example, ExampleWriter, Scan
 from polyvit.data.layouts.scanning.context import Survey, unknown_label
 from polyvit.errors import UserError
 

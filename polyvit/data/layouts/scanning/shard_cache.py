@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
-from polyvit.data.index.io import Example, Problem, beside_name
+from polyvit.data.index import Example, Problem, beside_name
 from polyvit.data.layouts.scanning.context import Survey
 from polyvit.data.layouts.scanning.labels import Row
 

@@ -14,7 +14,7 @@ import ray
 import ray.data
 import ray.train
 
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig
 from polyvit.errors import UserError
 
 # Ray reads these when its processes start. A parked iterator (a long evaluation, a rare task) is no stall.

@@ -13,16 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from polyvit.config.run import Modality, RunConfig
-from polyvit.data.loading.example import token_dtype, token_shape
-from polyvit.data.loading.minibatch import Minibatch
-from polyvit.model.flops import training_flops
-from polyvit.model.polyvit import PolyViT
-from polyvit.schedule.plan import mixes
-from polyvit.schedule.schedule import Schedule
-from polyvit.training.microbatch import FakePass, free_bytes
-from polyvit.training.optim import build_optimiser
-from polyvit.training.step import Alone, train_step
+from polyvit.config import Modality, RunConfig
+from polyvit.data.loading import Minibatch, token_dtype, token_shape
+from polyvit.model import PolyViT, training_flops
+from polyvit.schedule import Schedule, mixes
+from polyvit.training import Alone, FakePass, build_optimiser, free_bytes, train_step
 
 STATE_BYTES = {"sgd": 4, "adamw": 8}
 """Optimiser state a parameter (momentum in bfloat16: half)."""

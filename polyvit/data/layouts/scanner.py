@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from polyvit.config.tasks import TaskConfig
-from polyvit.data.index.io import Scan
+from polyvit.config import TaskConfig
+from polyvit.data.index import Scan
 from polyvit.data.layouts import (
     audioset,
     cifar,
@@ -25,9 +25,9 @@ from polyvit.data.layouts import (
     vggsound,
     webdataset,
 )
-from polyvit.data.layouts.scanning.context import Survey
+from polyvit.data.layouts.scanning import Survey
 from polyvit.errors import UserError
-from polyvit.storage.root import Place, Root, StoreUnavailable, open_root
+from polyvit.storage import Place, Root, StoreUnavailable, open_root
 
 LAYOUTS: dict[str, tuple[Callable[[Survey], Scan], str]] = {
     "imagenet": (imagenet.scan_imagenet, imagenet.EXPECTS),

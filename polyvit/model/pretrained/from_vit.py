@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyvit.config.run import (
+from polyvit.config import (
     AudioInput,
     ImageInput,
     KernelInit,
@@ -65,7 +65,7 @@ def init_problems(config: RunConfig) -> list[str]:
     """Why `init.path` cannot be read or does not fit the model, one line each; empty where it is null or fits."""
     if config.init.path is None:
         return []
-    from polyvit.deploy.extend import is_checkpoint, start_problems
+    from polyvit.deploy import is_checkpoint, start_problems
 
     try:
         if is_checkpoint(config.init.path):
@@ -94,7 +94,7 @@ def initialise(
     `grid`: the checkpoint's patches down and across, needed only where they are no square.
     Raises UserError where the checkpoint cannot be read, or does not fit; the model is then unchanged.
     """
-    from polyvit.deploy.extend import is_checkpoint, start_from
+    from polyvit.deploy import is_checkpoint, start_from
 
     if is_checkpoint(path):
         return start_from(model, Path(path))

@@ -13,15 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyvit.config.run import RunConfig
-from polyvit.config.tasks import ImageTask, TaskConfig, VideoTask
-from polyvit.data.loading.device_prefetch import as_tensor, on_device, tensors
-from polyvit.data.loading.minibatch import Minibatch, Quarantined
+from polyvit.config import ImageTask, RunConfig, TaskConfig, VideoTask
+from polyvit.data.loading import Minibatch, Quarantined, as_tensor, on_device, tensors
 from polyvit.evaluation.metrics import MetricState
-from polyvit.model.polyvit import PolyViT
-from polyvit.model.tokenizer import normalise
-from polyvit.objectives.losses import example_losses
-from polyvit.training.step import World
+from polyvit.model import PolyViT, normalise
+from polyvit.objectives import example_losses
+from polyvit.training import World
 
 
 @torch.no_grad()

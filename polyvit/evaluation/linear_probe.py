@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyvit.config.tasks import TaskConfig
-from polyvit.data.index.io import key_fraction
+from polyvit.config import TaskConfig
+from polyvit.data.index import key_fraction
 from polyvit.errors import UserError
 from polyvit.evaluation.features import Features
 from polyvit.evaluation.metrics import MetricState, chance_level
-from polyvit.objectives.losses import example_losses
+from polyvit.objectives import example_losses
 
 LRS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Learning rates tried (ours). On standardised features of width 1024 the lowest is stable whatever they are."""

@@ -1,0 +1,3 @@
+from .worker_feed import RayFeed as RayFeed
+from .worker_feed import make_decoder as make_decoder
+from .worker_feed import minibatches as minibatches

@@ -1,0 +1,14 @@
+from .command_line import console as console
+from .progress import Board as Board
+from .progress import NoticeHandler as NoticeHandler
+from .progress import Poster as Poster
+from .progress import live_line as live_line
+from .ray_cluster import check_resources as check_resources
+from .ray_cluster import cluster as cluster
+from .ray_cluster import living_nodes as living_nodes
+from .ray_cluster import on_this_node as on_this_node
+from .ray_cluster import one_worker as one_worker
+from .ray_cluster import scaling as scaling
+from .ray_cluster import use_gpu as use_gpu
+from .signals import Stopped as Stopped
+from .signals import stoppable as stoppable

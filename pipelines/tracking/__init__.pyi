@@ -1,0 +1,11 @@
+from .registry import is_registered as is_registered
+from .registry import list_versions as list_versions
+from .registry import log_model as log_model
+from .registry import model_folder as model_folder
+from .registry import registry_uri as registry_uri
+from .registry import set_alias as set_alias
+from .runs import PARENT as PARENT
+from .runs import TRIAL as TRIAL
+from .runs import Curves as Curves
+from .runs import Tracker as Tracker
+from .runs import import_client as import_client

@@ -1,0 +1,14 @@
+from .limits import MEMORY as MEMORY
+from .limits import TimeLimit as TimeLimit
+from .limits import Tokens as Tokens
+from .limits import import_decoders as import_decoders
+from .limits import sandboxed as sandboxed
+from .worker import TOO_MUCH_MEMORY as TOO_MUCH_MEMORY
+from .worker import Child as Child
+from .worker import DecoderDied as DecoderDied
+from .worker import confine as confine
+from .worker import die_with_parent as die_with_parent
+from .worker import is_fatal as is_fatal
+from .worker import receive as receive
+from .worker import run_child as run_child
+from .worker import send as send

@@ -1,0 +1,15 @@
+from .fsdp import full_state as full_state
+from .fsdp import gathered as gathered
+from .fsdp import is_sharded as is_sharded
+from .fsdp import is_split as is_split
+from .fsdp import load_optimiser as load_optimiser
+from .fsdp import load_parameters as load_parameters
+from .fsdp import local as local
+from .fsdp import part as part
+from .fsdp import shard as shard
+from .fsdp import whole as whole
+from .reducer import BUCKET_BYTES as BUCKET_BYTES
+from .reducer import Alone as Alone
+from .reducer import ProcessGroup as ProcessGroup
+from .reducer import Reducer as Reducer
+from .reducer import World as World

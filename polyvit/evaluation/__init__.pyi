@@ -1,0 +1,16 @@
+from .evaluator import average_views as average_views
+from .evaluator import evaluate as evaluate
+from .evaluator import protocol as protocol
+from .features import DamagedFeatures as DamagedFeatures
+from .features import Features as Features
+from .features import features_key as features_key
+from .features import gather_features as gather_features
+from .features import read_features as read_features
+from .features import write_features as write_features
+from .linear_probe import EPOCHS as EPOCHS
+from .linear_probe import LRS as LRS
+from .linear_probe import ProbeResult as ProbeResult
+from .linear_probe import ProbeSettings as ProbeSettings
+from .linear_probe import probe as probe
+from .metrics import MetricState as MetricState
+from .metrics import chance_level as chance_level

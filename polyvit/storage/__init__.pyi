@@ -1,0 +1,11 @@
+from .remote import delete as delete
+from .remote import upload as upload
+from .root import DANGLING as DANGLING
+from .root import Folder as Folder
+from .root import Place as Place
+from .root import Root as Root
+from .root import StoreUnavailable as StoreUnavailable
+from .root import as_place as as_place
+from .root import is_url as is_url
+from .root import open_root as open_root
+from .root import pool as pool

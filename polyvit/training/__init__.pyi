@@ -1,0 +1,13 @@
+from .ema import Ema as Ema
+from .loop import JUDGED_FROM as JUDGED_FROM
+from .loop import train as train
+from .microbatch import FakePass as FakePass
+from .microbatch import PeakBytes as PeakBytes
+from .microbatch import derive_microbatches as derive_microbatches
+from .microbatch import free_bytes as free_bytes
+from .optim import Optimiser as Optimiser
+from .optim import build_optimiser as build_optimiser
+from .step import Alone as Alone
+from .step import StepResult as StepResult
+from .step import World as World
+from .step import train_step as train_step
