@@ -90,10 +90,10 @@ def mutated(kind: str, corpus: list[bytes], seed: int, number: int) -> tuple[byt
 
 def media_case(kind: str) -> Callable[[int, int], str]:
     """Decode for training or evaluation, after the look that `predict` takes."""
+    from arrays_kit import evaluation_tokens, example_tokens
     from fuzz_corpus import decoding
 
     from polyvit.data.decode.media_type import detect_modality
-    from polyvit.data.loading.example import evaluation_tokens, example_tokens
     from polyvit.errors import BadMedia
 
     corpus = media_corpus(kind)

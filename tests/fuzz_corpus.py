@@ -14,8 +14,7 @@ import soundfile
 from kit import DATA_DIR, task
 from PIL import Image
 
-from polyvit.config.run import AudioInput, ImageInput, ModelInput, VideoInput
-from polyvit.config.tasks import TaskConfig
+from polyvit.config import AudioInput, ImageInput, InputSection, TaskConfig, VideoInput
 
 LARGEST = 60_000
 """Bytes of a kit file that is taken: small ones are decoded faster, and damage meets more of their structure."""
@@ -26,12 +25,12 @@ INDEXES = (
 )  # fmt: skip
 
 
-def decoding(kind: str) -> tuple[TaskConfig, ModelInput]:
+def decoding(kind: str) -> tuple[TaskConfig, InputSection]:
     """A task and an input of a modality, small; `decord` is video through that reader."""
     if kind == "decord":
         _, spec = decoding("video")
         return task("imagefolder", modality="video", augment={"reader": "decord"}), spec
-    specs: dict[str, ModelInput] = {
+    specs: dict[str, InputSection] = {
         "image": ImageInput(size=32, patch_size=16),
         "video": VideoInput(frames=4, size=32, tubelet_size=(2, 16, 16)),
         "audio": AudioInput(frames=32, mel_bins=16, patch_size=16),

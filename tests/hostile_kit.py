@@ -19,7 +19,7 @@ CRASH, HANG, GREED, BUG = b"CRASH", b"HANG", b"GREED", b"BUG"
 class FragileDecoder(Decoder):
     """A `Decoder` whose native code has bugs."""
 
-    def tokens(
+    def arrays(
         self,
         task_name: str,
         example: Example,
@@ -29,7 +29,7 @@ class FragileDecoder(Decoder):
         read: Callable[[], None] | None = None,
     ) -> np.ndarray:
         try:
-            return super().tokens(task_name, example, epoch, seed_key, seconds, read)
+            return super().arrays(task_name, example, epoch, seed_key, seconds, read)
         except BadMedia:
             from polyvit.data.isolation.limits import TimeLimit
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from polyvit.config.tasks import TaskConfig
+from polyvit.config import TaskConfig
 from polyvit.data.index.io import Scan, key_fraction
 
 DATA_DIR = Path(os.environ.get("POLYVIT_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data")

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from polyvit.config.loader import load_config
+from polyvit.config import load_config
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Request
 
 ROOT = Path(__file__).parents[1]

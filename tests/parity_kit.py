@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyvit.config.run import AudioInput, ImageInput, ModelConfig, RunConfig, VideoInput
+from polyvit.config import AudioInput, ImageInput, ModelConfig, RunConfig, VideoInput
 from polyvit.data.transforms.patchify import patchify_audio, patchify_image, patchify_video
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained.convert import official_to_state

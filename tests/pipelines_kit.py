@@ -6,8 +6,7 @@ from typing import Any
 from small import write_yaml
 
 from pipelines.index import Indexes
-from polyvit.config.loader import load_config
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig, load_config
 from polyvit.data.layouts.scanner import scan
 from polyvit.schedule.plan import Plan
 from polyvit.schedule.schedule import build_schedule

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import polyvit.distributed.reducer
 from polyvit.checkpoint.state import Learner, TrainState
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig
 from polyvit.distributed.reducer import Alone, ProcessGroup, World
 from polyvit.training.loop import train
 

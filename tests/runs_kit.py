@@ -7,8 +7,7 @@ from typing import Any
 
 from small import document
 
-from polyvit.config.loader import apply_override, validate_config
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig, apply_override, validate_config
 
 TASKS = ("picture", "clip", "sound", "word")
 VALUES = {"picture": 0.5, "clip": 0.25, "sound": 0.75, "word": 0.5}

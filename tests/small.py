@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arrays_kit import token_dtype, token_shape
 
 from polyvit.checkpoint.state import TrainState
-from polyvit.config.loader import apply_override, validate_config
-from polyvit.config.run import RunConfig
-from polyvit.data.loading.example import token_dtype, token_shape
+from polyvit.config import RunConfig, apply_override, validate_config
 from polyvit.data.loading.minibatch import Minibatch, Quarantined, multi_hot
 from polyvit.model.polyvit import PolyViT
 from polyvit.schedule.plan import Plan, PlannedBatch
@@ -98,7 +97,7 @@ class ArrayFeed:
     ) -> Minibatch:
         config = self.config.tasks[task]
         shape = token_shape(self.config.model.input(config.modality))
-        tokens = np.zeros((len(pairs), *shape), token_dtype(config.modality))
+        tokens = np.zeros((len(pairs), *shape), token_dtype(config))
         labels = []
         for i, (position, epoch) in enumerate(pairs):
             seed = int.from_bytes(hashlib.sha256(f"{task} {position} {epoch}".encode()).digest()[:8], "big")
@@ -110,7 +109,7 @@ class ArrayFeed:
             labels.append((position % config.num_classes,))
         keys = tuple(str(position) for position, _ in pairs)
         hot = multi_hot(labels, config.num_classes)
-        return Minibatch(step, task, tokens, hot, keys, slot, batch, bad, undecodable=len(bad))
+        return Minibatch(step, task, {"tokens": tokens}, hot, keys, slot, batch, bad, undecodable=len(bad))
 
 
 class Heard:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import COMMANDS
-from polyvit.config.loader import load_config, recipe_names
+from polyvit.config import load_config, recipe_names
 from polyvit.data.layouts.scanner import scan
 from polyvit.synthetic.write import write_example_pair
 

@@ -7,7 +7,7 @@ import torch
 from small import fresh, small_config
 
 from polyvit.checkpoint.state import Learner, TrainState, save_checkpoint
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig
 from polyvit.model.polyvit import PolyViT
 from polyvit.synthetic.media import encode_image, encode_mp4, encode_sound
 from polyvit.training.optim import build_optimiser

@@ -1,7 +1,7 @@
 """Everything a run needs, as frozen validated models.
 
 In: a recipe's name or a YAML file, and `key=value` overrides. Out: a `RunConfig`.
-Read: inputs, tasks, paper_tasks, run, cross_field, loader.
+Read: inputs, tasks, modalities, paper_tasks, sections, run, cross_field, renamed, loader.
 """
 
 import lazy_loader

@@ -1,9 +1,26 @@
 """Contradictions between keys of a config, all found at once."""
 
-from polyvit.config.run import ImageInput, Modality, ModelInput, Range, RunConfig, VideoInput
+from collections.abc import Mapping
+from typing import Protocol
+
+from polyvit.config.inputs import InputSection
+from polyvit.config.sections import ModelConfig, OptimConfig, Range, ScheduleConfig, SweepConfig, TrainConfig
+from polyvit.config.tasks import TaskBase
 
 
-def cross_field_problems(config: RunConfig) -> list[str]:
+class Config(Protocol):
+    """The sections of a `RunConfig` that are looked at here; `run.py` imports this file."""
+
+    model: ModelConfig
+    tasks: Mapping[str, TaskBase]
+    modalities: tuple[str, ...]
+    schedule: ScheduleConfig
+    optim: OptimConfig
+    train: TrainConfig
+    sweep: SweepConfig
+
+
+def cross_field_problems(config: Config) -> list[str]:
     """Every contradiction between keys, one line each: what was given, what is allowed."""
     model, problems = config.model, []
     if not config.tasks:
@@ -34,12 +51,12 @@ def cross_field_problems(config: RunConfig) -> list[str]:
         problems.append("optim.clip_order=reference is not defined for schedule.kind=accumulating; use global")
     if config.optim.clip_order == "reference" and config.train.sharding == "full":
         problems.append("optim.clip_order=reference is not defined for train.sharding=full; use global")
-    if config.optim.kind == "adamw" and config.optim.untouched == "momentum":
-        problems.append("optim.untouched=momentum needs optim.kind=sgd; with adamw it must be frozen")
+    if config.optim.kind == "adamw" and config.optim.inactive_params == "momentum":
+        problems.append("optim.inactive_params=momentum needs optim.kind=sgd; with adamw it must be frozen")
     return problems
 
 
-def _sweep_problems(config: RunConfig) -> list[str]:
+def _sweep_problems(config: Config) -> list[str]:
     sweep, problems = config.sweep, []
     if sweep.search == "grid" and (
         ranges := [key for key, values in sweep.space.items() if isinstance(values, Range)]
@@ -57,22 +74,12 @@ def _sweep_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def _patch_problems(modality: Modality, spec: ModelInput) -> list[str]:
-    sides: tuple[str, ...]
-    size: tuple[int, ...]
-    patch: tuple[int, ...]
-    if isinstance(spec, ImageInput):
-        sides, size, patch = ("height", "width"), spec.size, spec.patch_size
-    elif isinstance(spec, VideoInput):
-        sides, size, patch = ("frames", "height", "width"), (spec.frames, *spec.size), spec.tubelet_size
-    else:
-        sides, size, patch = ("frames", "mel_bins"), (spec.frames, spec.mel_bins), spec.patch_size
-    stride = spec.stride or patch
+def _patch_problems(modality: str, spec: InputSection) -> list[str]:
     return [
         f"model.{modality}: {side} {s} is not divided by its patch side {p}"
         + (f" at stride {d}" if d != p else "")
         + f"; the nearest that fit are {_nearest_sizes(s, p, d)}"
-        for side, s, p, d in zip(sides, size, patch, stride, strict=True)
+        for side, s, p, d in zip(spec.sides, spec.media_size, spec.patch, spec.strides, strict=True)
         if s < p or (d >= p and (s - p) % d)  # overlapping patches may leave a rest, as a VALID convolution does
     ]
 

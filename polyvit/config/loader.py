@@ -13,13 +13,13 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from polyvit.config.modalities import MODALITIES
 from polyvit.config.paper_tasks import KNOWN_TASKS
 from polyvit.config.run import RunConfig
-from polyvit.config.tasks import AudioTask, ImageTask, TaskConfig, VideoTask
+from polyvit.config.tasks import TaskBase
 from polyvit.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-_TASK_CLASSES = {"image": ImageTask, "video": VideoTask, "audio": AudioTask}
 
 
 def recipe_names() -> list[str]:
@@ -49,7 +49,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     def absolute(path: str | None) -> str | None:
         return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
 
-    def names(task: TaskConfig, folder: str) -> str | None:
+    def names(task: TaskBase, folder: str) -> str | None:
         # Looked for in the task's folder first, then here.
         here = task.classes is not None and not (Path(folder) / task.classes).is_file()
         return absolute(task.classes) if here and Path(str(task.classes)).is_file() else task.classes
@@ -94,7 +94,7 @@ def validate_config(document: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(document)
     except ValidationError as error:
-        problems = _problems(error)
+        problems = _problems(error, document)
         problems += _cross_field_problems_behind(error, document)
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise UserError(f"the config has {count}:", problems) from None
@@ -193,16 +193,15 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _problems(error: ValidationError) -> list[str]:
+def _problems(error: ValidationError, document: dict[str, Any]) -> list[str]:
     lines = []
     for item in error.errors():
-        # A task's location holds its modality after its name: the tag of the union, not a key.
-        location = tuple(part for i, part in enumerate(item["loc"]) if not (i == 2 and item["loc"][0] == "tasks"))
+        location = item["loc"]
         path = ".".join(str(part) for part in location)
         if item["type"] == "extra_forbidden":
-            lines.append(f"{path}: unknown key{_nearest(item['loc'])}")
-        elif item["type"] == "union_tag_not_found":
-            lines.append(f"{path}.modality: missing; give image, video or audio")
+            lines.append(f"{path}: unknown key{_nearest(location, document)}")
+        elif item["type"] == "choice":
+            lines.append(f"{path}: {item['msg']}")
         elif item["type"] == "missing":
             lines.append(f"{path}: missing; give a value")
         elif item["type"] == "value_error" and not location:
@@ -213,21 +212,27 @@ def _problems(error: ValidationError) -> list[str]:
     return lines
 
 
-def _nearest(location: tuple[int | str, ...]) -> str:
-    known = known_keys(location[:-1])
+def _nearest(location: tuple[int | str, ...], document: dict[str, Any]) -> str:
+    known = known_keys(location[:-1], document)
     near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
 
 
-def known_keys(location: Sequence[int | str]) -> list[str]:
-    """The keys that the config allows at a location such as ("model", "image")."""
+def known_keys(location: Sequence[int | str], document: Mapping[str, Any]) -> list[str]:
+    """The keys that the config allows at a location such as ("model", "image").
+
+    document: the whole config as plain data; a task's keys depend on the modality that it says there.
+    """
     model: Any = RunConfig
     parts = list(location)
     while parts:
         part = parts.pop(0)
-        if part == "tasks" and model is RunConfig and len(parts) >= 2:
-            parts.pop(0)
-            model = _TASK_CLASSES[str(parts.pop(0))]
+        if part == "tasks" and model is RunConfig and parts:
+            task = document["tasks"][parts.pop(0)]
+            model = MODALITIES[task["modality"]].task
+            continue
+        if part == "inputs" and parts:
+            model = MODALITIES[str(parts.pop(0))].input
             continue
         annotation = model.model_fields[str(part)].annotation
         choices = [
@@ -245,7 +250,7 @@ def _cross_field_problems_behind(error: ValidationError, document: dict[str, Any
         return []  # those are the contradictions already
     trimmed = _merge({}, document)
     for item in error.errors():
-        location = [part for i, part in enumerate(item["loc"]) if not (i == 2 and item["loc"][0] == "tasks")]
+        location = item["loc"]
         place: Any = trimmed
         for part in location[:-1]:
             if not isinstance(place, dict) or not isinstance(place.get(part), dict):
@@ -259,5 +264,5 @@ def _cross_field_problems_behind(error: ValidationError, document: dict[str, Any
         RunConfig.model_validate(trimmed)
     except ValidationError as second:
         if all(not item["loc"] for item in second.errors()):
-            return _problems(second)
+            return _problems(second, document)
     return []

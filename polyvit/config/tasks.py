@@ -3,16 +3,13 @@
 Part of the config's key space (`polyvit.config.run`): everything under `tasks.NAME`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny
 
 from polyvit.config.inputs import Section
+from polyvit.config.layouts import LayoutName
 
-Layout = Literal[
-    "imagenet", "cifar10", "cifar100", "pets", "resisc45", "kinetics", "moments", "audioset", "vggsound",
-    "imagefolder", "csv", "webdataset", "parquet",
-]  # fmt: skip
 Probability = Annotated[float, Field(ge=0, le=1)]
 VideoReader = Literal["pyav", "decord"]
 ViewAverage = Literal["logits", "probabilities"]
@@ -74,9 +71,20 @@ class AudioAugment(Section):
 
 
 class TaskBase(Section):
-    """One task: a dataset, a head, a loss, a metric, and its own hyperparameters."""
+    """One task: a dataset, a head, a loss, a metric, and its own hyperparameters.
 
-    layout: Layout
+    A modality's tasks are a subclass with its `modality`, its `augment` section, and what its evaluation knows.
+    """
+
+    head_init: ClassVar[Literal["lecun_normal", "zeros"]] = "zeros"
+    """Initial values of a head's weights; source: the official release."""
+    reference_clips_locally: ClassVar[bool] = True
+    """Whether the official release clips this modality's gradients on each device, before their mean."""
+    evaluation_keys: ClassVar[frozenset[str]] = frozenset({"augment"})
+    """Keys that decide the arrays of an evaluation view; tasks with equal values share them."""
+
+    layout: LayoutName
+    """How the data lie on disk: see the table of layouts (`layouts.py`)."""
     root: str | None = None
     """The dataset's folder or URL; null: `data.root` / the task's name."""
     num_classes: PositiveInt
@@ -103,22 +111,54 @@ class TaskBase(Section):
     licence: str | None = None
     source: str | None = None
     """Where the numbers above come from."""
+    modality: str
+    augment: SerializeAsAny[Section] = Section()
+
+    @property
+    def eval_views(self) -> int:
+        """Views of each example in an evaluation."""
+        return 1
+
+    @property
+    def view_average(self) -> ViewAverage:
+        """What is averaged over the views of an example."""
+        return "logits"
+
+    @property
+    def mixup(self) -> float:
+        """Alpha of mixup; 0 is off."""
+        return 0.0
+
+    @property
+    def pairs_examples(self) -> bool:
+        """Whether training mixes examples in pairs, so that a pair must lie on one rank."""
+        return self.mixup > 0
+
+    @property
+    def protocol(self) -> str:
+        """Which views of an example count and how, in words: "4 clips x 3 crops, logits averaged"."""
+        return "1 view"
 
 
 class ImageTask(TaskBase):
     """A task on images."""
 
+    head_init: ClassVar[Literal["lecun_normal", "zeros"]] = "lecun_normal"
+    reference_clips_locally: ClassVar[bool] = False
+
     modality: Literal["image"] = "image"
     augment: ImageAugment = ImageAugment()
 
     @property
-    def eval_views(self) -> int:
-        """One view of each example."""
-        return 1
+    def protocol(self) -> str:
+        """The whole picture or its centre."""
+        return "1 view, whole image" if self.augment.eval_resize == "square" else "1 view, centre crop"
 
 
 class VideoTask(TaskBase):
     """A task on video clips."""
+
+    evaluation_keys: ClassVar[frozenset[str]] = frozenset({"augment", "eval_clips", "eval_crops"})
 
     modality: Literal["video"] = "video"
     augment: VideoAugment = VideoAugment()
@@ -130,12 +170,25 @@ class VideoTask(TaskBase):
 
     @property
     def eval_views(self) -> int:
-        """Views of each example."""
+        """Clips x crops."""
         return self.eval_clips * self.eval_crops
+
+    @property
+    def view_average(self) -> ViewAverage:
+        """`eval_average`."""
+        return self.eval_average
+
+    @property
+    def protocol(self) -> str:
+        """Clips x crops and how they are averaged."""
+        crops = "1 crop" if self.eval_crops == 1 else f"{self.eval_crops} crops"
+        return f"{_clips(self.eval_clips)} x {crops}" + _averaged(self)
 
 
 class AudioTask(TaskBase):
     """A task on recordings."""
+
+    evaluation_keys: ClassVar[frozenset[str]] = frozenset({"eval_clips"})
 
     modality: Literal["audio"] = "audio"
     augment: AudioAugment = AudioAugment()
@@ -147,8 +200,28 @@ class AudioTask(TaskBase):
 
     @property
     def eval_views(self) -> int:
-        """Views of each example."""
+        """Windows of each recording."""
         return self.eval_clips
 
+    @property
+    def view_average(self) -> ViewAverage:
+        """`eval_average`."""
+        return self.eval_average
 
-TaskConfig = Annotated[ImageTask | VideoTask | AudioTask, Field(discriminator="modality")]
+    @property
+    def mixup(self) -> float:
+        """`mixup_alpha`; slots 2i and 2i + 1 are mixed."""
+        return self.mixup_alpha
+
+    @property
+    def protocol(self) -> str:
+        """Windows and how they are averaged."""
+        return _clips(self.eval_clips) + _averaged(self)
+
+
+def _clips(count: int) -> str:
+    return "1 clip" if count == 1 else f"{count} clips"
+
+
+def _averaged(task: TaskBase) -> str:
+    return "" if task.eval_views == 1 else f", {task.view_average} averaged"

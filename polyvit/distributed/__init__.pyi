@@ -1,3 +1,4 @@
+from .fsdp import OptimiserState as OptimiserState
 from .fsdp import full_state as full_state
 from .fsdp import gathered as gathered
 from .fsdp import is_sharded as is_sharded

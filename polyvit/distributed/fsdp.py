@@ -7,9 +7,9 @@ batch already. Only what a step's task reaches is gathered and summed. Every fun
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +19,29 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
     from typing_extensions import TypeIs
 
-    from polyvit.model import PolyViT
-    from polyvit.training import Optimiser
+
+class OptimiserState(Protocol):
+    """The state of an optimiser, by name: `<kind>.<parameter>`."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Named tensors for a checkpoint."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
 
 
-def shard(model: "PolyViT") -> None:
+def shard(units: Sequence[nn.Module]) -> None:
     """Divide a model that is whole and the same on every rank, in place; the optimiser is built after it.
 
-    Each tokenizer, block and head is gathered on its own, so that a step moves nothing of other tasks.
+    units: modules that are gathered one by one, inner ones first, the model last (`MultiTaskModel.sharding_units`),
+    so that a step moves nothing of other tasks.
     """
     from torch.distributed.fsdp import fully_shard
 
-    units: list[nn.Module] = [*model.tokenizers.values()]
-    for blocks in model.adaptors.values():
-        units += blocks  # type: ignore[arg-type]
-    units += [*model.shared.blocks, *model.heads.values(), model]
     for unit in units:
-        made = fully_shard(unit)
-        made.set_gradient_divide_factor(1.0)
-        made.set_force_sum_reduction_for_comms(True)  # gloo sums only
+        sharded = fully_shard(unit)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo sums only
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -86,7 +90,7 @@ def part(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def full_state(model: "PolyViT", optimiser: "Optimiser") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def full_state(model: nn.Module, optimiser: OptimiserState) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Parameters by name and optimiser state by name, whole: what a checkpoint holds, sharded or not.
 
     Not copied where they are whole already.
@@ -100,13 +104,13 @@ def full_state(model: "PolyViT", optimiser: "Optimiser") -> tuple[dict[str, Tens
 
 
 @torch.no_grad()
-def load_parameters(model: "PolyViT", tensors: Mapping[str, Tensor]) -> None:
+def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Whole parameters by name, the same on every rank, into a model that is divided or not."""
     for name, parameter in model.named_parameters():
         local(parameter).copy_(local(part(tensors[name], parameter)))
 
 
-def load_optimiser(model: "PolyViT", optimiser: "Optimiser", state: Mapping[str, Tensor]) -> None:
+def load_optimiser(model: nn.Module, optimiser: OptimiserState, state: Mapping[str, Tensor]) -> None:
     """Whole optimiser state by name, the same on every rank, for parameters that are divided or not."""
     parameters = dict(model.named_parameters())
     divided = {}
@@ -116,16 +120,8 @@ def load_optimiser(model: "PolyViT", optimiser: "Optimiser", state: Mapping[str,
     optimiser.load_state(divided)
 
 
-def load_full_state(
-    model: "PolyViT", optimiser: "Optimiser", tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]
-) -> None:
-    """What `full_state` gave, into a model and optimiser that are divided or not."""
-    load_parameters(model, tensors)
-    load_optimiser(model, optimiser, state)
-
-
 @contextmanager
-def gathered(model: "PolyViT") -> Iterator[None]:
+def gathered(model: nn.Module) -> Iterator[None]:
     """The model whole on every rank, so that ranks may run it apart, as an evaluation does; for no gradients."""
     units: list[FSDPModule] = [module for module in model.modules() if is_sharded(module)]  # type: ignore[misc]
     for unit in units:

@@ -1,6 +1,6 @@
 """Evaluate tasks on minibatches that ranks share out; totals are merged exactly, no example counts twice.
 
-In: minibatches with tokens [B * V, N, P] and labels [B, K]. The model's answers to the views of one example
+In: minibatches with inputs[name] [B * V, ...] and labels [B, K]. The model's answers to the views of one example
 are averaged before anything is measured. `metric` of the task is what the result is known by: `top1`, or `map`
 for multi-label audio. Legend: B examples, V views of each, N tokens, P patch_dim, K classes.
 """
@@ -13,35 +13,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyvit.config import ImageTask, RunConfig, TaskConfig, VideoTask
+from polyvit.config import RunConfig, TaskConfig
 from polyvit.data.loading import Minibatch, Quarantined, as_tensor, on_device, tensors
+from polyvit.distributed import World
 from polyvit.evaluation.metrics import MetricState
-from polyvit.model import PolyViT, normalise
+from polyvit.model import MultiTaskModel, device_of, normalise
 from polyvit.objectives import example_losses
-from polyvit.training import World
 
 
 @torch.no_grad()
 def evaluate(
-    model: PolyViT, minibatches: Iterable[Minibatch], config: RunConfig, world: World
+    model: MultiTaskModel, minibatches: Iterable[Minibatch], config: RunConfig, world: World
 ) -> tuple[dict[str, dict[str, Any]], list[Quarantined]]:
     """Results of every task, the same on every rank, and the examples left out as undecodable.
 
     A result: `metric`, `value` (that metric), `examples`, `skipped`, `protocol`, and where an example counted
     `loss`, `top1`, `top5`, `map`.
     """
-    device = model.shared.norm.weight.device
+    device = device_of(model)
     states = {name: MetricState(task.metric == "map") for name, task in config.tasks.items()}
     bad: list[Quarantined] = []
     model.eval()
     for (minibatch,) in on_device(([minibatch] for minibatch in minibatches), device):
         bad += minibatch.bad
-        if not len(minibatch.tokens):
+        if not minibatch.rows:
             continue
         task = config.tasks[minibatch.task]
-        tokens = normalise(tensors(minibatch, device)[0])
+        inputs = {name: normalise(array) for name, array in tensors(minibatch, device)[0].items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
-            logits = model(tokens, minibatch.task).float()
+            logits = model(inputs, minibatch.task).float()
         logits = average_views(logits.cpu(), minibatch.views, task)
         labels = as_tensor(minibatch.labels)
         losses = example_losses(logits, labels, task.loss)
@@ -65,25 +65,15 @@ def average_views(logits_WK: Tensor, views: int, task: TaskConfig) -> Tensor:
     probability (softmax or sigmoid by the task's loss), so that the order of classes and the loss are those of
     the averaged probabilities; taken in logarithms, where nothing saturates.
     """
-    if views == 1 or isinstance(task, ImageTask):
+    if views == 1:
         return logits_WK
     logits_BVK = logits_WK.unflatten(0, (-1, views))
-    if task.eval_average == "logits":
+    if task.view_average == "logits":
         return logits_BVK.mean(dim=1)
     if task.loss == "softmax":
         return torch.logsumexp(F.log_softmax(logits_BVK, dim=-1), dim=1) - math.log(views)
     # log p - log (1 - p); log V stands in both.
     return torch.logsumexp(F.logsigmoid(logits_BVK), dim=1) - torch.logsumexp(F.logsigmoid(-logits_BVK), dim=1)
-
-
-def protocol(task: TaskConfig) -> str:
-    """Which views of an example count and how, in words: "4 clips x 3 crops, logits averaged"."""
-    if isinstance(task, ImageTask):
-        return "1 view, whole image" if task.augment.eval_resize == "square" else "1 view, centre crop"
-    clips = "1 clip" if task.eval_clips == 1 else f"{task.eval_clips} clips"
-    if isinstance(task, VideoTask):
-        clips += " x 1 crop" if task.eval_crops == 1 else f" x {task.eval_crops} crops"
-    return clips if task.eval_views == 1 else f"{clips}, {task.eval_average} averaged"
 
 
 def _result(task: TaskConfig, state: MetricState, skipped: int) -> dict[str, Any]:
@@ -93,6 +83,6 @@ def _result(task: TaskConfig, state: MetricState, skipped: int) -> dict[str, Any
         "value": results.get(task.metric),
         "examples": state.examples,
         "skipped": skipped,
-        "protocol": protocol(task),
+        "protocol": task.protocol,
         **results,
     }

@@ -1,9 +1,12 @@
+from .build import build_model as build_model
+from .build import parameters_of as parameters_of
+from .encoder import Block as Block
 from .encoder import draw_keep as draw_keep
 from .encoder import drop_path_rates as drop_path_rates
 from .flops import FORMULA as FORMULA
 from .flops import peak_flops as peak_flops
 from .flops import training_flops as training_flops
+from .interface import MultiTaskModel as MultiTaskModel
+from .interface import device_of as device_of
 from .polyvit import PolyViT as PolyViT
-from .polyvit import parameter_table as parameter_table
-from .polyvit import parameters_of as parameters_of
 from .tokenizer import normalise as normalise

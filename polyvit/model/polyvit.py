@@ -1,6 +1,6 @@
 """PolyViT: tokenizer -> adaptor blocks of the modality -> shared blocks -> norm -> head of the task.
 
-In: tokens [B, N, P] of ONE task. Out: logits [B, K]. Parameters are named by role:
+In: inputs["tokens"] [B, N, P] of ONE task. Out: logits [B, K]. Parameters are named by role:
 `tokenizers.<modality>`, `adaptors.<modality>`, `shared.blocks`, `shared.norm`, `heads.<task>`.
 Initial values: as in the official release (see `reset_parameters`).
 """
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from polyvit.config import Modality, ModelConfig, RunConfig, TaskConfig
+from polyvit.config import Modality, ModelConfig, TaskConfig, modalities_of
 from polyvit.errors import UserError
-from polyvit.model.encoder import Block
+from polyvit.model.encoder import Block, draw_keep, drop_path_rates
+from polyvit.model.interface import MultiTaskModel
 from polyvit.model.tokenizer import Tokenizer
 
 
@@ -27,24 +28,18 @@ class Trunk(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
 
-class PolyViT(nn.Module):
-    """One encoder for several tasks of several modalities.
-
-    activation_checkpointing: where gradients are asked for, keep each block's input only and run it again.
-    compiled: whether `compile_blocks` was called.
-    """
+class PolyViT(MultiTaskModel):
+    """One encoder for several tasks of several modalities."""
 
     def __init__(self, config: ModelConfig, tasks: Mapping[str, TaskConfig], seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing = self.compiled = False
         self.modality: dict[str, Modality] = {name: task.modality for name, task in tasks.items()}
-        present = [m for m in ("image", "video", "audio") if m in set(self.modality.values())]
+        self._head_init = {name: task.head_init for name, task in tasks.items()}
+        present = modalities_of(tasks)
         if reserved := [name for name in tasks if hasattr(nn.ModuleDict(), name)]:
             raise UserError(f"tasks.{reserved[0]}: this name is taken by PyTorch; give the task another")
-        self.tokenizers = nn.ModuleDict(
-            {m: Tokenizer(config.input(m), config.num_tokens(m), config.width) for m in present}
-        )
+        self.tokenizers = nn.ModuleDict({m: Tokenizer(config.input(m), config.width) for m in present})
         self.adaptors = nn.ModuleDict(
             {m: nn.ModuleList(Block(config) for _ in range(config.l_adapt)) for m in present}
         )
@@ -55,13 +50,18 @@ class PolyViT(nn.Module):
         if not self.shared.norm.weight.is_meta:
             self.reset_parameters(torch.Generator().manual_seed(seed))
 
-    def forward(self, tokens_BNP: Tensor, task: str, keep_L2B: Tensor | None = None) -> Tensor:
-        """Logits [B, K] of `task`. `keep_L2B`: stochastic depth, see `encoder.draw_keep`."""
-        return self.heads[task](self.forward_features(tokens_BNP, self.modality[task], keep_L2B))
+    def forward(self, inputs: Mapping[str, Tensor], task: str, keep: Tensor | None = None) -> Tensor:
+        """Logits [B, K] of `task`.
 
-    def forward_features(self, tokens_BNP: Tensor, modality: Modality, keep_L2B: Tensor | None = None) -> Tensor:
-        """The class token after the final norm: [B, D]."""
-        return self.encode(tokens_BNP, modality, keep_L2B)[:, 0]
+        inputs: `tokens` [B, N, P], normalised floats. keep [L, 2, B]: stochastic depth, as `draw_keep` gives.
+        """
+        return self.heads[task](self.forward_features(inputs, self.modality[task], keep))
+
+    def forward_features(
+        self, inputs: Mapping[str, Tensor], modality: Modality, keep: Tensor | None = None
+    ) -> Tensor:
+        """The class token after the final norm: [B, D]. inputs, keep: as `forward`."""
+        return self.encode(inputs["tokens"], modality, keep)[:, 0]
 
     def encode(self, tokens_BNP: Tensor, modality: Modality, keep_L2B: Tensor | None = None) -> Tensor:
         """Every token after the final norm: [B, 1 + N, D]."""
@@ -108,6 +108,28 @@ class PolyViT(nn.Module):
                 module.forward = torch.compile(module.forward, dynamic=False, backend=backend)  # type: ignore[method-assign]
         self.compiled = True
 
+    def draw_keep(self, drop_path: float, global_batch: int, generator: torch.Generator) -> Tensor | None:
+        """Stochastic depth [L, 2, B] of a global batch, of 0 and 1 on the CPU; None where nothing is dropped."""
+        if not drop_path:
+            return None
+        config = self.config
+        rates = drop_path_rates(drop_path, config.depth, config.l_adapt, config.drop_path_ramp)
+        return draw_keep(rates, global_batch, generator)
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Modules that FSDP gathers one by one, inner ones first: each tokenizer, block and head, then the model."""
+        blocks = [block for stack in self.adaptors.values() for block in stack]  # type: ignore[attr-defined]
+        return [*self.tokenizers.values(), *blocks, *self.shared.blocks, *self.heads.values(), self]
+
+    def parameter_table(self) -> dict[str, int]:
+        """Parameters by role: `tokenizer/image`, ..., `adaptor/image`, ..., `shared`, `head/<task>`; in order."""
+        table: dict[str, int] = {}
+        for name, parameter in self.named_parameters():
+            role, _, rest = name.partition(".")
+            key = "shared" if role == "shared" else f"{role.rstrip('s')}/{rest.split('.')[0]}"
+            table[key] = table.get(key, 0) + parameter.numel()
+        return table
+
     def touched(self, task: str) -> dict[str, nn.Parameter]:
         """The parameters that a step of `task` reaches and trains, by name: none that is frozen."""
         modality = self.modality[task]
@@ -117,7 +139,7 @@ class PolyViT(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Blocks xavier-uniform (q, k, v apart), MLP bias N(0, 1e-6), positions N(0, 0.02), class token 0,
-        patch embedding and image heads LeCun-normal, video and audio heads 0. Source: facts from the release.
+        patch embedding LeCun-normal, heads as their tasks' `head_init` says. Source: facts from the release.
         """
         for tokenizer in self.tokenizers.values():
             assert isinstance(tokenizer, Tokenizer)
@@ -129,7 +151,7 @@ class PolyViT(nn.Module):
                 _reset_block(module, generator)
         for name, head in self.heads.items():
             assert isinstance(head, nn.Linear)
-            if self.modality[name] == "image":
+            if self._head_init[name] == "lecun_normal":
                 _lecun_normal(head, generator)
             else:
                 head.weight.zero_()
@@ -152,19 +174,3 @@ def _reset_block(block: Block, generator: torch.Generator) -> None:
     for layer in (block.mlp.fc1, block.mlp.fc2):
         nn.init.xavier_uniform_(layer.weight, generator=generator)
         layer.bias.normal_(0.0, 1e-6, generator=generator)
-
-
-def parameter_table(model: PolyViT) -> dict[str, int]:
-    """Parameters by role: `tokenizer/image`, ..., `adaptor/image`, ..., `shared`, `head/<task>`; in order."""
-    table: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        role, _, rest = name.partition(".")
-        key = "shared" if role == "shared" else f"{role.rstrip('s')}/{rest.split('.')[0]}"
-        table[key] = table.get(key, 0) + parameter.numel()
-    return table
-
-
-def parameters_of(config: RunConfig) -> dict[str, int]:
-    """Parameters by role of a config's model, without allocating them."""
-    with torch.device("meta"):
-        return parameter_table(PolyViT(config.model, config.tasks))

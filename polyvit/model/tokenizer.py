@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polyvit.config import AudioInput, ModelInput
+from polyvit.config import InputSection
 
 
 def normalise(tokens: Tensor) -> Tensor:
@@ -25,14 +25,14 @@ class Tokenizer(nn.Module):
     Raises ValueError where N or P is not what the input section says.
     """
 
-    def __init__(self, spec: ModelInput, num_tokens: int, width: int) -> None:
+    def __init__(self, spec: InputSection, width: int) -> None:
         super().__init__()
         # A spectrogram is one plane; with 3 channels the kernel is that of an RGB ViT, fed the plane 3 times.
-        self.repeats = spec.channels if isinstance(spec, AudioInput) else 1
-        self.shape = (num_tokens, spec.patch_dim)
+        self.repeats = spec.kernel_repeats
+        self.shape = (spec.num_tokens, spec.patch_dim)
         self.patch_embed = nn.Linear(spec.patch_dim * self.repeats, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_tokens, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + spec.num_tokens, width))
 
     def forward(self, tokens_BNP: Tensor) -> Tensor:
         """`tokens_BNP`: float, as `normalise` gives."""

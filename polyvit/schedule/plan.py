@@ -71,7 +71,7 @@ class Plan:
 
 def mixes(task: TaskConfig) -> bool:
     """Whether a task's examples are mixed in pairs, so that a pair must lie on one rank."""
-    return task.modality == "audio" and task.mixup_alpha > 0
+    return task.pairs_examples
 
 
 def rank_slice(batch: int, rank: int, world_size: int, pairs: bool = False) -> tuple[int, int]:

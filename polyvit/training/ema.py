@@ -8,17 +8,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyvit.distributed import local, part, whole
 from polyvit.errors import UserError
-from polyvit.model import PolyViT
 
 
 class Ema:
-    """The average of one model's parameters. Made after `sharding.shard`, if that is used."""
+    """The average of one model's parameters. Build it after `distributed.shard`, if that is used."""
 
-    def __init__(self, model: PolyViT, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
         self.average: dict[str, Tensor] = {name: local(p).clone() for name, p in model.named_parameters()}
 

@@ -18,6 +18,7 @@ from polyvit.data.loading import Minibatch, Quarantined, on_device
 from polyvit.distributed import gathered, is_sharded
 from polyvit.errors import UserError
 from polyvit.evaluation import evaluate
+from polyvit.model import device_of
 from polyvit.schedule import SPARES, Schedule
 from polyvit.training.optim import lr_factor
 from polyvit.training.step import StepResult, World, train_step
@@ -73,7 +74,7 @@ def train(
     stands in for `polyvit.training.step.train_step` where the loop alone is measured.
     """
     model, total, curves = learner.model, len(schedule), Curves()
-    device = model.shared.norm.weight.device
+    device = device_of(model)
     pace = Pace.of(config, device, world.size)
     fresh: list[Quarantined] = []
     last = state.global_step

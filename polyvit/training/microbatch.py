@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from polyvit.config import RunConfig
-from polyvit.data.loading import Minibatch, token_dtype, token_shape
+from polyvit.data.loading import Minibatch, blank_arrays
 from polyvit.distributed import World
-from polyvit.model import PolyViT
+from polyvit.model import MultiTaskModel, build_model
 from polyvit.schedule import mixes, rank_slice
 from polyvit.training.step import local_loss
 
@@ -67,7 +67,7 @@ class FakePass:
         self.config, self.task, self.mode = config, task, FakeTensorMode(allow_non_fake_inputs=True)
         self.known: dict[int, int] = {}
         with self.mode:
-            self.model = PolyViT(config.model, {task: config.tasks[task]})
+            self.model = build_model(config, {task: config.tasks[task]})
         self.model.activation_checkpointing = config.train.activation_checkpointing
 
     def peak(self, examples: int) -> int:
@@ -78,12 +78,11 @@ class FakePass:
         return self.known[examples]
 
 
-def pass_peak(model: PolyViT, config: RunConfig, task: str, examples: int) -> int:
+def pass_peak(model: MultiTaskModel, config: RunConfig, task: str, examples: int) -> int:
     """Peak bytes of a real pass over blank examples, on the CPU; of `FakePass` where the model is fake."""
     spec = config.model.input(config.tasks[task].modality)
-    tokens = np.zeros((examples, *token_shape(spec)), token_dtype(config.tasks[task].modality))
     labels = np.zeros((examples, config.tasks[task].num_classes), np.uint8)
-    blank = Minibatch(1, task, tokens, labels, ("",) * examples, 0, examples)
+    blank = Minibatch(1, task, blank_arrays(spec, examples), labels, ("",) * examples, 0, examples)
     model.zero_grad(set_to_none=True)
     with PeakBytes() as counted:
         local_loss(model, blank, config, torch.device("cpu")).backward()
@@ -91,7 +90,9 @@ def pass_peak(model: PolyViT, config: RunConfig, task: str, examples: int) -> in
     return counted.peak
 
 
-def derive_microbatches(model: PolyViT, config: RunConfig, world: World, device: torch.device) -> dict[str, int]:
+def derive_microbatches(
+    model: MultiTaskModel, config: RunConfig, world: World, device: torch.device
+) -> dict[str, int]:
     """Most examples of one pass of each task, the same on every rank: `train.microbatch` if set, else what fits.
 
     At least one example, or one pair where examples are mixed in pairs (then always an even number); at most a
@@ -147,7 +148,7 @@ def largest_fit(need: Callable[[int], int], budget: int, most: int) -> int:
     return fits
 
 
-def _budget(model: PolyViT, config: RunConfig, world: World, device: torch.device) -> int:
+def _budget(model: MultiTaskModel, config: RunConfig, world: World, device: torch.device) -> int:
     """Bytes for one pass on this rank: its share of what is free, less what the optimiser will yet take."""
     here = (socket.gethostname(), str(device) if device.type == "cuda" else "cpu")
     sharers = world.gather(here).count(here)

@@ -47,7 +47,7 @@ def scale_to_(gradients: list[Tensor], norm: Tensor, max_norm: float) -> None:
 class MomentumSGD:
     """SGD with momentum m = mu * m + g, p -= lr * m (no Nesterov), by parameter name.
 
-    `untouched: frozen` leaves a parameter without a gradient alone, with its momentum: the step's task does
+    `inactive_params: frozen` leaves a parameter without a gradient alone, with its momentum: the step's task does
     not reach it. `momentum` moves it on by its decaying momentum, with the learning rate of whichever task is
     trained, as the official code does; a parameter never yet reached stays still either way.
     bfloat16 momentum follows the release: the decay is rounded to bfloat16 too, sums are in float32.
@@ -63,7 +63,7 @@ class MomentumSGD:
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update from the parameters' `.grad`; None means not reached."""
-        move_on = self.config.untouched == "momentum"
+        move_on = self.config.inactive_params == "momentum"
         names = [n for n, p in self.parameters.items() if p.grad is not None or (move_on and n in self.momentum)]
         if not names:
             return

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from polyvit.config import RunConfig
-from polyvit.data.loading import Minibatch, part_of, tensors
+from polyvit.data.loading import Minibatch, blank_arrays, part_of, tensors
 from polyvit.distributed import Alone, Reducer, World, is_sharded, is_split, local
-from polyvit.model import PolyViT, draw_keep, drop_path_rates, normalise
+from polyvit.model import MultiTaskModel, device_of, normalise
 from polyvit.objectives import example_losses, mixup, neighbours
 from polyvit.schedule import mixes, rank_slice
 from polyvit.training.optim import Optimiser, clip_, global_norm, scale_to_
@@ -43,7 +43,7 @@ class StepResult:
 
 
 def train_step(
-    model: PolyViT,
+    model: MultiTaskModel,
     optimiser: Optimiser,
     minibatches: Sequence[Minibatch],
     lr: float,
@@ -55,11 +55,11 @@ def train_step(
     """Forward and backward of each minibatch in its microbatches, one reduction, clip, one update.
 
     Gradients of parameters that no minibatch's task reaches stay None: they are neither reduced nor (unless
-    `optim.untouched` says so) updated. `flag` is summed over ranks with the gradients: how a rank tells the others
+    `optim.inactive_params` says so) updated. `flag` is summed over ranks with the gradients: how a rank tells the others
     something at no cost. `microbatches`: most examples of one pass, by task (see `microbatch.py`); else
     `train.microbatch`; else the whole part of the rank.
     """
-    device, count = model.shared.norm.weight.device, len(minibatches)
+    device, count = device_of(model), len(minibatches)
     touched: dict[str, nn.Parameter] = {}
     for minibatch in minibatches:
         touched |= model.touched(minibatch.task)
@@ -81,7 +81,7 @@ def train_step(
         clip_first = config.optim.clip_order == "reference" and config.optim.clip_norm is not None
         for n, (i, part) in enumerate(passes):
             overlap = n == len(passes) - 1 and not clip_first
-            if len(part.tokens):
+            if part.rows:
                 loss = local_loss(model, part, config, device)
                 with reducer.overlapping() if overlap else nullcontext():
                     loss.backward()
@@ -102,7 +102,7 @@ def train_step(
 def _counts(minibatches: Sequence[Minibatch], flag: float, device: torch.device) -> Tensor:
     """What is summed over ranks besides gradients: losses (zeros yet), bad examples, examples, the flag."""
     bad = [float(minibatch.undecodable) for minibatch in minibatches]
-    examples = float(sum(len(minibatch.tokens) for minibatch in minibatches))
+    examples = float(sum(minibatch.rows for minibatch in minibatches))
     return torch.tensor([*(0.0 for _ in bad), *bad, examples, flag], device=device)
 
 
@@ -119,12 +119,13 @@ def _clip(parameters: Sequence[nn.Parameter], config: RunConfig, world: World) -
     return norm
 
 
-def _sharded_pass(model: PolyViT, part: Minibatch, config: RunConfig, device: torch.device) -> Tensor:
+def _sharded_pass(model: MultiTaskModel, part: Minibatch, config: RunConfig, device: torch.device) -> Tensor:
     """FSDP gathers and sums on the way: a rank without examples goes along with a blank one of no weight."""
-    blank = not len(part.tokens)
+    blank = not part.rows
     if blank:
-        tokens, labels = (np.zeros((1, *found.shape[1:]), found.dtype) for found in (part.tokens, part.labels))
-        part = Minibatch(part.step, part.task, tokens, labels, part.keys, 0, part.global_batch)
+        inputs = blank_arrays(config.model.input(config.tasks[part.task].modality), 1)
+        labels = np.zeros((1, *part.labels.shape[1:]), part.labels.dtype)
+        part = Minibatch(part.step, part.task, inputs, labels, part.keys, 0, part.global_batch)
     loss = local_loss(model, part, config, device) * (0.0 if blank else 1.0)
     loss.backward()
     return loss.detach()
@@ -148,34 +149,29 @@ def parts(minibatch: Minibatch, most: int | None, config: RunConfig, world_size:
     )
     units = -(-largest // pair)
     number = 1 if most is None or most >= largest else -(-units // max(1, most // pair))
-    own = -(-len(minibatch.tokens) // pair)
-    cuts = [min(len(minibatch.tokens), pair * (own * i // number)) for i in range(number)] + [
-        len(minibatch.tokens)
-    ]
+    own = -(-minibatch.rows // pair)
+    cuts = [min(minibatch.rows, pair * (own * i // number)) for i in range(number)] + [minibatch.rows]
     if number == 1:
         return [minibatch]
     return [part_of(minibatch, a, b) for a, b in pairwise(cuts)]
 
 
-def local_loss(model: PolyViT, minibatch: Minibatch, config: RunConfig, device: torch.device) -> Tensor:
+def local_loss(model: MultiTaskModel, minibatch: Minibatch, config: RunConfig, device: torch.device) -> Tensor:
     """This rank's share of the global mean loss, a scalar that can go backward."""
     task = config.tasks[minibatch.task]
-    tokens, labels = tensors(minibatch, device)
-    tokens, labels = normalise(tokens), labels.float()
-    if task.modality == "audio" and task.mixup_alpha:
-        weight = mixup_weight(task.mixup_alpha, config.seed, minibatch.step, minibatch.task)
-        partner = neighbours(len(tokens)).to(device)
-        tokens, labels = mixup(tokens, partner, weight), mixup(labels, partner, weight)
-    keep = None
-    if task.drop_path:
-        rates = drop_path_rates(
-            task.drop_path, config.model.depth, config.model.l_adapt, config.model.drop_path_ramp
-        )
-        generator = torch.Generator().manual_seed(_seed(config.seed, minibatch.step, minibatch.task, "drop"))
-        whole = draw_keep(rates, minibatch.global_batch, generator)
-        keep = whole[..., minibatch.first_slot : minibatch.first_slot + len(tokens)].to(device)
+    arrays, labels = tensors(minibatch, device)
+    inputs, labels = {name: normalise(array) for name, array in arrays.items()}, labels.float()
+    if mixes(task):
+        weight = mixup_weight(task.mixup, config.seed, minibatch.step, minibatch.task)
+        partner = neighbours(len(labels)).to(device)
+        inputs = {name: mixup(values, partner, weight) for name, values in inputs.items()}
+        labels = mixup(labels, partner, weight)
+    generator = torch.Generator().manual_seed(_seed(config.seed, minibatch.step, minibatch.task, "drop"))
+    keep = model.draw_keep(task.drop_path, minibatch.global_batch, generator)
+    if keep is not None:
+        keep = keep[..., minibatch.first_slot : minibatch.first_slot + len(labels)].to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
-        logits = model(tokens, minibatch.task, keep)
+        logits = model(inputs, minibatch.task, keep)
     losses = example_losses(logits, labels, task.loss, task.label_smoothing)
     return losses.sum() / minibatch.global_batch
 
@@ -185,10 +181,10 @@ def _clip_before_reduction(
 ) -> None:
     """The release clips video and audio gradients per device, before the mean over devices."""
     minibatch = minibatches[0]
-    local = len(minibatch.tokens)
-    if config.tasks[minibatch.task].modality == "image" or not local:
+    rows = minibatch.rows
+    if not config.tasks[minibatch.task].reference_clips_locally or not rows:
         return
-    share = local / minibatch.global_batch
+    share = rows / minibatch.global_batch
     gradients = [p.grad for p in parameters if p.grad is not None]
     assert config.optim.clip_norm is not None
     clip_(gradients, config.optim.clip_norm * share)  # the local gradient is already scaled by its share

@@ -20,8 +20,7 @@ import torch
 from polyvit.checkpoint.async_writer import Checkpointer, Keep
 from polyvit.checkpoint.state import Learner, TrainState, contents, training_tensors
 from polyvit.checkpoint.store import LocalStore
-from polyvit.config.loader import load_config
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig, load_config
 from polyvit.data.loading.minibatch import Minibatch, multi_hot
 from polyvit.model.polyvit import PolyViT
 from polyvit.training.optim import build_optimiser
@@ -35,7 +34,7 @@ def made(config: RunConfig, batch: int) -> Minibatch:
     tokens = rng.integers(0, 256, (batch, config.model.num_tokens("image"), spec.patch_dim), dtype=np.uint8)
     task = next(name for name, task in config.tasks.items() if task.modality == "image")
     labels = multi_hot([(0,)] * batch, config.tasks[task].num_classes)
-    return Minibatch(1, task, tokens, labels, tuple(map(str, range(batch))), 0, batch)
+    return Minibatch(1, task, {"tokens": tokens}, labels, tuple(map(str, range(batch))), 0, batch)
 
 
 def main() -> None:

@@ -26,14 +26,13 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from arrays_kit import token_dtype, token_shape
 
 from pipelines.feed.worker_feed import make_decoder
 from pipelines.index import Indexes, task_roots
 from polyvit.checkpoint.state import Learner, TrainState
-from polyvit.config.loader import load_config
-from polyvit.config.run import RunConfig, ScheduleConfig
+from polyvit.config import RunConfig, ScheduleConfig, load_config
 from polyvit.data.layouts.scanner import scan
-from polyvit.data.loading.example import token_dtype, token_shape
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Quarantined, Request, multi_hot
 from polyvit.data.loading.requests import InlineFeed, Requests
 from polyvit.model.polyvit import PolyViT
@@ -81,9 +80,9 @@ class Cache:
                     break
                 bad.append(found)
         task, spec = self.decoder.tasks[request.task], self.decoder.inputs[request.task]
-        empty = np.zeros((0, *token_shape(spec)), token_dtype(task.modality))
+        empty = np.zeros((0, *token_shape(spec)), token_dtype(task))
         return Minibatch(
-            request.step, request.task, np.stack(tokens) if tokens else empty,
+            request.step, request.task, {"tokens": np.stack(tokens) if tokens else empty},
             multi_hot([example.labels for example in chosen], task.num_classes),
             tuple(example.key for example in chosen), request.first_slot, request.global_batch, tuple(bad),
         )  # fmt: skip
@@ -92,7 +91,7 @@ class Cache:
         place = (task, example.key)
         if place not in self.kept:
             alone = self.decoder.decode(Request(0, task, [example]))
-            self.kept[place] = alone.bad[0] if alone.bad else alone.tokens[0]
+            self.kept[place] = alone.bad[0] if alone.bad else alone.inputs["tokens"][0]
         return self.kept[place]
 
 

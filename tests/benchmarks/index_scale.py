@@ -110,8 +110,7 @@ def stage(name: str, layout: str, folder: Path) -> dict[str, float]:
     """One stage in this process: seconds after the imports, peak memory of the process in GB."""
     from pydantic import TypeAdapter
 
-    from polyvit.config.run import RunConfig
-    from polyvit.config.tasks import TaskConfig
+    from polyvit.config import RunConfig, TaskConfig
     from polyvit.data.index.io import read_index
     from polyvit.data.layouts.index_cache import write_task_index
     from polyvit.data.loading.requests import Requests

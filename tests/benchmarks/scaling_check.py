@@ -29,8 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from ranks_kit import GlooWorld
 from small import SIZES, ArrayFeed, fresh
 
-from polyvit.config.loader import load_config, validate_config
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig, load_config, validate_config
 from polyvit.cost.cluster_model import Hardware, RunCost, StepCost, cores_for, run_cost, step_cost, update_passes
 from polyvit.distributed.reducer import Done
 from polyvit.schedule.plan import Plan
@@ -103,7 +102,7 @@ def work(rank: int, workers: int, folder: str, steps: int) -> None:
         if workers == 1:  # a quarter of the batch, to tell what grows with it from what does not
             quarter = [feed.minibatch(batch) for batch in feed.plan.at(step, 0, 4)]
             found[f"{minibatches[0].task}/4"] = _least(lambda m=quarter: one(m), world, steps)
-        fed = sum(m.tokens.nbytes + m.labels.nbytes for m in minibatches)
+        fed = sum(m.inputs["tokens"].nbytes + m.labels.nbytes for m in minibatches)
         found[minibatches[0].task] = {**_least(one, world, steps), "feed_bytes": fed}
     if rank == 0:
         (Path(folder) / "found.json").write_text(json.dumps(found))
@@ -176,8 +175,9 @@ def compare(found: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def decode_costs(data: Path, most: int = 40) -> dict[str, dict[str, float]]:
     """Least core-seconds over 3 of an example of each medium at each input size, mean over examples."""
+    from arrays_kit import example_tokens
+
     from polyvit.data.layouts.scanner import scan
-    from polyvit.data.loading.example import example_tokens
     from polyvit.data.loading.reader import load
     from polyvit.data.transforms.augment import example_rng
 

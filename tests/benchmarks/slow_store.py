@@ -22,7 +22,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from polyvit.config.tasks import ImageTask
+from polyvit.config import ImageTask
 from polyvit.data.index.io import Example, Scan
 from polyvit.data.layouts.scanner import scan
 from polyvit.data.loading import reader

@@ -8,7 +8,7 @@ import torch
 from small import ArrayFeed, Heard, fresh, small_config
 
 from polyvit.checkpoint.state import Learner, TrainState, load_model, load_training, read_document, save_checkpoint
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig
 from polyvit.data.loading.minibatch import Quarantined
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
@@ -55,7 +55,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     "overrides",
     [
         ["train.eval_every=5"],
-        ["optim.momentum_dtype=bfloat16", "optim.untouched=momentum", "model.l_adapt=3"],
+        ["optim.momentum_dtype=bfloat16", "optim.inactive_params=momentum", "model.l_adapt=3"],
         ["optim.kind=adamw", "optim.lr=0.01", "optim.weight_decay=0.1"],
         ["schedule.kind=accumulating"],
         ["optim.ema_decay=0.9", "train.eval_every=5", "train.microbatch=4"],

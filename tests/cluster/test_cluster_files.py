@@ -20,8 +20,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipelines.runtime.ray_cluster import Node, placement_problems
-from polyvit.config.loader import load_config
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig, load_config
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from small import document, write_yaml
 
-from polyvit.config.loader import apply_override, load_config, read_recipe, recipe_names
+from polyvit.config import apply_override, load_config, read_recipe, recipe_names
 from polyvit.config.paper_tasks import PAPER_TASKS
 from polyvit.errors import UserError
 from polyvit.schedule.schedule import build_schedule

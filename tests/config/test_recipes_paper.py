@@ -8,15 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from arrays_kit import token_dtype, token_shape
 
 from pipelines.plan import plan_document
-from polyvit.config.loader import load_config, recipe_names
+from polyvit.config import AudioTask, ImageTask, RunConfig, VideoTask, load_config, recipe_names
 from polyvit.config.paper_tasks import KNOWN_TASKS
-from polyvit.config.run import RunConfig
-from polyvit.config.tasks import AudioTask, ImageTask, VideoTask
-from polyvit.data.loading.example import token_dtype, token_shape
 from polyvit.data.loading.minibatch import Minibatch, multi_hot
-from polyvit.model.polyvit import PolyViT, parameter_table, parameters_of
+from polyvit.model import PolyViT, parameters_of
 from polyvit.schedule.schedule import build_schedule
 from polyvit.training.optim import build_optimiser
 from polyvit.training.step import Alone, train_step
@@ -223,11 +221,11 @@ def twin(name: str) -> RunConfig:
 def random_minibatch(config: RunConfig, name: str, step: int, rng: np.random.Generator) -> Minibatch:
     task = config.tasks[name]
     shape = (task.batch, *token_shape(config.model.input(task.modality)))
-    pixels = token_dtype(task.modality) == np.uint8
+    pixels = token_dtype(task) == np.uint8
     tokens = rng.integers(0, 256, shape) if pixels else rng.normal(size=shape)
     labels = multi_hot([(label,) for label in rng.integers(0, task.num_classes, task.batch)], task.num_classes)
     keys = tuple(map(str, range(task.batch)))
-    return Minibatch(step, name, tokens.astype(token_dtype(task.modality)), labels, keys, 0, task.batch)
+    return Minibatch(step, name, {"tokens": tokens.astype(token_dtype(task))}, labels, keys, 0, task.batch)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -236,7 +234,7 @@ def test_a_tiny_twin_of_every_recipe_trains(name: str) -> None:
     """Two optimiser steps of each task. Two, as a head that starts at zero passes no gradient in its first."""
     config, rng = twin(name), np.random.default_rng(0)
     model = PolyViT(config.model, config.tasks, seed=config.seed)
-    assert parameter_table(model).keys() == parameters_of(load_config(name)).keys()
+    assert model.parameter_table().keys() == parameters_of(load_config(name)).keys()
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
     order = [*config.tasks, *config.tasks]

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from arrays_kit import token_dtype, token_shape
 from benchmarks import scaling_check
 from small import SIZES, ArrayFeed, fresh, small_config
 
 from pipelines import cli
-from polyvit.config.loader import load_config
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig, load_config
 from polyvit.cost.cluster_model import (
     DECODE,
     DecodeCost,
@@ -28,7 +28,6 @@ from polyvit.cost.cluster_model import (
     token_bytes,
     touched_parameters,
 )
-from polyvit.data.loading.example import token_dtype, token_shape
 from polyvit.distributed.reducer import BUCKET_BYTES
 from polyvit.model.flops import training_flops
 from polyvit.schedule.schedule import build_schedule
@@ -85,8 +84,8 @@ def test_the_bytes_of_a_real_step() -> None:
         train_step(model, optimiser, [minibatch], 0.01, config, world)
         cost = step_cost(config, minibatch.task, 2, PLAIN)
         assert world.sent == cost.gradient_bytes + 4 * 4
-        fed = minibatch.tokens.nbytes + minibatch.labels.nbytes
-        assert fed == cost.feed_bytes // cost.local_batch * len(minibatch.tokens)
+        fed = minibatch.inputs["tokens"].nbytes + minibatch.labels.nbytes
+        assert fed == cost.feed_bytes // cost.local_batch * minibatch.rows
         seen.add(minibatch.task)
     assert seen == set(SIZES)
 

@@ -9,7 +9,7 @@ from small import small_config, small_plan
 
 from pipelines.plan import duration
 from polyvit.cost.run_estimate import Estimate, estimate
-from polyvit.model.polyvit import parameters_of
+from polyvit.model import parameters_of
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,7 @@ from pipelines_kit import pair_document
 from use_kit import media, trained, write_checkpoint
 
 from pipelines.export import main
-from polyvit.config.loader import validate_config
-from polyvit.config.run import AudioInput, ImageInput, ModelInput, VideoInput
+from polyvit.config import AudioInput, ImageInput, InputSection, VideoInput, validate_config
 from polyvit.data.transforms.patchify import patchify_audio, patchify_image, patchify_video
 from polyvit.deploy.export import (
     TaskModel,
@@ -30,7 +29,7 @@ from polyvit.deploy.predict import Predictor, prepare
 from polyvit.model.polyvit import PolyViT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SPECS: list[ModelInput] = [
+SPECS: list[InputSection] = [
     ImageInput(size=(8, 12), patch_size=(4, 6)),
     ImageInput(size=(9, 12), patch_size=(4, 4), stride=(2, 3)),
     VideoInput(frames=4, size=(8, 4), tubelet_size=(2, 4, 2)),
@@ -40,7 +39,7 @@ SPECS: list[ModelInput] = [
 ]
 
 
-def feed_tokens(array: np.ndarray, spec: ModelInput) -> np.ndarray:
+def feed_tokens(array: np.ndarray, spec: InputSection) -> np.ndarray:
     if isinstance(spec, AudioInput):
         normal = ((array - np.float32(spec.mean)) / np.float32(spec.std)).astype(np.float16)
         return patchify_audio(normal, spec.patch_size, spec.stride)
@@ -50,7 +49,7 @@ def feed_tokens(array: np.ndarray, spec: ModelInput) -> np.ndarray:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{type(spec).__name__}-{spec.stride}")
-def test_patches_are_cut_as_the_feed_cuts_them_and_put_together_again(spec: ModelInput) -> None:
+def test_patches_are_cut_as_the_feed_cuts_them_and_put_together_again(spec: InputSection) -> None:
     arrays = example_media(spec, 2)
     tokens = np.stack([feed_tokens(array, spec) for array in arrays])
     if isinstance(spec, AudioInput):

@@ -10,7 +10,7 @@ from small import ArrayFeed, Heard, fresh, small_config
 from use_kit import CLASSES, trained, write_checkpoint
 
 from polyvit.checkpoint.state import Learner, TrainState, load_trained
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig
 from polyvit.deploy.extend import add_results, assemble, extension_config, freeze_parts, start_from, write_extended
 from polyvit.deploy.package import write_release
 from polyvit.errors import UserError
@@ -107,8 +107,12 @@ def test_extending_keeps_the_old_tasks_to_the_bit(base: tuple[Path, RunConfig], 
         "sound": torch.from_numpy(np.random.default_rng(0).normal(size=(2, 2, 256))).float(),
     }
     with torch.no_grad():
-        assert torch.equal(whole(tokens["picture"], "picture"), old(tokens["picture"], "picture"))
-        assert torch.equal(whole(tokens["sound"], "sound"), model.eval()(tokens["sound"], "sound"))
+        assert torch.equal(
+            whole({"tokens": tokens["picture"]}, "picture"), old({"tokens": tokens["picture"]}, "picture")
+        )
+        assert torch.equal(
+            whole({"tokens": tokens["sound"]}, "sound"), model.eval()({"tokens": tokens["sound"]}, "sound")
+        )
     half = {"global_step": state.global_step, "classes": {"sound": CLASSES["sound"]},
             "config": config.model_dump(mode="json"), "index_hash": {"sound": "5"}}  # fmt: skip
     write_extended(tmp_path / "extended", whole, whole_config, document, half)

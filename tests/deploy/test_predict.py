@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from arrays_kit import evaluation_tokens
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from use_kit import CLASSES, media, trained
 
 from polyvit.checkpoint.state import load_trained
 from polyvit.data.decode.media_type import UNKNOWN, detect_modality
-from polyvit.data.loading.example import evaluation_tokens
 from polyvit.deploy.package import write_release
 from polyvit.deploy.predict import Predictor, as_json_line, prepare
 from polyvit.errors import BadMedia, UserError
@@ -76,7 +76,7 @@ def test_answers_come_from_the_evaluation_path(tmp_path: Path, files: dict[str, 
             spec = config.model.input(config.tasks[task].modality)
             tokens = evaluation_tokens(files[name].read_bytes(), config.tasks[task], spec)
             with torch.no_grad():
-                views_VK = model(normalise(torch.from_numpy(tokens)), task)
+                views_VK = model({"tokens": normalise(torch.from_numpy(tokens))}, task)
             mean = views_VK.mean(0)
             if task == "sound":  # sigmoid: the logit of the mean probability
                 mean = torch.logit(views_VK.double().sigmoid().mean(0)).float()

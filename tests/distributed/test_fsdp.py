@@ -6,9 +6,16 @@ import torch.distributed as dist
 from ranks_kit import GlooWorld, meet
 from small import ArrayFeed, fresh, small_config
 
-from polyvit.config.loader import validate_config
-from polyvit.config.run import RunConfig
-from polyvit.distributed.fsdp import full_state, gathered, is_sharded, load_full_state, local, shard
+from polyvit.config import RunConfig, validate_config
+from polyvit.distributed.fsdp import (
+    full_state,
+    gathered,
+    is_sharded,
+    load_optimiser,
+    load_parameters,
+    local,
+    shard,
+)
 from polyvit.errors import UserError
 from polyvit.evaluation.evaluator import evaluate
 from polyvit.model.polyvit import PolyViT
@@ -19,7 +26,7 @@ from polyvit.training.step import train_step
 EMPTY = ("tasks.picture.batch=2", "tasks.sound.batch=2", "tasks.clip.batch=2", "tasks.word.batch=2")
 CASES: dict[str, tuple[str, ...]] = {
     "sgd": ("optim.weight_decay=0.01",),
-    "momentum": ("optim.untouched=momentum", "optim.momentum_dtype=bfloat16"),
+    "momentum": ("optim.inactive_params=momentum", "optim.momentum_dtype=bfloat16"),
     # a larger epsilon of the comparison: AdamW divides by the size of gradients that are zero but for rounding
     "adamw": ("optim.kind=adamw",),
     "empty": EMPTY,
@@ -35,7 +42,7 @@ def built(config: RunConfig) -> tuple[PolyViT, Optimiser]:
     model = PolyViT(config.model, config.tasks, seed=config.seed)
     model.activation_checkpointing = config.train.activation_checkpointing
     if config.train.sharding == "full":
-        shard(model)
+        shard(model.sharding_units())
     return model, build_optimiser(dict(model.named_parameters()), config.optim)
 
 
@@ -48,7 +55,8 @@ def trained(config: RunConfig, lr: float, other: RunConfig, rank: int) -> dict:
             (tensors, state), average = full_state(model, optimiser), ema.state()
             config = other
             model, optimiser = built(config)
-            load_full_state(model, optimiser, tensors, state)
+            load_parameters(model, tensors)
+            load_optimiser(model, optimiser, state)
             ema = Ema(model, 0.5)
             ema.load_state(average)
         result = train_step(model, optimiser, minibatches, lr, config, world)
@@ -140,5 +148,5 @@ def test_whole_models_pass_through_the_same_functions() -> None:
     assert state == {}
     with torch.no_grad():
         model.shared.norm.weight.zero_()
-    load_full_state(model, optimiser, {name: tensor + 1 for name, tensor in tensors.items()}, {})
+    load_parameters(model, {name: tensor + 1 for name, tensor in tensors.items()})
     assert model.shared.norm.weight.tolist() == [1.0] * 16

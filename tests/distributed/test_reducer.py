@@ -10,7 +10,7 @@ from small import ArrayFeed, fresh, small_config
 from torch import Tensor, nn
 
 import polyvit.distributed.reducer
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig
 from polyvit.distributed.reducer import Done, Reducer
 from polyvit.training.step import StepResult, train_step
 

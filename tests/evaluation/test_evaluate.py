@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from arrays_kit import evaluation_tokens, evaluation_views, example_tokens
 from PIL import Image
 from sklearn.metrics import average_precision_score, top_k_accuracy_score
 from small import small_config, small_plan
 
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig
 from polyvit.data.index.io import Example, Scan
-from polyvit.data.loading.example import evaluation_tokens, evaluation_views, example_tokens
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Quarantined, Request
 from polyvit.data.loading.requests import EVAL_BATCH, InlineFeed, Requests, split_requests
 from polyvit.evaluation.evaluator import average_views, evaluate, protocol
@@ -210,19 +210,21 @@ def test_a_request_decodes_all_views_and_leaves_a_broken_example_out_whole(root:
     examples = scans(config)["clip"].examples[:4]
     made = decoder(config, root).decode(Request(0, "clip", examples, global_batch=4))
     assert made.keys == ("clip_0", "clip_1", "clip_3")
-    assert (made.tokens.shape, made.labels.shape, made.views) == ((27, 8, 384), (3, 6), 9)
+    assert (made.inputs["tokens"].shape, made.labels.shape, made.views) == ((27, 8, 384), (3, 6), 9)
     assert [entry.key for entry in made.bad] == ["clip_2"]
     media = (root / "clip_3.mp4").read_bytes()
-    assert np.array_equal(made.tokens[18:], evaluation_tokens(media, config.tasks["clip"], config.model.video))
+    assert np.array_equal(
+        made.inputs["tokens"][18:], evaluation_tokens(media, config.tasks["clip"], config.model.video)
+    )
     nothing = decoder(config, root).decode(Request(0, "clip", examples[2:3], global_batch=1))
-    assert (nothing.tokens.shape, nothing.labels.shape) == ((0, 8, 384), (0, 6))
+    assert (nothing.inputs["tokens"].shape, nothing.labels.shape) == ((0, 8, 384), (0, 6))
 
 
 def test_training_has_one_view(root: Path) -> None:
     config = small_config(*MANY)
     examples = scans(config)["clip"].examples[:2]
     made = decoder(config, root).decode(Request(1, "clip", examples, (0, 0), global_batch=2))
-    assert (made.tokens.shape, made.views) == ((2, 8, 384), 1)
+    assert (made.inputs["tokens"].shape, made.views) == ((2, 8, 384), 1)
 
 
 def test_views_count_in_the_size_of_a_minibatch() -> None:
@@ -253,7 +255,9 @@ def answers(config: RunConfig, root: Path, name: str) -> tuple[np.ndarray, np.nd
         for view, crop in evaluation_views(task):
             tokens = example_tokens(media, task, spec, None, view=view, crop=crop)
             with torch.no_grad():
-                views.append(model(normalise(torch.from_numpy(tokens[None])), name)[0].double().numpy())
+                views.append(
+                    model({"tokens": normalise(torch.from_numpy(tokens[None]))}, name)[0].double().numpy()
+                )
         stacked = np.stack(views)
         average = getattr(task, "eval_average", "logits")
         scores.append((stacked if average == "logits" else 1 / (1 + np.exp(-stacked))).mean(axis=0))

@@ -9,8 +9,7 @@ import torch
 from kit import task as make_task
 from sklearn.linear_model import LogisticRegression
 
-from polyvit.config.run import ImageInput
-from polyvit.config.tasks import ImageTask, TaskConfig
+from polyvit.config import ImageInput, ImageTask, TaskConfig
 from polyvit.data.loading.minibatch import Minibatch, Quarantined, multi_hot
 from polyvit.errors import UserError
 from polyvit.evaluation.features import (
@@ -257,7 +256,7 @@ def test_minibatches_are_gathered_in_order() -> None:
     for keys, entries in ((("a", "c"), (bad,)), ((), ()), (("d",), ())):
         labels = multi_hot([(1,)] * len(keys), CLASSES)
         parts.append((np.full((len(keys), 2), len(keys), np.float32), Minibatch(
-            0, "t", np.zeros((len(keys), 1, 1), np.uint8), labels, keys, 0, 3, entries,
+            0, "t", {"tokens": np.zeros((len(keys), 1, 1), np.uint8)}, labels, keys, 0, 3, entries,
         )))  # fmt: skip
     found = gather_features(parts, 2, CLASSES)
     assert (found.keys, found.bad, found.features[:, 0].tolist()) == (("a", "c", "d"), (bad,), [2, 2, 1])

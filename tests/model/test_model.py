@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
+from polyvit.config import AudioInput, ImageInput, Modality, ModelConfig, RunConfig, VideoInput
 from polyvit.config.paper_tasks import PAPER_TASKS
-from polyvit.config.run import AudioInput, ImageInput, Modality, ModelConfig, RunConfig, VideoInput
 from polyvit.errors import UserError
 from polyvit.model.encoder import Block, draw_keep, drop_path_rates
-from polyvit.model.polyvit import PolyViT, parameter_table
+from polyvit.model.polyvit import PolyViT
 
 DEPTH = 3
 TINY = ModelConfig(
@@ -60,8 +60,8 @@ def test_shapes(l_adapt: int, task: str) -> None:
     modality, classes = TASKS[task]
     sequence = math.prod(TINY.input(modality).grid) + 1
     assert model.encode(tokens, modality).shape == (2, sequence, TINY.width)
-    assert model.forward_features(tokens, modality).shape == (2, TINY.width)
-    assert model(tokens, task).shape == (2, classes)
+    assert model.forward_features({"tokens": tokens}, modality).shape == (2, TINY.width)
+    assert model({"tokens": tokens}, task).shape == (2, classes)
     assert len(model.shared.blocks) == DEPTH - l_adapt
     assert len(list(model.adaptors[modality].children())) == l_adapt
 
@@ -71,7 +71,7 @@ def test_shapes(l_adapt: int, task: str) -> None:
 def test_a_task_reaches_what_touched_says(l_adapt: int, task: str) -> None:
     """Exactly those parameters get a gradient: one tokenizer, its adaptors, the trunk, one head."""
     model = build(l_adapt)
-    model(draw_tokens(task), task).square().sum().backward()
+    model({"tokens": draw_tokens(task)}, task).square().sum().backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert reached == set(model.touched(task))
     assert all(p.grad is not None and p.grad.any() for p in model.touched(task).values())
@@ -82,9 +82,9 @@ def test_a_task_reaches_what_touched_says(l_adapt: int, task: str) -> None:
 def test_tasks_of_one_modality_share_features() -> None:
     """Two image tasks differ in the head alone."""
     model, tokens = build(1), draw_tokens("pictures")
-    features = model.forward_features(tokens, "image")
+    features = model.forward_features({"tokens": tokens}, "image")
     for task in ("pictures", "more_pictures"):
-        torch.testing.assert_close(model(tokens, task), model.heads[task](features))
+        torch.testing.assert_close(model({"tokens": tokens}, task), model.heads[task](features))
 
 
 def test_only_needed_modalities_are_built() -> None:
@@ -172,7 +172,7 @@ def test_parameter_table_by_role() -> None:
     """The parts of the official model; they add up to the whole."""
     model = ModelConfig(image=ImageInput(size=(384, 384)))
     with torch.device("meta"):
-        table = parameter_table(PolyViT(model, run_config(model, **PAPER_TASKS).tasks))
+        table = PolyViT(model, run_config(model, **PAPER_TASKS).tasks).parameter_table()
     assert table["shared"] == 85_056_000
     assert table["tokenizer/image"] == 1_034_496
     assert table["tokenizer/video"] == 3_565_824
@@ -188,7 +188,7 @@ def test_keeping_everything_changes_nothing() -> None:
     """A kept branch is not rescaled."""
     model, tokens = build(1), draw_tokens("clips")
     keep = torch.ones(DEPTH, 2, len(tokens))
-    torch.testing.assert_close(model(tokens, "clips", keep), model(tokens, "clips"))
+    torch.testing.assert_close(model({"tokens": tokens}, "clips", keep), model({"tokens": tokens}, "clips"))
 
 
 def test_dropping_both_branches_is_the_identity() -> None:

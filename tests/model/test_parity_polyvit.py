@@ -45,9 +45,9 @@ def test_parity_forward(l_adapt: int, task: str) -> None:
         root = f"{task}/batch{index}"
         kit.close(adapted, expected[f"{root}/tokens"], ROUNDING, "tokens")
         kit.close(model.encode(tokens, modality), expected[f"{root}/encoded"], ROUNDING, "encoded")
-        features = model.forward_features(tokens, modality)
+        features = model.forward_features({"tokens": tokens}, modality)
         kit.close(features, expected[f"{root}/pre_logits"], ROUNDING, "pre_logits")
-        kit.close(model(tokens, task), expected[f"{root}/logits"], ROUNDING, "logits")
+        kit.close(model({"tokens": tokens}, task), expected[f"{root}/logits"], ROUNDING, "logits")
 
 
 @each_case
@@ -68,7 +68,7 @@ def test_parity_loss(l_adapt: int, task: str) -> None:
         tokens, labels = kit.batch(config, task, int(match[1]))
         variant = match[2] or ""
         smoothing = float(variant.removeprefix("_label_smoothing_")) if "smoothing" in variant else 0.0
-        losses = example_losses(model(tokens, task), labels, kind, smoothing)
+        losses = example_losses(model({"tokens": tokens}, task), labels, kind, smoothing)
         counted = losses[:-1] if variant == "_last_example_masked" else losses
         # The reference divides by the mask's sum + 1e-8, which is nothing in float32.
         kit.close(counted.mean(), value, ROUNDING, name)
@@ -81,7 +81,7 @@ def test_parity_gradient(l_adapt: int, task: str) -> None:
     config = kit.run_config(l_adapt)
     model = kit.kit_model(config, f"polyvit/L{l_adapt}/params_step0.npz")
     tokens, labels = kit.batch(config, task, 0)
-    example_losses(model(tokens, task), labels, config.tasks[task].loss).mean().backward()
+    example_losses(model({"tokens": tokens}, task), labels, config.tasks[task].loss).mean().backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert reached == set(model.touched(task))
     gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}

@@ -16,8 +16,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from polyvit.config.run import AudioInput, ImageInput, ModelConfig, VideoInput
-from polyvit.config.tasks import AudioTask, ImageTask, TaskConfig, VideoTask
+from polyvit.config import (
+    AudioInput,
+    AudioTask,
+    ImageInput,
+    ImageTask,
+    ModelConfig,
+    TaskConfig,
+    VideoInput,
+    VideoTask,
+)
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained.convert import block_from_hf, pop_group
 from polyvit.model.pretrained.from_vit import initialise
@@ -95,8 +103,8 @@ def check_image(model: PolyViT, name: str) -> None:
     found = {
         "encoded": model.encode(tokens, "image"),
         "last_hidden": model.encode(tokens, "image"),
-        "pre_logits": model.forward_features(tokens, "image"),
-        "logits": model(tokens, "peer"),
+        "pre_logits": model.forward_features({"tokens": tokens}, "image"),
+        "logits": model({"tokens": tokens}, "peer"),
     }
     for output in set(io) - {"inputs"}:
         kit.close(found[output], io[output], ROUNDING, output)
@@ -169,7 +177,7 @@ def test_parity_hf_vivit(name: str) -> None:
     tokens = kit.tokens(model.config, np.moveaxis(io["inputs"], 2, -1), "video")
     if "last_hidden" in io:
         kit.close(model.encode(tokens, "video"), io["last_hidden"], ROUNDING, "last_hidden")
-    kit.close(model(tokens, "peer"), io["logits"], ROUNDING, "logits")
+    kit.close(model({"tokens": tokens}, "peer"), io["logits"], ROUNDING, "logits")
 
 
 def ast_input(config: dict[str, Any]) -> AudioInput:

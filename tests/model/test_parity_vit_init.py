@@ -12,7 +12,7 @@ import pytest
 import scipy.ndimage
 import torch
 
-from polyvit.config.run import Modality, ModelConfig, RunConfig
+from polyvit.config import Modality, ModelConfig, RunConfig
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained.convert import OFFICIAL_TOKENIZERS, state_to_official
@@ -146,4 +146,4 @@ def test_parity_vit_init_gives_the_vits_features(case: str) -> None:
     forward = kit.arrays("vit_init/vit_forward.npz")
     model, _, _ = transplant(case)
     tokens = kit.tokens(model.config, forward["inputs"], "image")
-    kit.close(model.forward_features(tokens, "image"), forward["pre_logits"], 1e-5, "pre_logits")
+    kit.close(model.forward_features({"tokens": tokens}, "image"), forward["pre_logits"], 1e-5, "pre_logits")

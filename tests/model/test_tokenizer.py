@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyvit.config.run import AudioInput, ImageInput, ModelConfig, ModelInput, VideoInput
+from polyvit.config import AudioInput, ImageInput, InputSection, ModelConfig, VideoInput
 from polyvit.data.transforms.patchify import patchify_audio, patchify_image, patchify_video
 from polyvit.model.tokenizer import Tokenizer, normalise
 
@@ -25,7 +25,7 @@ AUDIOS = [
 ]
 
 
-def build(spec: ModelInput) -> Tokenizer:
+def build(spec: InputSection) -> Tokenizer:
     """A tokenizer with random parameters, so that nothing is hidden by zeros."""
     count = int(np.prod(spec.grid))
     tokenizer = Tokenizer(spec, count, WIDTH)

@@ -10,7 +10,7 @@ from pipelines_kit import pair_config
 
 from pipelines import cli
 from polyvit import __version__
-from polyvit.config.loader import recipe_names
+from polyvit.config import recipe_names
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from small import write_yaml
 
 from pipelines import cli
 from polyvit.checkpoint.state import read_document
-from polyvit.config.loader import load_config
+from polyvit.config import load_config
 from polyvit.schedule.schedule import build_schedule
 from polyvit.synthetic.write import write_synthetic
 

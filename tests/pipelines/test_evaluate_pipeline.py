@@ -12,7 +12,7 @@ from pipelines_kit import pair_config, planned, scanned
 from pipelines import cli
 from pipelines.feed.worker_feed import make_decoder
 from polyvit.checkpoint.state import Learner, TrainState, load_trained, save_checkpoint
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig
 from polyvit.data.index.io import write_index
 from polyvit.data.loading.requests import InlineFeed, Requests
 from polyvit.evaluation.evaluator import evaluate

@@ -11,7 +11,7 @@ from use_kit import write_checkpoint
 
 from pipelines.extend import forgetting, main
 from polyvit.checkpoint.state import load_trained
-from polyvit.config.loader import validate_config
+from polyvit.config import validate_config
 from polyvit.deploy.predict import Predictor
 from polyvit.model.polyvit import PolyViT
 

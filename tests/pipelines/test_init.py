@@ -18,8 +18,7 @@ from pipelines import cli
 from pipelines.training.worker import initialise_all, starting_point
 from polyvit.checkpoint.state import Learner, TrainState, save_checkpoint
 from polyvit.checkpoint.store import LocalStore
-from polyvit.config.run import ImageInput, RunConfig
-from polyvit.config.tasks import ImageTask
+from polyvit.config import ImageInput, ImageTask, RunConfig
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained.convert import state_to_official

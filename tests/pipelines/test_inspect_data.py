@@ -13,7 +13,7 @@ from small import write_yaml
 
 from pipelines import cli, inspect
 from pipelines.batch.inspect_job import chunks, pick
-from polyvit.config.loader import load_config
+from polyvit.config import load_config
 from polyvit.reports.inspect.examine import Facts
 from polyvit.reports.inspect.task_report import Look, report_task
 

@@ -17,8 +17,7 @@ from pipelines import cli
 from pipelines.feed.worker_feed import make_decoder
 from pipelines.runtime.ray_cluster import Node, placement_problems
 from polyvit.checkpoint.state import Learner, TrainState, read_document
-from polyvit.config.loader import load_config, validate_config
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig, load_config, validate_config
 from polyvit.data.loading.requests import InlineFeed, Requests
 from polyvit.model.polyvit import PolyViT
 from polyvit.training.loop import train

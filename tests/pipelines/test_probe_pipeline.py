@@ -19,8 +19,7 @@ from pipelines import cli, probe
 from pipelines.batch.extract_features import Wanted, minibatch_features, split_requests
 from pipelines.feed.worker_feed import make_decoder
 from polyvit.checkpoint.state import Learner, TrainState, save_checkpoint
-from polyvit.config.loader import load_config
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig, load_config
 from polyvit.data.index.io import Example
 from polyvit.data.loading.minibatch import Minibatch, Quarantined, evaluation_requests, multi_hot
 from polyvit.errors import UserError
@@ -112,8 +111,8 @@ def test_features_are_those_of_the_model_here(first: tuple[dict, str], trained: 
         (request,) = evaluation_requests(name, examples, 64, 0, 1)
         minibatch = decoder.decode(request)
         with torch.inference_mode():
-            tokens = normalise(torch.from_numpy(minibatch.tokens))
-            expected = trained.model.forward_features(tokens, trained.model.modality[name])
+            tokens = normalise(torch.from_numpy(minibatch.inputs["tokens"]))
+            expected = trained.model.forward_features({"tokens": tokens}, trained.model.modality[name])
         (path,) = (trained.run / "features").glob(f"{name}-{split}-*.parquet")
         key = pq.read_schema(path).metadata[b"polyvit.evaluation.features"].decode()
         found = read_features(path, key, len(examples), 3)

@@ -10,7 +10,7 @@ from pipelines_kit import pair_config, planned, scanned
 
 from pipelines import cli
 from pipelines.shard import next_overrides
-from polyvit.config.loader import load_config
+from polyvit.config import load_config
 from polyvit.data.loading.reader import load
 
 

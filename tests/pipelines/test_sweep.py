@@ -23,8 +23,7 @@ from pipelines import cli
 from pipelines.sweep import _search, check_space, concurrent_trials, fit, param_space
 from pipelines.training.reporting import RayEvents
 from pipelines.tuning.trial import trial_config
-from polyvit.config.loader import load_config
-from polyvit.config.run import Range
+from polyvit.config import Range, load_config
 from polyvit.errors import UserError
 
 ROOT = Path(__file__).parents[2]

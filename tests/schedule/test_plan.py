@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from polyvit.config.run import ScheduleConfig
-from polyvit.config.tasks import AudioTask, ImageTask, TaskConfig
+from polyvit.config import AudioTask, ImageTask, ScheduleConfig, TaskConfig
 from polyvit.schedule.plan import SPARES, Plan, PlannedBatch, epoch_permutation, mixes, rank_slice
 from polyvit.schedule.schedule import build_schedule
 

@@ -6,9 +6,8 @@ from itertools import groupby
 import numpy as np
 import pytest
 
+from polyvit.config import ScheduleConfig, VideoTask
 from polyvit.config.paper_tasks import PAPER_TASKS
-from polyvit.config.run import ScheduleConfig
-from polyvit.config.tasks import VideoTask
 from polyvit.schedule.schedule import Schedule, build_schedule, scaled_steps
 
 STEPS = {"a": 5, "b": 3, "c": 2}

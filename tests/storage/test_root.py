@@ -293,6 +293,6 @@ def test_minibatches_of_a_bucket_are_those_of_the_folder(
         requests = Requests.of(config, planned(config, indexes), indexes.scans, 0, 1)
         feed = InlineFeed(requests, Decoder(config.tasks, inputs, places, config.seed))
         made = [minibatch for step in itertools.islice(feed.train(1), 12) for minibatch in step]
-        steps.append([(m.task, m.keys, m.tokens.tobytes(), m.bad) for m in made])
+        steps.append([(m.task, m.keys, m.inputs["tokens"].tobytes(), m.bad) for m in made])
     assert steps[0] == steps[1]
     assert any(bad for *_, bad in steps[0])

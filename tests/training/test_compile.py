@@ -9,7 +9,7 @@ import torch
 from small import ArrayFeed, fresh, small_config
 from torch._dynamo.utils import counters
 
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig
 from polyvit.data.loading.minibatch import Minibatch
 from polyvit.training.step import Alone, StepResult, train_step
 
@@ -71,11 +71,11 @@ def test_a_single_example_and_an_evaluation_add_one_each() -> None:
     tokens = torch.zeros(5, *model.tokenizers["image"].shape)
     found = []
     for batch in (5, 3, 1, 4, 1):
-        model(tokens[:batch], "picture")
+        model({"tokens": tokens[:batch]}, "picture")
         found.append(graphs())
     with torch.no_grad():
         for batch in (5, 3):
-            model(tokens[:batch], "picture")
+            model({"tokens": tokens[:batch]}, "picture")
             found.append(graphs())
     assert found == [1, 1, 2, 2, 2, 3, 3]
 
@@ -107,7 +107,7 @@ def test_inductor_makes_one_graph_for_any_batch(monkeypatch: pytest.MonkeyPatch)
     step = next(step for step in all_tasks(config) if step[0].task == "picture")
     (minibatch,) = step
     part = copy.copy(minibatch)
-    object.__setattr__(part, "tokens", minibatch.tokens[:4])
+    object.__setattr__(part, "tokens", minibatch.inputs["tokens"][:4])
     object.__setattr__(part, "labels", minibatch.labels[:4])
     steps = [[minibatch], [part]]
     for eager, compiled in zip(run(config, steps, None), run(config, steps, "inductor"), strict=True):

@@ -9,7 +9,7 @@ import torch
 from small import ArrayFeed, Heard, fresh, small_config, small_plan
 
 from polyvit.checkpoint.state import Learner, TrainState
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig
 from polyvit.data.loading.minibatch import Minibatch, Quarantined
 from polyvit.errors import UserError
 from polyvit.schedule.plan import SPARES, PlannedBatch
@@ -104,7 +104,7 @@ class Poisoned(ArrayFeed):
     def minibatch(self, batch) -> Minibatch:  # type: ignore[no-untyped-def]
         made = super().minibatch(batch)
         if made.task == "sound":
-            made.tokens[:] = float("nan")
+            made.inputs["tokens"][:] = float("nan")
         return made
 
 
@@ -167,7 +167,12 @@ class Lacking(ArrayFeed):
             return made
         bad = tuple(Quarantined(made.task, f"k{i}", f"{i:02d}.bin", "torn") for i in range(10))
         return replace(
-            made, tokens=made.tokens[:-2], labels=made.labels[:-2], keys=made.keys[:-2], bad=bad, undecodable=2
+            made,
+            tokens=made.inputs["tokens"][:-2],
+            labels=made.labels[:-2],
+            keys=made.keys[:-2],
+            bad=bad,
+            undecodable=2,
         )
 
 

@@ -86,12 +86,13 @@ def test_parts(most: int, size: int) -> None:
             found = parts(whole, most, config, size)
             counts.add(len(found))
             assert torch.equal(
-                torch.cat([torch.from_numpy(part.tokens) for part in found]), torch.from_numpy(whole.tokens)
+                torch.cat([torch.from_numpy(part.inputs["tokens"]) for part in found]),
+                torch.from_numpy(whole.inputs["tokens"]),
             )
             assert sum(len(part.labels) for part in found) == len(whole.labels)
-            assert all(len(part.tokens) <= max(most, pair) for part in found)
-            assert all(b.first_slot - a.first_slot == len(a.tokens) for a, b in pairwise(found))
-            assert all(len(a.tokens) % pair == 0 for a, b in pairwise(found) if len(b.tokens))
+            assert all(part.rows <= max(most, pair) for part in found)
+            assert all(b.first_slot - a.first_slot == a.rows for a, b in pairwise(found))
+            assert all(a.rows % pair == 0 for a, b in pairwise(found) if b.rows)
         assert len(counts) == 1
 
 

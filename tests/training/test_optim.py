@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from polyvit.config.run import OptimConfig
+from polyvit.config import OptimConfig
 from polyvit.errors import UserError
 from polyvit.training.optim import AdamW, MomentumSGD, build_optimiser, clip_, global_norm, lr_factor
 
@@ -92,9 +92,11 @@ def test_momentum_sgd_is_torch_sgd(weight_decay: float) -> None:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)  # rounding of 24 float32 steps
 
 
-def scalar_run(untouched: str, dtype: str, gradients: list[float | None], lrs: list[float]) -> list[float]:
+def scalar_run(inactive_params: str, dtype: str, gradients: list[float | None], lrs: list[float]) -> list[float]:
     p = nn.Parameter(torch.tensor([1.0]))
-    config = OptimConfig.model_validate({"untouched": untouched, "momentum_dtype": dtype, "momentum": 0.5})
+    config = OptimConfig.model_validate(
+        {"inactive_params": inactive_params, "momentum_dtype": dtype, "momentum": 0.5}
+    )
     optimiser, values = MomentumSGD({"p": p}, config), []
     for gradient, lr in zip(gradients, lrs, strict=True):
         p.grad = None if gradient is None else torch.tensor([gradient])
@@ -103,7 +105,7 @@ def scalar_run(untouched: str, dtype: str, gradients: list[float | None], lrs: l
     return values
 
 
-def test_untouched_parameters_by_hand() -> None:
+def test_inactive_parameters_by_hand() -> None:
     """momentum 0.5. m: 4 | kept or 2 | then 0.5 m + 1."""
     gradients, lrs = [None, 4.0, None, 1.0], [9.0, 0.25, 0.5, 1.0]
     # frozen: 1 | 1 - 0.25 * 4 = 0 | 0 | m = 0.5 * 4 + 1 = 3: 0 - 3
@@ -186,7 +188,7 @@ def test_a_worker_trains_without_what_takes_seconds_to_import() -> None:
     "config",
     [
         OptimConfig(),
-        OptimConfig(momentum_dtype="bfloat16", untouched="momentum"),
+        OptimConfig(momentum_dtype="bfloat16", inactive_params="momentum"),
         OptimConfig(kind="adamw", lr=0.01),
     ],
     ids=["sgd", "bfloat16", "adamw"],

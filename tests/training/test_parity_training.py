@@ -1,7 +1,7 @@
 """Parity of training with the official loop: learning rates, losses and metrics, twenty steps, two devices.
 
 Everything goes through the project's own `train_step`. The reference's treatment of parameters that a step does
-not touch is `optim.untouched: momentum`; its clipping order over devices is `optim.clip_order: reference`.
+not touch is `optim.inactive_params: momentum`; its clipping order over devices is `optim.clip_order: reference`.
 """
 
 import re
@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig
 from polyvit.data.loading.minibatch import Minibatch
 from polyvit.distributed.reducer import Alone, Done
 from polyvit.evaluation.metrics import MetricState
@@ -44,7 +44,7 @@ def minibatch(config: RunConfig, task: str, index: int, step: int = 1) -> Miniba
     """The kit's batch as one whole minibatch of the feed."""
     tokens, labels = kit.batch(config, task, index)
     size = len(tokens)
-    return Minibatch(step, task, tokens.numpy(), labels.numpy(), ("",) * size, 0, size)
+    return Minibatch(step, task, {"tokens": tokens.numpy()}, labels.numpy(), ("",) * size, 0, size)
 
 
 # ---------------------------------------------------------------------------------- learning rate and losses
@@ -152,7 +152,7 @@ def run_optim(run: str, log: Mapping[str, np.ndarray]) -> dict[str, object]:
     return {
         "momentum_dtype": DTYPES[run.split("_")[0]],
         "clip_norm": float(log["max_grad_norm"]) if "max_grad_norm" in log else 1.0,
-        "untouched": "momentum",
+        "inactive_params": "momentum",
     }
 
 
@@ -267,13 +267,13 @@ def test_parity_two_devices(task: str) -> None:
     """
     l_adapt = TWO_DEVICES["L_adapt"]
     expected = kit.arrays(f"polyvit/two_devices/effective_grad_{task}.npz")
-    config = kit.run_config(l_adapt, untouched="momentum", clip_order="reference")
+    config = kit.run_config(l_adapt, inactive_params="momentum", clip_order="reference")
     left: list[Tensor] = []
     for rank in (0, 1):
         model = kit.kit_model(config, f"polyvit/L{l_adapt}/params_step0.npz")
         tokens, labels = kit.batch(config, task, rank)
         size = len(tokens)
-        part = Minibatch(1, task, tokens.numpy(), labels.numpy(), ("",) * size, rank * size, 2 * size)
+        part = Minibatch(1, task, {"tokens": tokens.numpy()}, labels.numpy(), ("",) * size, rank * size, 2 * size)
         optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
         train_step(model, optimiser, [part], 0.0, config, Rank(rank, left))
     gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}

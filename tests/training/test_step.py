@@ -11,7 +11,7 @@ from ranks_kit import BAD, Alone, result_of, run_ranks, trained
 from small import ArrayFeed, fresh, small_config
 from torch.nn import functional as F
 
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig
 from polyvit.data.loading.minibatch import Minibatch, Quarantined
 from polyvit.distributed.reducer import Done
 from polyvit.model.tokenizer import normalise
@@ -141,7 +141,7 @@ def test_the_local_loss_by_hand() -> None:
     config = small_config()
     model, _, _ = fresh(config)
     (minibatch,) = minibatches(config, step_of(config, "clip"))
-    logits = model(normalise(torch.from_numpy(minibatch.tokens)), "clip")
+    logits = model({"tokens": normalise(torch.from_numpy(minibatch.inputs["tokens"]))}, "clip")
     targets = torch.from_numpy(minibatch.labels.argmax(axis=1))
     expected = F.cross_entropy(logits, targets, label_smoothing=0.1)
     torch.testing.assert_close(local_loss(model, minibatch, config, torch.device("cpu")), expected)
@@ -157,14 +157,17 @@ def test_mixup_mixes_tokens_and_labels_of_neighbours() -> None:
     # Far from 0, from 1, and from the symmetric 0.5.
     step, weight = min(weights.items(), key=lambda item: abs(item[1] - 0.7))
     minibatch = replace(minibatch, step=step)
-    tokens, labels = torch.from_numpy(minibatch.tokens).float(), torch.from_numpy(minibatch.labels).float()
+    tokens, labels = (
+        torch.from_numpy(minibatch.inputs["tokens"]).float(),
+        torch.from_numpy(minibatch.labels).float(),
+    )
     partner = [1, 0, 3, 2, 5, 4, 7, 6, 8]
-    logits = model(weight * tokens + (1 - weight) * tokens[partner], "sound")
+    logits = model({"tokens": weight * tokens + (1 - weight) * tokens[partner]}, "sound")
     mixed = weight * labels + (1 - weight) * labels[partner]
     expected = F.binary_cross_entropy_with_logits(logits, mixed, reduction="sum") / 9
     found = local_loss(model, minibatch, config, torch.device("cpu"))
     torch.testing.assert_close(found, expected)
-    plain = F.binary_cross_entropy_with_logits(model(tokens, "sound"), labels, reduction="sum") / 9
+    plain = F.binary_cross_entropy_with_logits(model({"tokens": tokens}, "sound"), labels, reduction="sum") / 9
     assert abs(found.item() - plain.item()) > 1e-3
 
 
@@ -180,8 +183,13 @@ def split(minibatch: Minibatch, at: int) -> list[Minibatch]:
     """Two ranks' parts."""
     slot = minibatch.first_slot + at
     return [
-        replace(minibatch, tokens=minibatch.tokens[:at], labels=minibatch.labels[:at]),
-        replace(minibatch, tokens=minibatch.tokens[at:], labels=minibatch.labels[at:], first_slot=slot),
+        replace(minibatch, inputs={"tokens": minibatch.inputs["tokens"][:at]}, labels=minibatch.labels[:at]),
+        replace(
+            minibatch,
+            inputs={"tokens": minibatch.inputs["tokens"][at:]},
+            labels=minibatch.labels[at:],
+            first_slot=slot,
+        ),
     ]
 
 
@@ -283,7 +291,7 @@ def test_bad_examples_are_counted_over_ranks() -> None:
     loss = local_loss(model, whole[0], config, torch.device("cpu")).item()
     result = train_step(model, optimiser, whole, 0.1, config, Twin(other), flag=0.5)
     assert result.bad == (5,)
-    assert (result.flag, result.examples) == (1.5, len(whole[0].tokens) + 2)
+    assert (result.flag, result.examples) == (1.5, whole[0].rows + 2)
     assert result.losses == (pytest.approx(loss + 0.5),)
 
 

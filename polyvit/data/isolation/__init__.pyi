@@ -1,11 +1,10 @@
-from .limits import MEMORY as MEMORY
 from .limits import TimeLimit as TimeLimit
-from .limits import Tokens as Tokens
-from .limits import import_decoders as import_decoders
-from .limits import sandboxed as sandboxed
+from .limits import import_uninterrupted as import_uninterrupted
+from .limits import uninterrupted as uninterrupted
 from .worker import TOO_MUCH_MEMORY as TOO_MUCH_MEMORY
 from .worker import Child as Child
 from .worker import DecoderDied as DecoderDied
+from .worker import Frame as Frame
 from .worker import confine as confine
 from .worker import die_with_parent as die_with_parent
 from .worker import is_fatal as is_fatal

@@ -1,47 +1,17 @@
-"""What keeps a file from taking the feed with it: a time limit that costs nothing, a sandbox for the second try.
+"""Limits for a process that decodes files of unknown origin: time, and interrupts that wait.
 
 A decoding process of the feed may die: Ray starts another. So it decodes in place. A file that crashes a decoder
 kills the process; so does one that hangs it, by the kernel's own timer (`TimeLimit`: microseconds an example, no
-thread). Ray then gives the request to another process, which decodes it example by example in a child
-(`sandboxed`): the one example that kills the child is named and substituted like any other broken one, the rest
-come out as they always do.
+thread). Ray then gives the request to another process, which decodes it example by example in a child process
+(`data/loading/isolated.py`).
 """
 
 import importlib
-import pickle
 import signal
-import socket
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
-from polyvit.data.index import Example
-from polyvit.data.isolation.worker import (
-    TOO_MUCH_MEMORY,
-    Child,
-    DecoderDied,
-    Frame,
-    confine,
-    die_with_parent,
-    receive,
-    run_child,
-    send,
-)
-from polyvit.data.loading import token_dtype, token_shape
-from polyvit.errors import BadMedia
-
-if TYPE_CHECKING:
-    from polyvit.data.loading import Decoder
-
-MEMORY = 8 * 2**30
-"""Bytes that one example may take in a child; more than any file within the decoders' own limits needs."""
-Tokens = Callable[[str, Example, int | None, str], np.ndarray]
-"""(task, example, epoch, seed key) -> tokens [views, N, P]; raises BadMedia: see `Decoder.tokens`."""
 
 
 class TimeLimit:
@@ -65,14 +35,15 @@ class TimeLimit:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def import_decoders(modality: str) -> None:
-    """So that the time of an import is not the first example's, and that no import is cut short.
+def import_uninterrupted(module: str) -> None:
+    """Import a decoder before it is used, so that its import takes none of the first example's time.
 
-    Ray cancels a task by KeyboardInterrupt and gives its process other tasks; torch cannot be imported by halves.
+    Ray cancels a task by KeyboardInterrupt and then gives its process other tasks. An import of torch that was
+    interrupted halfway cannot be repeated in the same process, so the interrupt waits.
     """
-    if (name := f"polyvit.data.decode.{modality}") not in sys.modules:
+    if module not in sys.modules:
         with uninterrupted():
-            importlib.import_module(name)
+            importlib.import_module(module)
 
 
 @contextmanager
@@ -89,66 +60,3 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)
     if waiting:
         raise KeyboardInterrupt
-
-
-@contextmanager
-def sandboxed(decoder: "Decoder", task: str) -> Iterator[Tokens]:
-    """`decoder.tokens` for examples of `task`, each run in a child process.
-
-    The function raises what `decoder.tokens` raises, and DecoderDied where the child crashed, took longer than
-    `decoder.decode_seconds` (reading not counted) or needed too much memory. RuntimeError where it met a bug.
-    """
-    child = Child(
-        "polyvit.data.isolation.limits", {"modality": decoder.tasks[task].modality}, pickle.dumps(decoder)
-    )
-
-    def tokens(task: str, example: Example, epoch: int | None, seed_key: str) -> np.ndarray:
-        """`Decoder.tokens` in the child: asks, and raises what it answers."""
-        asked = pickle.dumps((task, example, epoch, seed_key))
-        answer, payload = child.ask({}, asked, decoder.decode_seconds, reads=True)
-        if "bug" in answer:
-            raise RuntimeError(f"in the decoding process:\n{answer['bug']}")
-        if "error" in answer:
-            raise (DecoderDied if answer["kind"] == "died" else BadMedia)(str(answer["error"]))
-        shape, dtype = token_shape(decoder.inputs[task]), token_dtype(decoder.tasks[task].modality)
-        return np.frombuffer(payload, dtype).reshape(-1, *shape)
-
-    try:
-        yield tokens
-    finally:
-        child.close()
-
-
-# ------------------------------------------------------------------------------------------- in the child
-
-
-def _answer(decoder: "Decoder", asked: bytes, read: Callable[[], None]) -> Frame:
-    try:
-        task, example, epoch, seed_key = pickle.loads(asked)
-        tokens = decoder.tokens(task, example, epoch, seed_key, read=read)
-    except BadMedia as error:
-        return {"error": error.reason, "kind": "media"}, b""
-    except MemoryError:
-        return {"error": TOO_MUCH_MEMORY, "kind": "died"}, b""
-    except Exception:
-        return {"bug": traceback.format_exc()}, b""
-    return {"tokens": len(tokens)}, np.ascontiguousarray(tokens).tobytes()
-
-
-def serve(descriptor: int) -> None:
-    """Answer frames until the parent hangs up."""
-    die_with_parent()
-    with socket.socket(fileno=descriptor) as connection:
-        hello, payload = receive(connection)
-        decoder: Decoder = pickle.loads(payload)
-        import_decoders(hello["modality"])
-        confine(MEMORY)
-        started: dict[str, Any] = {"reading": "done"}
-        send(connection, {"ready": True})
-        while True:
-            _, asked = receive(connection)
-            send(connection, *_answer(decoder, asked, lambda: send(connection, started)))
-
-
-if __name__ == "__main__":
-    run_child(serve)

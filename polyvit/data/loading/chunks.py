@@ -1,30 +1,29 @@
 """What one decoding process is given at a time: some small minibatches, or a part of a large one.
 
-Both come to some 8 MB of tokens, tens to hundreds of milliseconds of decoding, where a task of Ray's costs one or
+Both come to some 8 MB of arrays, tens to hundreds of milliseconds of decoding, where a task of Ray's costs one or
 two and a block of Ray Data's twenty. Put together again they have the bytes of whole minibatches.
 
 What a decoding process runs is here, and not beside what sends it there, as each process imports this module:
 without Ray's libraries it is there a second or two earlier.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
-from polyvit.data.loading.example import token_dtype, token_shape
+from polyvit.data.loading.example import concatenated, example_bytes
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Request
 
-PIECE_BYTES = 8 * 2**20
-"""Tokens of a piece: some 20 images of 384 x 384, 2 clips or 40 recordings."""
-PIECE_MINIBATCHES = 8
-"""Minibatches in one piece: tiny pictures cost more time than their bytes say."""
+CHUNK_BYTES = 8 * 2**20
+"""Bytes of a chunk's arrays: some 20 images of 384 x 384, 2 clips or 40 recordings."""
+CHUNK_MINIBATCHES = 8
+"""Minibatches in one chunk: tiny pictures cost more time than their bytes say."""
 
 
 @dataclass(frozen=True)
-class Piece:
+class DecodeChunk:
     """What one process decodes in one go: `requests`, or one part of a request that was cut in `of` parts."""
 
     requests: tuple[Request, ...]
@@ -36,63 +35,62 @@ class Piece:
         return len(self.requests) / self.of
 
 
-def decode_piece(decoder: Decoder, piece: Piece, careful: bool) -> list[Minibatch]:
-    """What a decoding process does: the minibatch of each request of the piece."""
-    return [decoder.decode(request, careful=careful) for request in piece.requests]
+def decode_chunk(decoder: Decoder, chunk: DecodeChunk, careful: bool) -> list[Minibatch]:
+    """What a decoding process does: the minibatch of each request of the chunk."""
+    return [decoder.decode(request, careful=careful) for request in chunk.requests]
 
 
-def pieces(
+def chunk_requests(
     requests: Iterable[Request],
     decoder: Decoder,
     decoders: int,
-    piece_bytes: int = PIECE_BYTES,
-    piece_minibatches: int = PIECE_MINIBATCHES,
-) -> Iterator[Piece]:
+    chunk_bytes: int = CHUNK_BYTES,
+    chunk_minibatches: int = CHUNK_MINIBATCHES,
+) -> Iterator[DecodeChunk]:
     """The work in its order. Large requests are cut, so that `decoders` processes share them.
 
     Small ones are put together, few at the beginning: the first minibatch is not kept waiting for others.
     """
     together: list[Request] = []
-    held, made = 0, 0
+    held, chunks_given = 0, 0
     for request in requests:
-        size, number = _token_bytes(request, decoder), number_of_parts(request, decoder, decoders)
-        most = min(piece_minibatches, 2 ** min(made // decoders, 10))
-        if together and (number > 1 or held + size > piece_bytes or len(together) >= most):
-            yield Piece(tuple(together))
-            together, held, made = [], 0, made + 1
+        size, number = _array_bytes(request, decoder), number_of_parts(request, decoder, decoders)
+        most = min(chunk_minibatches, 2 ** min(chunks_given // decoders, 10))
+        if together and (number > 1 or held + size > chunk_bytes or len(together) >= most):
+            yield DecodeChunk(tuple(together))
+            together, held, chunks_given = [], 0, chunks_given + 1
         if number > 1:
-            yield from (Piece((part,), number) for part in cut(request, number))
-            made += number
+            yield from (DecodeChunk((part,), number) for part in cut(request, number))
+            chunks_given += number
         else:
             together.append(request)
             held += size
     if together:
-        yield Piece(tuple(together))
+        yield DecodeChunk(tuple(together))
 
 
-def whole(decoded: Iterable[tuple[Piece, Sequence[Minibatch]]]) -> Iterator[Minibatch]:
-    """The minibatches of what `pieces` gave, in its order: parts of a request are joined."""
+def whole_minibatches(decoded: Iterable[tuple[DecodeChunk, Sequence[Minibatch]]]) -> Iterator[Minibatch]:
+    """The minibatches of what `chunk_requests` gave, in its order: parts of a request are joined."""
     parts: list[Minibatch] = []
-    for piece, minibatches in decoded:
-        if piece.of == 1:
+    for chunk, minibatches in decoded:
+        if chunk.of == 1:
             yield from minibatches
             continue
         parts += minibatches
-        if len(parts) == piece.of:
+        if len(parts) == chunk.of:
             yield join(parts)
             parts = []
 
 
 def number_of_parts(request: Request, decoder: Decoder, decoders: int) -> int:
-    """As many as there are processes to decode them, none much smaller than PIECE_BYTES."""
-    return max(1, min(decoders, len(request.examples), _token_bytes(request, decoder) // PIECE_BYTES))
+    """As many as there are processes to decode them, none much smaller than CHUNK_BYTES."""
+    return max(1, min(decoders, len(request.examples), _array_bytes(request, decoder) // CHUNK_BYTES))
 
 
-def _token_bytes(request: Request, decoder: Decoder) -> int:
+def _array_bytes(request: Request, decoder: Decoder) -> int:
     task = decoder.tasks[request.task]
     views = 1 if request.epochs else task.eval_views
-    example = math.prod(token_shape(decoder.inputs[request.task])) * token_dtype(task.modality).itemsize
-    return len(request.examples) * views * example
+    return len(request.examples) * views * example_bytes(decoder.inputs[request.task])
 
 
 def cut(request: Request, number: int) -> list[Request]:
@@ -113,7 +111,7 @@ def join(parts: Sequence[Minibatch]) -> Minibatch:
     """One minibatch of the parts of one."""
     return replace(
         parts[0],
-        tokens=np.concatenate([part.tokens for part in parts]),
+        inputs=concatenated([part.inputs for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
         keys=tuple(key for part in parts for key in part.keys),
         bad=tuple(entry for part in parts for entry in part.bad),

@@ -1,7 +1,7 @@
 """Minibatches to the device: on a GPU through pinned memory, on a stream of their own, a step ahead.
 
-In: minibatches as the feed brings them, uint8 tokens and labels in host memory (often views of Ray's object
-store, read-only). Out: the same with their copies on the device. A thread pins and starts the copies of the next
+In: minibatches as the feed brings them, named arrays and labels in host memory (often views of Ray's object store,
+read-only). Out: the same with their copies on the device. A thread pins and starts the copies of the next
 step while this one computes; normalisation is on the device (`model.tokenizer.normalise`), so a quarter of the
 bytes travel. On a CPU nothing is copied. Legend: B examples, N tokens, P patch_dim, K classes.
 """
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from polyvit.data.loading.minibatch import Minibatch
-from polyvit.data.loading.prefetch import ReadAhead
+from polyvit.data.loading.prefetch import PrefetchIterator
 
 
 @dataclass(frozen=True)
 class DeviceMinibatch(Minibatch):
-    """A minibatch whose tokens and labels are on the device too."""
+    """A minibatch whose arrays and labels are on the device too."""
 
-    device_tokens: Tensor = field(kw_only=True)
+    device_inputs: dict[str, Tensor] = field(kw_only=True)
     device_labels: Tensor = field(kw_only=True)
 
 
@@ -78,16 +78,18 @@ def staged(steps: Iterator[list[Minibatch]], copies: Copies) -> Iterator[list[Mi
         for step in steps:
             yield [_begun(minibatch, copies) for minibatch in step], copies.mark()
 
-    with closing(ReadAhead(begun(), 1, name="polyvit-upload")) as ahead:
+    with closing(PrefetchIterator(begun(), 1, name="polyvit-upload")) as ahead:
         for minibatches, mark in ahead:
-            copies.wait(mark, [t for m in minibatches for t in (m.device_tokens, m.device_labels)])
+            copies.wait(mark, [t for m in minibatches for t in (*m.device_inputs.values(), m.device_labels)])
             yield list(minibatches)
 
 
 def _begun(minibatch: Minibatch, copies: Copies) -> DeviceMinibatch:
     known = {name: getattr(minibatch, name) for name in Minibatch.__dataclass_fields__}
     return DeviceMinibatch(
-        **known, device_tokens=copies.start(minibatch.tokens), device_labels=copies.start(minibatch.labels)
+        **known,
+        device_inputs={name: copies.start(array) for name, array in minibatch.inputs.items()},
+        device_labels=copies.start(minibatch.labels),
     )
 
 
@@ -96,21 +98,22 @@ def as_tensor(array: np.ndarray) -> Tensor:
     return torch.from_dlpack(array)
 
 
-def tensors(minibatch: Minibatch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """tokens [B, N, P] and labels [B, K] on `device`, as the feed brought them; not to be written to."""
+def tensors(minibatch: Minibatch, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """inputs[name] [B, ...] and labels [B, K] on `device`, as the feed brought them; not to be written to."""
     if isinstance(minibatch, DeviceMinibatch):
-        return minibatch.device_tokens, minibatch.device_labels
-    return as_tensor(minibatch.tokens).to(device), as_tensor(minibatch.labels).to(device)
+        return minibatch.device_inputs, minibatch.device_labels
+    inputs = {name: as_tensor(array).to(device) for name, array in minibatch.inputs.items()}
+    return inputs, as_tensor(minibatch.labels).to(device)
 
 
 def part_of(minibatch: Minibatch, start: int, stop: int) -> Minibatch:
     """Examples [start, stop) of a minibatch of one view each; views of the same memory."""
     changed: dict[str, Any] = {
-        "tokens": minibatch.tokens[start:stop],
+        "inputs": {name: array[start:stop] for name, array in minibatch.inputs.items()},
         "labels": minibatch.labels[start:stop],
         "first_slot": minibatch.first_slot + start,
     }
     if isinstance(minibatch, DeviceMinibatch):
-        changed["device_tokens"] = minibatch.device_tokens[start:stop]
+        changed["device_inputs"] = {name: t[start:stop] for name, t in minibatch.device_inputs.items()}
         changed["device_labels"] = minibatch.device_labels[start:stop]
     return replace(minibatch, **changed)

@@ -1,8 +1,8 @@
 """One minibatch from addresses to arrays: read, decode, augment, patchify, substitute what is broken.
 
-In: a `Request` (which examples; small, travels to any decoding process). Out: a `Minibatch` of arrays:
-tokens [n * views, N, P] uint8 (float16 for audio), labels [n, K] uint8. No Ray here: every feed backend calls
-`decode`, so that the bytes are the same whoever decodes.
+In: a `Request` (which examples; small, travels to any decoding process). Out: a `Minibatch` of named arrays, such as
+inputs["tokens"] [n * views, N, P] uint8 (float16 for audio), and labels [n, K] uint8. No Ray here: every feed
+backend calls `decode`, so that the bytes are the same whoever decodes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +11,11 @@ from functools import partial
 
 import numpy as np
 
-from polyvit.config import ModelInput, TaskConfig
+from polyvit.config import InputSection, TaskConfig
 from polyvit.data.index import Example, examples_at
-from polyvit.data.isolation import TimeLimit, Tokens, import_decoders, sandboxed
-from polyvit.data.loading.example import evaluation_tokens, example_tokens, token_dtype, token_shape
+from polyvit.data.isolation import TimeLimit, import_uninterrupted
+from polyvit.data.loading.example import Arrays, blank_arrays, concatenated, example_arrays
+from polyvit.data.loading.isolated import ArraysOf, isolated_arrays
 from polyvit.data.loading.reader import load, reading_ahead
 from polyvit.data.transforms import example_rng
 from polyvit.errors import BadMedia
@@ -54,15 +55,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Arrays of one rank's part of a step's minibatch: tokens [n * views, N, P], labels [n, K], keys [n].
+    """Arrays of one rank's part of a step's minibatch: inputs[name] [n * views, ...], labels [n, K], keys [n].
 
-    The views of one example lie together; training has one view. bad: every example that could not be decoded,
+    inputs: the arrays that the modality's input section names, such as `tokens`. The views of one example lie
+    together; training has one view. bad: every example that could not be decoded,
     those planned and the spares that were tried; undecodable: how many planned ones there are among them.
     """
 
     step: int
     task: str
-    tokens: np.ndarray
+    inputs: Arrays
     labels: np.ndarray
     keys: tuple[str, ...]
     first_slot: int
@@ -73,66 +75,69 @@ class Minibatch:
     @property
     def views(self) -> int:
         """Views of each example."""
-        return len(self.tokens) // max(1, len(self.labels))
+        return self.rows // max(1, len(self.labels))
+
+    @property
+    def rows(self) -> int:
+        """Views of all examples: the first axis of every input."""
+        return len(next(iter(self.inputs.values())))
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Everything a decoding process needs besides requests: task and input sections, roots, seed.
+    """Everything a decoding process needs besides requests: tasks, their input sections and data, the seed.
 
-    decode_seconds: most time for one example on the clock, where `decode` is told that it may be guarded; None: no
-        limit.
+    tasks, inputs, roots: by task. decode_timeout_s: seconds of wall-clock time for one example, where `decode` is
+    told that its process may be ended; None: no limit.
     """
 
     tasks: Mapping[str, TaskConfig]
-    inputs: Mapping[str, ModelInput]
+    inputs: Mapping[str, InputSection]
     roots: Mapping[str, Place]
     seed: int
-    decode_seconds: float | None = None
+    decode_timeout_s: float | None = None
 
     def decode(self, request: Request, careful: bool | None = None) -> Minibatch:
         """Never raises on bad media: a broken training example gives way to one of the step's spares, tried in
         order from its slot on, a broken evaluation example is left out; each is named in `bad`.
 
-        careful: None in a process that must live: no guard. In a process that may die (see `data.guard`): False at
-        the first try of a request, True at every other, which finds the example that killed the process before.
-        The bytes are the same.
+        careful: None in a process that must live: no time limit. In a process that may die (see `isolated.py`):
+        False at the first try of a request, True at every other, which finds the example that killed the process
+        before. The bytes are the same.
         """
-        import_decoders(self.tasks[request.task].modality)
+        import_uninterrupted(self.inputs[request.task].codec)
         if careful:
-            with sandboxed(self, request.task) as tokens:
-                return self._minibatch(request, tokens)
+            with isolated_arrays(self, request.task) as arrays_of:
+                return self._minibatch(request, arrays_of)
         try:
             with reading_ahead(request.examples, self.roots[request.task]):
                 if careful is None:
-                    return self._minibatch(request, self.tokens)
-                return self._minibatch(request, partial(self.tokens, seconds=self.decode_seconds))
+                    return self._minibatch(request, self.arrays)
+                return self._minibatch(request, partial(self.arrays, seconds=self.decode_timeout_s))
         except MemoryError:
             if careful is None:
                 raise
             return self.decode(request, careful=True)
 
-    def _minibatch(self, request: Request, tokens_of: Tokens) -> Minibatch:
-        task, spec = self.tasks[request.task], self.inputs[request.task]
-        tokens, kept, bad, undecodable = [], [], [], 0
+    def _minibatch(self, request: Request, arrays_of: ArraysOf) -> Minibatch:
+        decoded, kept, bad, undecodable = [], [], [], 0
         for i, example in enumerate(request.examples):
             epoch = request.epochs[i] if request.epochs else None
             for tried, (candidate, seed_key) in enumerate(self._candidates(request, i, example)):
                 try:
                     if reason := request.fatal.get(candidate.key):
                         raise BadMedia(reason)
-                    tokens.append(tokens_of(request.task, candidate, epoch, seed_key))
+                    decoded.append(arrays_of(request.task, candidate, epoch, seed_key))
                 except BadMedia as error:
                     bad.append(Quarantined(request.task, candidate.key, candidate.path, error.reason))
                     undecodable += not tried
                 else:
                     kept.append(candidate)
                     break
-        empty = np.zeros((0, *token_shape(spec)), token_dtype(task.modality))
-        stacked = np.concatenate(tokens) if tokens else empty
-        labels = multi_hot([example.labels for example in kept], task.num_classes)
+        labels = multi_hot([example.labels for example in kept], self.tasks[request.task].num_classes)
+        inputs = concatenated(decoded) if decoded else blank_arrays(self.inputs[request.task], 0)
         return Minibatch(
-            request.step, request.task, stacked, labels, tuple(example.key for example in kept),
+            request.step, request.task, inputs, labels, tuple(example.key for example in kept),
             request.first_slot, request.global_batch, tuple(bad), undecodable,
         )  # fmt: skip
 
@@ -143,7 +148,7 @@ class Decoder:
         substitutes = spares[turn:] + spares[:turn]
         return [(example, example.key), *((spare, f"{spare.key}\x00slot{slot}") for spare in substitutes)]
 
-    def tokens(
+    def arrays(
         self,
         task_name: str,
         example: Example,
@@ -151,21 +156,20 @@ class Decoder:
         seed_key: str,
         seconds: float | None = None,
         read: Callable[[], None] | None = None,
-    ) -> np.ndarray:
-        """tokens [views, N, P] of one example; epoch None: every evaluation view. Raises BadMedia.
+    ) -> Arrays:
+        """Named arrays [views, ...] of one example. Raises BadMedia.
 
-        seconds: the time that decoding has before this process is ended (`guard.TimeLimit`). read: called when
-        the bytes are there. Reading has no limit: a slow disk is not the file's fault.
+        epoch: of the task, for augmentation; None: every evaluation view. seed_key: seeds the augmentation, the
+        example's key. seconds: the time that decoding has before this process is ended (`TimeLimit`). read: called
+        when the bytes are there. Reading has no limit: a slow disk is not the file's fault.
         """
         media = load(example, self.roots[task_name])
         if read:
             read()
         task, spec = self.tasks[task_name], self.inputs[task_name]
+        rng = None if epoch is None else example_rng(self.seed, task_name, epoch, seed_key)
         with TimeLimit(seconds):
-            if epoch is None:
-                return evaluation_tokens(media, task, spec, example.start, example.end)
-            rng = example_rng(self.seed, task_name, epoch, seed_key)
-            return example_tokens(media, task, spec, rng, example.start, example.end)[None]
+            return example_arrays(media, task, spec, rng, example.start, example.end)
 
 
 def multi_hot(labels: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:

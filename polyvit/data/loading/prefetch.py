@@ -16,7 +16,7 @@ class _End:
     error: BaseException | None = None
 
 
-class ReadAhead(Iterator[T], Generic[T]):
+class PrefetchIterator(Iterator[T], Generic[T]):
     """The items in their order, of which a thread holds up to `depth` ready (and one more in its hands).
 
     It starts at once. What the iterator raises is raised where its item would have come. `close` ends it: the

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyvit.config import AudioInput, ImageInput, Modality, ModelConfig
+from polyvit.config import Modality, ModelConfig
 from polyvit.errors import UserError
 
 OFFICIAL_TOKENIZERS: dict[Modality, str] = {
@@ -233,10 +233,7 @@ def state_to_official(state: Mapping[str, Tensor], config: ModelConfig) -> dict[
 
 def kernel_shape(config: ModelConfig, modality: Modality) -> tuple[int, ...]:
     """Shape of a modality's patch kernel without its output axis: ([t,] h, w, channels)."""
-    spec = config.input(modality)
-    if isinstance(spec, AudioInput):
-        return (*spec.patch_size, spec.channels)
-    return (*(spec.patch_size if isinstance(spec, ImageInput) else spec.tubelet_size), 3)
+    return config.input(modality).kernel_shape
 
 
 def _some(names: Mapping[str, object], most: int = 5) -> str:

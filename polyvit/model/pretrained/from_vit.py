@@ -20,14 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyvit.config import (
-    AudioInput,
-    ImageInput,
+    InputSection,
     KernelInit,
     Modality,
     ModelConfig,
-    ModelInput,
     RunConfig,
-    VideoInput,
 )
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
@@ -99,7 +96,7 @@ def initialise(
     if is_checkpoint(path):
         return start_from(model, Path(path))
     vit = load_vit(path, grid)
-    modalities: list[Modality] = [m for m in ("image", "video", "audio") if m in model.tokenizers]
+    modalities = list(model.tokenizers)
     if problems := fit_problems(vit, model.config, modalities):
         raise UserError(f"{vit.source} does not fit the model:", problems)
     values = {name: (value, how) for name, value, how in _values(vit, model.config, modalities, kernel_init)}
@@ -135,7 +132,10 @@ def fit_problems(vit: ViT, config: ModelConfig, modalities: list[Modality]) -> l
     if channels != 3:
         problems.append(f"the checkpoint's patch kernel is {h}x{w}x{channels}; it must take 3 channels (RGB)")
     for modality in modalities:
-        key, patch = _patch(config.input(modality))
+        spec = config.input(modality)
+        if spec.vit_positions == "new":
+            continue  # its tokenizer starts at random
+        key, patch = spec.patch_key, spec.patch
         if patch[-2:] != (h, w):
             fitting = [*patch[:-2], h, w]
             problems.append(
@@ -189,16 +189,19 @@ def _values(
         yield from ((f"{home}.{leaf}", value, "") for home in homes for leaf, value in block.items())
     yield from ((f"shared.norm.{leaf}", value, "") for leaf, value in (vit.norm or {}).items())
     for modality in modalities:
-        for leaf, value, how in _tokenizer_values(vit, config.input(modality), kernel_init):
+        spec = config.input(modality)
+        if spec.vit_positions == "new":
+            continue
+        for leaf, value, how in _tokenizer_values(vit, spec, kernel_init):
             yield f"tokenizers.{modality}.{leaf}", value, how
 
 
-def _tokenizer_values(vit: ViT, spec: ModelInput, kernel_init: KernelInit) -> Iterator[tuple[str, Tensor, str]]:
+def _tokenizer_values(vit: ViT, spec: InputSection, kernel_init: KernelInit) -> Iterator[tuple[str, Tensor, str]]:
     kernel, how = vit.patch_kernel, ""
-    if isinstance(spec, VideoInput):
-        kernel = inflate(kernel, spec.tubelet_size[0], kernel_init)
+    if len(spec.patch) == 3:
+        kernel = inflate(kernel, spec.patch[0], kernel_init)
         how = f"kernel {_times(vit.patch_kernel.shape[:2])} -> {_times(kernel.shape[:3])}, {kernel_init} frame"
-    elif isinstance(spec, AudioInput) and spec.channels == 1:
+    elif spec.kernel_shape[-1] == 1:
         kernel, how = kernel.sum(dim=2, keepdim=True), "kernel summed over 3 channels"
     yield "patch_embed.weight", flat_kernel(kernel), how
     yield "patch_embed.bias", vit.patch_bias, ""
@@ -208,7 +211,7 @@ def _tokenizer_values(vit: ViT, spec: ModelInput, kernel_init: KernelInit) -> It
         yield "pos_embed", *_positions(vit, spec)
 
 
-def _positions(vit: ViT, spec: ModelInput) -> tuple[Tensor, str]:
+def _positions(vit: ViT, spec: InputSection) -> tuple[Tensor, str]:
     """Our table [1, 1 + N, D] and how it was made. A class token without a row of its own gets zeros."""
     assert vit.positions is not None
     assert vit.grid is not None
@@ -216,7 +219,7 @@ def _positions(vit: ViT, spec: ModelInput) -> tuple[Tensor, str]:
     table_ND, how = resize_positions(vit.positions, vit.grid, target), []
     if vit.grid != target:
         how.append(f"positions {_times(vit.grid)} -> {_times(target)}")
-    if isinstance(spec, VideoInput):
+    if len(spec.grid) == 3:
         table_ND = table_ND.repeat(spec.grid[0], 1)
         how.append(f"positions tiled over {spec.grid[0]} tubelets of time")
     row_D = torch.zeros(vit.width) if vit.cls_position is None else vit.cls_position
@@ -244,12 +247,6 @@ def _notes(vit: ViT, config: ModelConfig) -> Iterator[str]:
         yield "the checkpoint has no position table; ours starts as in a new model"
     if vit.norm is None:
         yield "the checkpoint has no final norm over tokens; ours starts as in a new model"
-
-
-def _patch(spec: ModelInput) -> tuple[str, tuple[int, ...]]:
-    if isinstance(spec, ImageInput | AudioInput):
-        return "patch_size", spec.patch_size
-    return "tubelet_size", spec.tubelet_size
 
 
 def _gathered(names: tuple[str, ...]) -> list[str]:

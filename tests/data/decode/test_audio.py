@@ -13,8 +13,7 @@ import torchaudio
 from image_checks_kit import damaged_rows
 from kit import DATA_DIR, in_kit, needs_data
 
-from polyvit.config.run import AudioInput
-from polyvit.config.tasks import AudioAugment
+from polyvit.config import AudioAugment, AudioInput
 from polyvit.data.decode.audio import (
     decode_waveform,
     eval_audio,

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from polyvit.config.run import AudioInput
+from polyvit.config import AudioInput
 from polyvit.data.decode.audio import MAX_RATE, MAX_SAMPLES, decode_waveform, eval_waveform
 from polyvit.data.decode.image import MAX_PIXELS, decode_image
 from polyvit.data.decode.media_type import detect_modality

@@ -11,7 +11,7 @@ from image_checks_kit import damaged_rows, psnr
 from kit import DATA_DIR, in_kit, needs_data
 from PIL import Image
 
-from polyvit.config.tasks import ImageAugment
+from polyvit.config import ImageAugment
 from polyvit.data.decode.image import decode_image, eval_image, train_image, train_jpeg
 from polyvit.errors import BadMedia
 

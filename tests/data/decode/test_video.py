@@ -9,7 +9,7 @@ import pytest
 from image_checks_kit import damaged_rows
 from kit import DATA_DIR, needs_data
 
-from polyvit.config.tasks import VideoAugment
+from polyvit.config import VideoAugment
 from polyvit.data.decode.video import eval_video, read_clip, train_video
 from polyvit.errors import BadMedia
 

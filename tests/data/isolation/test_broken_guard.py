@@ -18,12 +18,12 @@ import pytest
 from hostile_kit import BUG, CRASH, GREED, HANG, FragileDecoder
 from PIL import Image
 
-from polyvit.config.loader import validate_config
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig, validate_config
 from polyvit.data.index.io import Example
 from polyvit.data.isolation import limits
-from polyvit.data.isolation.limits import MEMORY, TimeLimit, import_decoders, sandboxed
+from polyvit.data.isolation.limits import TimeLimit, import_uninterrupted
 from polyvit.data.isolation.worker import is_fatal
+from polyvit.data.loading.isolated import MEMORY, isolated_arrays
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Request
 from polyvit.errors import BadMedia
 
@@ -52,7 +52,7 @@ def decoder(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Frag
     for key, content in FATAL.items():
         (root / f"{key}.png").write_bytes(content)
     (root / "bug.png").write_bytes(BUG)
-    return FragileDecoder(config.tasks, {"pics": config.model.image}, {"pics": root}, 5, decode_seconds=2.0)
+    return FragileDecoder(config.tasks, {"pics": config.model.image}, {"pics": root}, 5, decode_timeout_s=2.0)
 
 
 def request(*examples: Example, spares: tuple[Example, ...] = tuple(EXAMPLES[4:])) -> Request:
@@ -60,8 +60,12 @@ def request(*examples: Example, spares: tuple[Example, ...] = tuple(EXAMPLES[4:]
 
 
 def same(one: Minibatch, other: Minibatch) -> bool:
-    arrays = np.array_equal(one.tokens, other.tokens) and np.array_equal(one.labels, other.labels)
-    return arrays and replace(one, tokens=0, labels=0) == replace(other, tokens=0, labels=0)
+    arrays = np.array_equal(one.inputs["tokens"], other.inputs["tokens"]) and np.array_equal(
+        one.labels, other.labels
+    )
+    return arrays and replace(one, inputs={"tokens": 0}, labels=0) == replace(
+        other, inputs={"tokens": 0}, labels=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +85,19 @@ def test_the_careful_way_names_what_kills_and_keeps_the_rest(decoder: FragileDec
     plain = Decoder(decoder.tasks, decoder.inputs, decoder.roots, decoder.seed)
     expected = plain.decode(request(EXAMPLES[0], BAD[0], EXAMPLES[1], BAD[1], BAD[2], BAD[3]))
     assert careful.keys == expected.keys == ("e0", "e5", "e1", "e7", "e4", "e5")
-    assert np.array_equal(careful.tokens, expected.tokens)
+    assert np.array_equal(careful.inputs["tokens"], expected.inputs["tokens"])
     assert same(replace(careful, bad=()), replace(expected, bad=()))
 
 
 def test_good_requests_are_the_same_bytes_either_way(decoder: FragileDecoder) -> None:
     asked = request(*EXAMPLES[:3])
     plain = decoder.decode(asked)
-    assert plain.tokens.shape == (3, 4, 192)
+    assert plain.inputs["tokens"].shape == (3, 4, 192)
     assert same(plain, decoder.decode(asked, careful=False))
     assert same(plain, decoder.decode(asked, careful=True))
     views = replace(asked, epochs=())
     assert same(decoder.decode(views), decoder.decode(views, careful=True))
-    assert not np.array_equal(decoder.decode(views).tokens, plain.tokens)
+    assert not np.array_equal(decoder.decode(views).inputs["tokens"], plain.inputs["tokens"])
 
 
 def dies_of(decoder: FragileDecoder, *examples: Example) -> int:
@@ -109,7 +113,7 @@ def dies_of(decoder: FragileDecoder, *examples: Example) -> int:
 def test_the_first_try_dies_where_it_crashes_or_hangs(decoder: FragileDecoder) -> None:
     assert dies_of(decoder, *EXAMPLES[:2]) == 0
     assert dies_of(decoder, EXAMPLES[0], BAD[0]) == -signal.SIGSEGV
-    assert dies_of(replace(decoder, decode_seconds=0.3), EXAMPLES[0], BAD[1]) == -signal.SIGALRM
+    assert dies_of(replace(decoder, decode_timeout_s=0.3), EXAMPLES[0], BAD[1]) == -signal.SIGALRM
 
 
 def test_what_is_known_to_be_fatal_is_not_tried_again(decoder: FragileDecoder, careful: Minibatch) -> None:
@@ -160,8 +164,8 @@ def children_of(pid: int) -> list[int]:
 def test_no_child_is_left_behind(decoder: FragileDecoder) -> None:
     """Neither after the work, nor where the parent is killed while its child hangs."""
     before = children_of(os.getpid())
-    with sandboxed(decoder, "pics") as tokens:
-        assert tokens("pics", EXAMPLES[0], 0, "e0").shape == (1, 4, 192)
+    with isolated_arrays(decoder, "pics") as arrays:
+        assert arrays("pics", EXAMPLES[0], 0, "e0")["tokens"].shape == (1, 4, 192)
         assert len(children_of(os.getpid())) == len(before) + 1
     assert children_of(os.getpid()) == before
     parent = subprocess.Popen(
@@ -169,7 +173,7 @@ def test_no_child_is_left_behind(decoder: FragileDecoder) -> None:
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert parent.stdin is not None
-    parent.stdin.write(pickle.dumps((replace(decoder, decode_seconds=None), request(BAD[1]))))
+    parent.stdin.write(pickle.dumps((replace(decoder, decode_timeout_s=None), request(BAD[1]))))
     parent.stdin.close()
     until = time.monotonic() + 60
     while not (found := children_of(parent.pid)):
@@ -184,8 +188,8 @@ def test_no_child_is_left_behind(decoder: FragileDecoder) -> None:
 
 def test_memory_of_a_child_is_bounded(decoder: FragileDecoder) -> None:
     assert MEMORY == 8 * 2**30
-    with sandboxed(decoder, "pics") as tokens, pytest.raises(BadMedia, match="too much memory"):
-        tokens("pics", BAD[2], 0, "f2")
+    with isolated_arrays(decoder, "pics") as arrays, pytest.raises(BadMedia, match="too much memory"):
+        arrays("pics", BAD[2], 0, "f2")
 
 
 def test_an_interrupt_waits_for_the_end_of_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,11 +206,13 @@ def test_an_interrupt_waits_for_the_end_of_an_import(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(limits, "importlib", SimpleNamespace(import_module=slow))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        import_decoders("audio")
+        import_uninterrupted("polyvit.data.decode.audio")
     assert imported == ["polyvit.data.decode.audio"]
     assert signal.getsignal(signal.SIGINT) is before
     monkeypatch.setattr(limits, "importlib", SimpleNamespace(import_module=imported.append))
-    thread = threading.Thread(target=import_decoders, args=("none",))  # where signals cannot be handled
+    thread = threading.Thread(
+        target=import_uninterrupted, args=("polyvit.data.decode.none",)
+    )  # where signals cannot be handled
     thread.start()
     thread.join()
     assert imported[1:] == ["polyvit.data.decode.none"]

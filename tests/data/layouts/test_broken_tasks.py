@@ -17,8 +17,7 @@ from PIL import Image
 from small import Heard, fresh
 
 from polyvit.checkpoint.state import Learner, TrainState
-from polyvit.config.loader import load_config
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig, load_config
 from polyvit.data.index.io import Scan
 from polyvit.data.layouts.scanner import scan
 from polyvit.data.loading.minibatch import Decoder, Minibatch
@@ -138,7 +137,7 @@ def inline(
 
 def joined(parts: list[Minibatch]) -> tuple[object, ...]:
     return (
-        np.concatenate([part.tokens for part in parts]).tobytes(),
+        np.concatenate([part.inputs["tokens"] for part in parts]).tobytes(),
         np.concatenate([part.labels for part in parts]).tobytes(),
         tuple(key for part in parts for key in part.keys),
         tuple(entry for part in parts for entry in part.bad),
@@ -153,8 +152,8 @@ def test_the_broken_are_named_the_odd_are_used_and_the_plan_stands(
     config, scans, _, where = planted
     first = [made for (made,) in inline(planted).train(1)]
     assert len(first) == sum(task.steps for task in config.tasks.values())
-    assert all(len(made.tokens) == BATCH for made in first)
-    assert all(np.isfinite(made.tokens.astype(np.float32)).all() for made in first)
+    assert all(made.rows == BATCH for made in first)
+    assert all(np.isfinite(made.inputs["tokens"].astype(np.float32)).all() for made in first)
     for name in TASKS:
         reasons = {entry.path: entry.reason for made in first for entry in made.bad if entry.task == name}
         used = {key for made in first if made.task == name for key in made.keys}

@@ -14,8 +14,8 @@ import pytest
 from kit import DATA_DIR, in_kit, needs_data
 from pydantic import TypeAdapter
 
+from polyvit.config import TaskConfig
 from polyvit.config.paper_tasks import PAPER_TASKS
-from polyvit.config.tasks import TaskConfig
 from polyvit.data.index.io import Problem, Scan
 from polyvit.data.layouts.scanner import scan
 from polyvit.data.loading.reader import load

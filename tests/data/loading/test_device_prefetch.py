@@ -34,7 +34,7 @@ def minibatch(step: int, size: int = 4) -> Minibatch:
     labels = np.eye(size, 5, dtype=np.uint8)
     for array in (tokens, labels):
         array.setflags(write=False)  # as the object store gives them
-    return Minibatch(step, "task", tokens, labels, tuple("abcd"[:size]), 8, 16)
+    return Minibatch(step, "task", {"tokens": tokens}, labels, tuple("abcd"[:size]), 8, 16)
 
 
 class PlainCopies:
@@ -74,7 +74,7 @@ def test_copies_of_the_next_step_begin_while_this_one_computes() -> None:
     steps = staged(iter([[minibatch(step)] for step in range(1, 9)]), copies)
     (first,) = next(steps)
     assert isinstance(first, DeviceMinibatch)
-    assert first.device_tokens.eq(1).all()
+    assert first.device_inputs["tokens"].eq(1).all()
     until = time.monotonic() + 20
     while ("start", 2) not in copies.log and time.monotonic() < until:  # nobody asked for step 2
         time.sleep(0.01)
@@ -115,7 +115,7 @@ def test_a_cpu_takes_the_arrays_as_they_are(recwarn: pytest.WarningsRecorder) ->
     steps = iter([[made]])
     assert on_device(steps, CPU) is steps
     tokens, labels = tensors(made, CPU)
-    assert tokens.data_ptr() == made.tokens.ctypes.data
+    assert tokens.data_ptr() == made.inputs["tokens"].ctypes.data
     assert labels.data_ptr() == made.labels.ctypes.data
     assert as_tensor(np.zeros((0, 3), np.float16)).shape == (0, 3)
     assert not recwarn.list  # torch.from_numpy warns of arrays that are read-only
@@ -124,15 +124,15 @@ def test_a_cpu_takes_the_arrays_as_they_are(recwarn: pytest.WarningsRecorder) ->
 def test_a_part_of_a_minibatch_is_a_part_of_its_copies() -> None:
     made = minibatch(1)
     copied = DeviceMinibatch(
-        **vars(made), device_tokens=torch.arange(24).view(4, 3, 2), device_labels=torch.arange(4)
+        **vars(made), device_inputs={"tokens": torch.arange(24).view(4, 3, 2)}, device_labels=torch.arange(4)
     )
     part = part_of(copied, 1, 3)
     assert part.first_slot == 9
-    assert part.tokens.shape == (2, 3, 2)
+    assert part.inputs["tokens"].shape == (2, 3, 2)
     tokens, labels = tensors(part, CPU)
     assert tokens.flatten().tolist() == list(range(6, 18))
     assert labels.tolist() == [1, 2]
-    assert tokens.data_ptr() == copied.device_tokens[1:].data_ptr()
+    assert tokens.data_ptr() == copied.device_inputs["tokens"][1:].data_ptr()
     plain = part_of(made, 1, 3)
     assert type(plain) is Minibatch
     assert plain.labels.tolist() == made.labels[1:3].tolist()
@@ -163,6 +163,6 @@ def test_a_gpu_computes_on_what_the_feed_brought() -> None:
     made = [[minibatch(step)] for step in range(1, 50)]
     for (plain,), (copied,) in zip(made, staged(iter(made), CudaCopies(device)), strict=True):
         assert isinstance(copied, DeviceMinibatch)
-        assert copied.device_tokens.device == device
-        assert torch.equal(copied.device_tokens.cpu(), as_tensor(plain.tokens))
+        assert copied.device_inputs["tokens"].device == device
+        assert torch.equal(copied.device_inputs["tokens"].cpu(), as_tensor(plain.inputs["tokens"]))
         assert torch.equal(copied.device_labels.cpu(), as_tensor(plain.labels))

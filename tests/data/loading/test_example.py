@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arrays_kit import example_tokens, token_dtype, token_shape
 from kit import DATA_DIR, needs_data
 from pydantic import TypeAdapter
 
-from polyvit.config.run import AudioInput, ImageInput, ModelInput, VideoInput
-from polyvit.config.tasks import TaskConfig
+from polyvit.config import AudioInput, ImageInput, InputSection, TaskConfig, VideoInput
 from polyvit.data.decode.containers import bad_media
-from polyvit.data.loading.example import example_tokens, token_dtype, token_shape
 from polyvit.data.transforms.augment import example_rng
 from polyvit.data.transforms.patchify import unpatchify_image
 from polyvit.errors import BadMedia
@@ -41,7 +40,7 @@ def task(modality: str, **augment: Any) -> TaskConfig:
         ("audio", AUDIO, "vggsound/audio/*.mp4"),
     ],
 )
-def test_real_files_become_tokens(modality: str, spec: ModelInput, pattern: str) -> None:
+def test_real_files_become_tokens(modality: str, spec: InputSection, pattern: str) -> None:
     changed = []
     for path in sorted(DATA_DIR.glob(pattern))[:3]:
         data = path.read_bytes()
@@ -79,7 +78,7 @@ def test_views_and_crops_are_other_windows() -> None:
 
 
 @pytest.mark.parametrize(("modality", "spec"), [("image", IMAGE), ("video", VIDEO), ("audio", AUDIO)])
-def test_rubbish_is_bad_media_with_a_stable_reason(modality: str, spec: ModelInput) -> None:
+def test_rubbish_is_bad_media_with_a_stable_reason(modality: str, spec: InputSection) -> None:
     rng = np.random.default_rng(0)
     signatures = (
         b"",

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyvit.config.loader import validate_config
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig, validate_config
 from polyvit.data.index.io import Example, Scan
 from polyvit.data.layouts.scanning.context import EMPTY
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Quarantined, Request, evaluation_requests, multi_hot
@@ -60,8 +59,8 @@ def request(*numbers: int, epochs: tuple[int, ...] | None = None, spares: tuple[
 
 def test_shapes_types_and_labels(decoder: Decoder) -> None:
     made = decoder.decode(request(0, 1, 3))
-    assert made.tokens.shape == (3, 4, 192)
-    assert made.tokens.dtype == np.uint8
+    assert made.inputs["tokens"].shape == (3, 4, 192)
+    assert made.inputs["tokens"].dtype == np.uint8
     assert made.labels.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
     assert made.labels.dtype == np.uint8
     assert made.keys == ("e00", "e01", "e03")
@@ -70,11 +69,13 @@ def test_shapes_types_and_labels(decoder: Decoder) -> None:
 
 
 def test_pixels_are_those_of_the_seed_epoch_and_key(decoder: Decoder) -> None:
-    first = decoder.decode(request(0, 1, 3)).tokens
-    assert np.array_equal(decoder.decode(request(3, 0)).tokens, first[[2, 0]])  # place does not matter
-    assert np.array_equal(decoder.decode(replace(request(0, 1, 3), step=99)).tokens, first)  # nor the step
-    assert not np.array_equal(decoder.decode(request(0, 1, 3, epochs=(1, 1, 1))).tokens, first)
-    assert not np.array_equal(replace(decoder, seed=6).decode(request(0, 1, 3)).tokens, first)
+    first = decoder.decode(request(0, 1, 3)).inputs["tokens"]
+    assert np.array_equal(decoder.decode(request(3, 0)).inputs["tokens"], first[[2, 0]])  # place does not matter
+    assert np.array_equal(
+        decoder.decode(replace(request(0, 1, 3), step=99)).inputs["tokens"], first
+    )  # nor the step
+    assert not np.array_equal(decoder.decode(request(0, 1, 3, epochs=(1, 1, 1))).inputs["tokens"], first)
+    assert not np.array_equal(replace(decoder, seed=6).decode(request(0, 1, 3)).inputs["tokens"], first)
 
 
 def test_broken_examples_give_way_to_spares_by_slot(decoder: Decoder) -> None:
@@ -99,18 +100,18 @@ def test_a_spare_has_its_own_augmentation(decoder: Decoder) -> None:
     """The same spare in two slots is not the same pixels, nor those of the example itself."""
     made = decoder.decode(request(2, 5, 8, spares=(8,)))
     assert made.keys == ("e08", "e08", "e08")
-    assert len({made.tokens[i].tobytes() for i in range(3)}) == 3
+    assert len({made.inputs["tokens"][i].tobytes() for i in range(3)}) == 3
 
 
 def test_when_no_spare_can_be_read_the_slot_is_left_out(decoder: Decoder) -> None:
     made = decoder.decode(request(0, 2, 1, spares=(5, 6)))
     assert made.keys == ("e00", "e01")
-    assert made.tokens.shape == (2, 4, 192)
+    assert made.inputs["tokens"].shape == (2, 4, 192)
     assert sorted(q.key for q in made.bad) == ["e02", "e05", "e06"]
     assert made.undecodable == 1
     nothing = decoder.decode(request(2, spares=(5,)))
-    assert nothing.tokens.shape == (0, 4, 192)
-    assert nothing.tokens.dtype == np.uint8
+    assert nothing.inputs["tokens"].shape == (0, 4, 192)
+    assert nothing.inputs["tokens"].dtype == np.uint8
     assert nothing.labels.shape == (0, 4)
 
 
@@ -120,7 +121,7 @@ def test_evaluation_leaves_out_what_is_broken_and_augments_nothing(decoder: Deco
     assert made.keys == ("e00", "e01", "e03", "e04", "e07", "e08", "e09")
     assert [q.key for q in made.bad] == list(BROKEN)
     assert made.undecodable == 3
-    assert np.array_equal(replace(decoder, seed=99).decode(asked).tokens, made.tokens)
+    assert np.array_equal(replace(decoder, seed=99).decode(asked).inputs["tokens"], made.inputs["tokens"])
 
 
 def inline(config: RunConfig, decoder: Decoder, rank: int = 0, world_size: int = 1) -> InlineFeed:
@@ -131,7 +132,7 @@ def inline(config: RunConfig, decoder: Decoder, rank: int = 0, world_size: int =
 
 def joined(parts: list[Minibatch]) -> tuple[bytes, bytes, tuple[str, ...], list[Quarantined]]:
     return (
-        np.concatenate([part.tokens for part in parts]).tobytes(),
+        np.concatenate([part.inputs["tokens"] for part in parts]).tobytes(),
         np.concatenate([part.labels for part in parts]).tobytes(),
         sum((part.keys for part in parts), ()),
         [q for part in parts for q in part.bad],

@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from polyvit.config.tasks import AudioAugment
+from polyvit.config import AudioAugment
 from polyvit.data.transforms.augment import (
     ColourJitter,
     centre_cut,

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from arrays_kit import token_shape
 
-from polyvit.config.run import AudioInput, ImageInput, VideoInput
-from polyvit.data.loading.example import token_shape
+from polyvit.config import AudioInput, ImageInput, VideoInput
 from polyvit.data.transforms.patchify import (
     patchify_audio,
     patchify_image,

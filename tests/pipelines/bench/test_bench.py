@@ -8,7 +8,7 @@ import torch
 
 from pipelines.bench import kit, main, step
 from pipelines.bench.step_peers import PEERS, Case, contender, installed
-from polyvit.config.run import ModelConfig
+from polyvit.config import ModelConfig
 from polyvit.model.flops import forward_flops, peak_flops, training_flops
 
 

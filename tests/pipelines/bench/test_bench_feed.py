@@ -16,7 +16,7 @@ from pipelines.bench import main
 from pipelines.bench.feed import Bench, cases, loop_rate
 from pipelines.bench.feed_sides import SIDES, Stub, cpu_seconds, cpu_since, made_data, sides
 from pipelines.feed.worker_feed import make_decoder
-from polyvit.config.loader import load_config
+from polyvit.config import load_config
 from polyvit.data.loading.requests import Requests
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -109,6 +109,6 @@ def test_made_data_can_be_decoded(tmp_path: Path) -> None:
         (request,) = requests.at(step)
         made = make_decoder(config, indexes).decode(request)
         assert not made.bad
-        assert len(made.tokens) == config.tasks[task].batch // 32
-        assert np.ptp(made.tokens.astype(np.float32)) > 1
+        assert made.rows == config.tasks[task].batch // 32
+        assert np.ptp(made.inputs["tokens"].astype(np.float32)) > 1
     assert cases(config) == {"image": ["imagenet"], "audio": ["vggsound"], "mix": ["imagenet", "vggsound"]}

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipelines.feed.worker_feed import RayFeed, decoders_of_a_worker, make_decoder
 from pipelines.index import Indexes
-from polyvit.config.run import RunConfig
+from polyvit.config import RunConfig
 from polyvit.data.loading import chunks
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Request
 from polyvit.data.loading.requests import InlineFeed, Requests
@@ -60,9 +60,17 @@ def signature(made: list[Minibatch]) -> Signature:
     first = made[0]
     assert {(p.step, p.task, p.global_batch) for p in made} == {(first.step, first.task, first.global_batch)}
     assert [p.first_slot for p in made] == np.cumsum([0, *(len(p.keys) for p in made)])[:-1].tolist()
-    assert len({(p.tokens.dtype, p.tokens.shape[1:], p.labels.dtype, p.labels.shape[1:]) for p in made}) == 1
+    assert (
+        len(
+            {
+                (p.inputs["tokens"].dtype, p.inputs["tokens"].shape[1:], p.labels.dtype, p.labels.shape[1:])
+                for p in made
+            }
+        )
+        == 1
+    )
     return (
-        first.step, first.task, b"".join(p.tokens.tobytes() for p in made),
+        first.step, first.task, b"".join(p.inputs["tokens"].tobytes() for p in made),
         b"".join(p.labels.tobytes() for p in made), sum((p.keys for p in made), ()),
         sum((p.bad for p in made), ()), sum(p.undecodable for p in made),
     )  # fmt: skip
@@ -215,7 +223,7 @@ def test_parts_of_a_request_make_the_whole(config: RunConfig, indexes: Indexes) 
         assert [len(part.examples) for part in cut] == {1: [8], 3: [2, 3, 3], 8: [1] * 8}[number]
         joined = chunks.join([decoder.decode(part) for part in cut])
         assert signature([joined]) == signature([whole])
-        assert replace(joined, tokens=whole.tokens, labels=whole.labels) == whole
+        assert replace(joined, inputs={"tokens": whole.inputs["tokens"]}, labels=whole.labels) == whole
 
 
 def test_large_minibatches_are_cut_among_the_decoders(config: RunConfig, indexes: Indexes) -> None:

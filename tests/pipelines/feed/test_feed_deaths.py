@@ -43,10 +43,12 @@ def test_a_crash_and_a_hang_cost_their_own_example_only(tmp_path: Path, backend:
         crash: "the decoder died on it (SIGSEGV)", hang: "decoding took longer than 5 s"
     }  # fmt: skip
     for (one,), (other,) in zip(made, expected, strict=True):
-        assert np.array_equal(one.tokens, other.tokens)
+        assert np.array_equal(one.inputs["tokens"], other.inputs["tokens"])
         assert np.array_equal(one.labels, other.labels)
         assert [q.path for q in one.bad] == [q.path for q in other.bad]
-        assert replace(one, tokens=0, labels=0, bad=()) == replace(other, tokens=0, labels=0, bad=())
+        assert replace(one, inputs={"tokens": 0}, labels=0, bad=()) == replace(
+            other, inputs={"tokens": 0}, labels=0, bad=()
+        )
     assert sum(m.undecodable for (m,) in made) == 2
     # What was learnt travels with later requests, to which the files are dead already.
     keys = {q.path: q.key for (m,) in made for q in m.bad}

@@ -10,7 +10,7 @@ from s3_kit import s3_server
 
 from polyvit.checkpoint.store import open_store, under, write_manifest
 from polyvit.errors import UserError
-from polyvit.model.polyvit import parameters_of
+from polyvit.model import parameters_of
 from polyvit.reports.compare.comparison import (
     Baseline,
     cells,

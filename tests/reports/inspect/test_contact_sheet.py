@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from arrays_kit import example_tokens
 from kit import task
 from PIL import Image
 
-from polyvit.config.run import AudioInput, ImageInput, ModelInput, VideoInput
-from polyvit.config.tasks import TaskConfig
-from polyvit.data.loading.example import Media, example_tokens
+from polyvit.config import AudioInput, ImageInput, InputSection, TaskConfig, VideoInput
+from polyvit.data.loading.example import Media
 from polyvit.data.transforms.augment import example_rng
 from polyvit.data.transforms.patchify import patchify_image
 from polyvit.errors import BadMedia
@@ -21,7 +21,7 @@ from polyvit.synthetic.media import encode_mp4
 RNG = np.random.Generator(np.random.Philox(3))
 
 
-def drawn(path: Path, made: TaskConfig, spec: ModelInput, *media: Media) -> np.ndarray:
+def drawn(path: Path, made: TaskConfig, spec: InputSection, *media: Media) -> np.ndarray:
     """The PNG's pixels, after a check that it is no blank."""
     samples = [contact_sheet.Sample(f"class {i}", f"key{i}", each) for i, each in enumerate(media)]
     assert (

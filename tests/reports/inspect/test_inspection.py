@@ -15,7 +15,7 @@ from kit import task
 from PIL import Image
 from small import small_config
 
-from polyvit.config.run import AudioInput, ImageInput, VideoInput
+from polyvit.config import AudioInput, ImageInput, VideoInput
 from polyvit.data.index.io import Example, Problem, Scan
 from polyvit.reports.inspect.examine import ZERO_DB, Facts, examine, sample_positions
 from polyvit.reports.inspect.examine_worker import Examiner

@@ -1,0 +1,221 @@
+"""The sections of a run's config: model, weights, schedule, optimiser, data, feed, training, sweep, MLflow.
+
+Input sections are in `inputs.py`, tasks in `tasks.py`, the whole in `run.py`. The text under a field is its
+documentation: `polyvit config reference` prints it.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from polyvit.config.inputs import AudioInput, ImageInput, InputSection, Modality, Section, VideoInput
+from polyvit.config.modalities import PluginInputs
+from polyvit.config.tasks import Probability
+
+
+class ModelConfig(Section):
+    """The encoder and its inputs. Defaults are ViT-Base as in the official nine-task config."""
+
+    width: PositiveInt = 768
+    depth: PositiveInt = 12
+    num_heads: PositiveInt = 12
+    mlp_dim: PositiveInt = 3072
+    l_adapt: Annotated[int, Field(ge=0)] = 0
+    """The first `l_adapt` of `depth` layers are private to each modality (adaptor blocks)."""
+    gelu: Literal["tanh", "erf"] = "tanh"
+    norm_eps: PositiveFloat = 1e-6
+    drop_path_ramp: Literal["depth", "reference"] = "depth"
+    """How a task's `drop_path` rises over the layers; `reference` restarts after the adaptor blocks."""
+    image: ImageInput = ImageInput()
+    video: VideoInput = VideoInput()
+    audio: AudioInput = AudioInput()
+
+    inputs: PluginInputs = Field(default_factory=dict, validate_default=True)
+    """Input sections of the modalities in `plugins.modalities`, by name."""
+
+    def input(self, modality: Modality) -> InputSection:
+        """The input section of one modality."""
+        return self.inputs[modality] if modality in self.inputs else getattr(self, modality)
+
+    def num_tokens(self, modality: Modality) -> int:
+        """Patches of one example, without the class token."""
+        return self.input(modality).num_tokens
+
+
+KernelInit = Literal["central", "average", "arp"]
+"""How a 2-D patch kernel becomes a tubelet kernel: all of it at frame t // 2; 1 / t at each frame; or the
+weights of approximate rank pooling."""
+
+
+class InitConfig(Section):
+    """The ViT that a new run starts from. A run that goes on from a checkpoint does not read it."""
+
+    path: str | None = None
+    """An .npz (vision_transformer, AugReg, big_vision, Scenic), a .safetensors (timm, Hugging Face) or a folder
+    with one, that every worker can read; or a checkpoint of ours, taken over by name; null: random weights."""
+    kernel_init: KernelInit = "central"
+    """How the patch kernel becomes the tubelet kernel; `central` is the official config's."""
+    grid: tuple[PositiveInt, PositiveInt] | None = None
+    """The checkpoint's patches along height and width; needed only where the two differ."""
+
+
+class ScheduleConfig(Section):
+    """Which task is trained at which step."""
+
+    kind: Literal["weighted", "uniform", "alternating", "task_by_task", "accumulating"] = "weighted"
+    replacement: bool = False
+    """`weighted` only. False: exactly U_j steps of task j in random order (official code). True: each
+    step drawn with probability U_j / U (the paper's words)."""
+    steps: PositiveInt | None = None
+    """Minibatches in all; null: the sum of the tasks' steps. Set, it scales every task's steps."""
+    accumulating_lr_coef: PositiveFloat = 0.1
+    """`accumulating` only: the one coefficient of its updates, which span all tasks."""
+    seed: int | None = None
+    """Null: the run's seed."""
+
+
+class OptimConfig(Section):
+    """The optimiser; the paper's is SGD with momentum, cosine decay and linear warmup."""
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 1.0
+    """Peak learning rate; each task multiplies it by its own `lr_coef`."""
+    momentum: Probability = 0.9
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: PositiveFloat | None = 1.0
+    """Gradients are scaled to this global norm when above it; null: never."""
+    clip_order: Literal["global", "reference"] = "global"
+    """`global`: clip the gradient of the whole batch. `reference`: as the release, video and audio gradients
+    are clipped on each worker before they are averaged, which depends on the number of workers."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Null: the sum of the tasks' `warmup_steps`."""
+    inactive_params: Literal["frozen", "momentum"] = "frozen"
+    """What happens to parameters that the step's task does not use. `frozen`: nothing. `momentum`: their momentum
+    moves them on at the step's learning rate, as in the official code."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share that the running average of the parameters keeps at each step, such as 0.9999; null: no average."""
+    frozen: tuple[str, ...] = ()
+    """Parts that do not train, by how their parameters' names begin: shared, tokenizers.image, heads.pets."""
+
+
+class DataConfig(Section):
+    """Where the data are, how they are decoded, and how many broken files a run accepts."""
+
+    root: str | None = None
+    """Holds one folder a task, named as the task: a folder, or a URL such as s3://bucket/prefix."""
+    max_bad_fraction: Probability = 0.1
+    """The run ends when more than this share of a task's examples cannot be decoded."""
+    decode_timeout_s: PositiveFloat | None = 60.0
+    """Seconds of wall-clock time in which one example must be decoded; reading does not count. An example that
+    takes longer is quarantined. Leave room for busy machines; null: no limit."""
+    decode_cpus: PositiveFloat = 1.0
+    """Logical CPUs that Ray reserves for one decoding task."""
+    decode_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the Ray nodes that decode, such as {pool: cpu}; empty: any node with free CPUs. A value may also
+    be "!x", "in(x, y)" or "!in(x, y)"."""
+
+
+class FeedConfig(Section):
+    """What brings minibatches from the cluster's decoding processes to each worker, in step order."""
+
+    backend: Literal["ray_core", "ray_data"] = "ray_core"
+    """`ray_core`: plain Ray tasks of some 8 MB of tokens. `ray_data`: a Ray Data pipeline, rows of up to 256 MB,
+    several of which are in the object store at a time. The bytes are the same (`polyvit bench feed`)."""
+    prefetch: PositiveInt = 4
+    """Minibatches under way or ready for each worker."""
+    decoders: PositiveInt | None = None
+    """`ray_core`: decoding processes that each worker keeps supplied with work. Null: its share of the CPUs that
+    the cluster has for decoding. Ray starts as many as there are free CPUs."""
+    segment_steps: PositiveInt = 1000
+    """`ray_data`: minibatches planned into one execution of the pipeline, which takes seconds to start and end."""
+
+
+class TrainConfig(Section):
+    """Workers, checkpoints, evaluation."""
+
+    workers: PositiveInt = 1
+    min_workers: PositiveInt | None = None
+    """Null: always `workers`. Set: elastic training, on as many workers from `min_workers` to `workers` as the
+    cluster has room for; it goes on with fewer when a node is lost and grows again when one joins."""
+    resize_check_s: PositiveFloat = 60.0
+    """`min_workers` only: seconds between looks for room for more workers. Growing starts the workers anew from
+    the last checkpoint, as a loss does."""
+    worker_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the Ray nodes that train, such as {ray.io/accelerator-type: H200}; empty: any node."""
+    use_gpu: bool | None = None
+    """Null: a GPU for each worker if the cluster has that many."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is autocast; parameters, gradients and optimiser state stay float32."""
+    compile: bool | None = None
+    """torch.compile of the transformer block, one graph a modality. Null: on a GPU only."""
+    microbatch: PositiveInt | None = None
+    """Most examples of one forward and backward pass on one worker; gradients are summed over passes, so the
+    result does not depend on it. Null: as many as fit into memory, measured for each task when a run starts."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each block and compute the rest again in the backward pass: less memory, about a
+    third more arithmetic."""
+    sharding: Literal["none", "full"] = "none"
+    """`full`: parameters, gradients and optimiser state are divided among the workers (FSDP2) and gathered block
+    by block. A checkpoint is the same either way."""
+    cpus_per_worker: PositiveFloat = 1.0
+    gpus_per_worker: PositiveFloat = 1.0
+    checkpoint_every: PositiveInt = 500
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: PositiveInt = 3
+    """The newest that stay."""
+    keep_best: Annotated[int, Field(ge=0)] = 1
+    """Evaluated checkpoints that stay besides, best first by `best_metric`."""
+    best_metric: str = "mean"
+    """`mean` over the tasks' metrics, or a task's name."""
+    checkpoint_dir: str | None = None
+    """Where checkpoints go, a folder for each run: a path, or an object store's URL (s3://bucket/prefix). Null:
+    the run's folder in `storage`."""
+    eval_every: PositiveInt | None = None
+    """Steps between evaluations; null: at the end only."""
+    log_every: PositiveInt = 10
+    """Steps between points of the MLflow curves."""
+    max_failures: int = 10
+    """Restarts from the last checkpoint after a worker or a node died; -1: without limit."""
+
+
+class Range(Section):
+    """Numbers from `low` to `high`, for a random search."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Drawn evenly in the logarithm."""
+    integer: bool = False
+
+
+class SweepConfig(Section):
+    """What `polyvit sweep` tries: each trial is a run of the rest of the config with some keys changed."""
+
+    space: dict[str, list[Any] | Range] = Field(default_factory=dict)
+    """Keys of the config, dotted, and the values to try."""
+    search: Literal["grid", "random", "optuna"] = "grid"
+    """grid: every combination. random: `samples` drawn. optuna: `samples` chosen by a tree-structured Parzen
+    estimator from the trials before."""
+    samples: PositiveInt = 10
+    objective: Literal["mean", "worst_regression"] = "mean"
+    """mean over the tasks' metrics. worst_regression: the smallest difference to `baselines`: a guard against
+    negative transfer."""
+    baselines: dict[str, float] = Field(default_factory=dict)
+    """Each task's metric when trained alone (`cotrain --only TASK`)."""
+    early_stopping: bool = False
+    """Successive halving (ASHA): a trial not among the best third at 1/9 or 1/3 of its steps ends there."""
+    max_concurrent: PositiveInt | None = None
+    """Null: as many trials at a time as the cluster has room for."""
+    model_name: str = "polyvit"
+    """The winner's name in the MLflow registry."""
+    alias: str = "champion"
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    experiment: str = "polyvit"
+    uri: str | None = None
+    """Null: the environment's MLFLOW_TRACKING_URI, else a SQLite file in `storage`."""

@@ -1,0 +1,60 @@
+"""Clips to tokens. See `polyvit/data/loading/example.py` for the two functions.
+
+Legend: T frames, H height, W width, C = 3 RGB, V views (clip x crop), N tokens, P patch_dim.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from polyvit.config import VideoInput, VideoTask
+from polyvit.data.decode import video
+from polyvit.data.loading.codecs.views import bytes_only, view_times
+from polyvit.data.transforms import CropPosition, View, patchify_video
+
+
+def training_arrays(
+    media: bytes | np.ndarray,
+    task: VideoTask,
+    spec: VideoInput,
+    rng: np.random.Generator,
+    segment_s: tuple[float, float] = (0.0, -1.0),
+) -> dict[str, np.ndarray]:
+    """tokens [1, N, P] uint8 of one augmented clip."""
+    augment, data = task.augment, bytes_only(media, task)
+    frames = video.read_frames(data, spec.frames, augment.frame_stride, rng, *segment_s, None, augment.reader)
+    video_THWC = video.train_video(frames, spec.size, augment, rng)
+    return {"tokens": patchify_video(video_THWC, spec.tubelet_size, spec.stride)[None]}
+
+
+def evaluation_arrays(
+    media: bytes | np.ndarray, task: VideoTask, spec: VideoInput, segment_s: tuple[float, float] = (0.0, -1.0)
+) -> dict[str, np.ndarray]:
+    """tokens [V, N, P] uint8 of every evaluation view, clips outermost; the crops of a clip are decoded once."""
+    data, crops = bytes_only(media, task), crop_positions(task)
+    views = [clip_tokens(data, task, spec, segment_s, time, crops) for time in view_times(task.eval_clips)]
+    return {"tokens": np.concatenate(views)}
+
+
+def crop_positions(task: VideoTask) -> tuple[CropPosition, ...]:
+    """The centre, or three along the longer side."""
+    return ("left", "centre", "right") if task.eval_crops == 3 else ("centre",)
+
+
+def clip_tokens(
+    data: bytes,
+    task: VideoTask,
+    spec: VideoInput,
+    segment_s: tuple[float, float],
+    view: View | None,
+    crops: Sequence[CropPosition],
+) -> np.ndarray:
+    """tokens [crops, N, P] uint8 of one clip, without augmentation.
+
+    segment_s: (start, end) seconds of the file that count, end < 0 is its end. view: (i, n) for the i-th of n clips
+    spread over the segment, None for the middle one.
+    """
+    augment = task.augment
+    frames = video.read_frames(data, spec.frames, augment.frame_stride, None, *segment_s, view, augment.reader)
+    clips = [video.eval_video(frames, spec.size, augment, crop) for crop in crops]
+    return np.stack([patchify_video(clip_THWC, spec.tubelet_size, spec.stride) for clip_THWC in clips])

@@ -1,0 +1,19 @@
+"""From a config to its model."""
+
+from collections.abc import Mapping
+
+import torch
+
+from polyvit.config import RunConfig, TaskConfig
+from polyvit.model.polyvit import PolyViT
+
+
+def build_model(config: RunConfig, tasks: Mapping[str, TaskConfig] | None = None, seed: int = 0) -> PolyViT:
+    """The model of a config, for all of its tasks or for those given; initial values from `seed`."""
+    return PolyViT(config.model, config.tasks if tasks is None else tasks, seed)
+
+
+def parameters_of(config: RunConfig) -> dict[str, int]:
+    """Parameters by role of a config's model, without allocating them."""
+    with torch.device("meta"):
+        return build_model(config).parameter_table()
