@@ -1,3 +1,10 @@
-"""PolyViT: one Vision Transformer, co-trained on images, videos and audio (plain PyTorch, no Ray, no MLflow)."""
+"""PolyViT: one Vision Transformer, co-trained on images, videos and audio. Plain PyTorch: no Ray, no MLflow.
+
+In: a config or a trained model's folder. Out: `RunConfig`, `PolyViT`, and a `Predictor` that answers for media files:
+`polyvit.load("runs/NAME").predict([Path("photo.jpg")])`. Commands that need Ray and MLflow are in `pipelines`.
+"""
+
+import lazy_loader
 
 __version__ = "0.1.0"
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -207,8 +207,8 @@ def _problems(error: ValidationError, document: dict[str, Any]) -> list[str]:
         elif item["type"] == "value_error" and not location:
             lines += str(item["ctx"]["error"]).split("\n")
         else:
-            given = f" (given: {item['input']!r})" if not isinstance(item["input"], dict) else ""
-            lines.append(f"{path}: {item['msg']}{given}")
+            shown = f" (given: {item['input']!r})" if not isinstance(item["input"], dict) else ""
+            lines.append(f"{path}: {item['msg']}{shown}")
     return lines
 
 

@@ -99,8 +99,8 @@ def _task_of_modality(value: Any, _: Any) -> TaskBase:
         raise PydanticCustomError("not_a_mapping", "a task must be a mapping of keys")
     modality = value.get("modality")
     if modality not in MODALITIES:
-        given = "missing" if modality is None else f"unknown modality {modality!r}"
-        raise _problem("modality", f"{given}; give {_or(MODALITIES)}", value)
+        what = "missing" if modality is None else f"unknown modality {modality!r}"
+        raise _problem("modality", f"{what}; give {_or(MODALITIES)}", value)
     return MODALITIES[modality].task.model_validate(value)
 
 

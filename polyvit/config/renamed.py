@@ -12,7 +12,7 @@ RENAMED = {
     "optim.untouched": "optim.inactive_params",
     "data.decode_seconds": "data.decode_timeout_s",
 }
-"""{old key: new key}, both in the same section. Since 0.2; the old ones go in 0.3."""
+"""{old key: new key}, both in the same section. The old keys work in 0.1 and go with 0.2."""
 _said: set[str] = set()
 
 

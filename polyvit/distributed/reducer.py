@@ -48,7 +48,7 @@ class World(Protocol):
 
 
 class Alone:
-    """A world of one."""
+    """One rank alone."""
 
     rank, size = 0, 1
 
@@ -65,7 +65,7 @@ class Alone:
 
 
 class ProcessGroup:
-    """The world of torch.distributed's default process group; a world of one where there is none."""
+    """The ranks of torch.distributed's default process group; one rank where there is none."""
 
     def __init__(self) -> None:
         there = dist.is_available() and dist.is_initialized()

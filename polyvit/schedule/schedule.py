@@ -44,8 +44,8 @@ class Schedule:
         until = len(self) if until is None else until
         if self.kind == "accumulating":
             return dict.fromkeys(self.tasks, until)
-        found = np.bincount(self.order[:until], minlength=len(self.tasks))
-        return {task: int(n) for task, n in zip(self.tasks, found, strict=True)}
+        counts = np.bincount(self.order[:until], minlength=len(self.tasks))
+        return {task: int(n) for task, n in zip(self.tasks, counts, strict=True)}
 
     def steps_of(self, task: str) -> np.ndarray:
         """The steps, ascending, that train `task`."""

@@ -33,8 +33,8 @@ class Ema:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave. Raises UserError where the names or shapes differ."""
         parameters = dict(self.model.named_parameters())
-        given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        if given != {name: tuple(p.shape) for name, p in parameters.items()}:
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if shapes != {name: tuple(p.shape) for name, p in parameters.items()}:
             raise UserError(
                 "the checkpoint's average of the parameters does not fit the model of this config; resume with "
                 "the config that it was trained with, or set optim.ema_decay=null"

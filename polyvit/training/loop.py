@@ -22,7 +22,7 @@ from polyvit.model import device_of
 from polyvit.schedule import SPARES, Schedule
 from polyvit.training.optim import lr_factor
 from polyvit.training.step import StepResult, World, train_step
-from polyvit.training.throughput import Pace, memory
+from polyvit.training.throughput import ThroughputMeter, memory
 
 JUDGED_FROM = 100
 """Examples of a task that must have been read before its undecodable share can end the run."""
@@ -31,7 +31,7 @@ NAMED = 8
 
 
 class Feed(Protocol):
-    """Brings this rank its part of every step."""
+    """Gives this rank its part of every step."""
 
     def train(self, start_step: int) -> Iterator[list[Minibatch]]:
         """The minibatches of steps start_step, start_step + 1, ... N."""
@@ -40,8 +40,8 @@ class Feed(Protocol):
         """This rank's share of every task's evaluation split."""
 
 
-class Events(Protocol):
-    """Where the loop's news goes: display, MLflow, checkpoint store. Called on every rank."""
+class TrainCallback(Protocol):
+    """What the loop calls to display, log and save; on every rank."""
 
     def progress(self, snapshot: dict[str, Any]) -> None:
         """After every step: step, total, task, loss, examples_per_s, data_wait, eta_s."""
@@ -53,7 +53,7 @@ class Events(Protocol):
         """After an evaluation: each task's metric, and their `mean`."""
 
     def checkpoint(self, state: TrainState, last: bool) -> None:
-        """Time to save. `last`: nothing comes after it."""
+        """Save the state now. last: the run ends after it."""
 
     def stop_requested(self) -> bool:
         """Whether this rank was told to end the run at the next step. Asked at every step: must cost nothing."""
@@ -64,22 +64,22 @@ class Events(Protocol):
 
 def train(
     learner: Learner, schedule: Schedule, feed: Feed, config: RunConfig, world: World, state: TrainState,
-    events: Events, take_step: Callable[..., StepResult] = train_step,
+    callback: TrainCallback, take_step: Callable[..., StepResult] = train_step,
 ) -> TrainState:  # fmt: skip
     """Steps state.global_step + 1 .. N, then an evaluation and a last checkpoint.
 
-    Ends earlier, with a checkpoint and `state.stopped`, when a rank's `events.stop_requested()` says so. Raises
+    Ends earlier, with a checkpoint and `state.stopped`, when a rank's `callback.stop_requested()` says so. Raises
     UserError, on all ranks at the same step, for a loss that is not finite, for a task with too many undecodable
     examples, and for a step that lacks an example because none of its spares can be decoded either. `take_step`
     stands in for `polyvit.training.step.train_step` where the loop alone is measured.
     """
     model, total, curves = learner.model, len(schedule), Curves()
     device = device_of(model)
-    pace = Pace.of(config, device, world.size)
+    meter = ThroughputMeter.of(config, device, world.size)
     fresh: list[Quarantined] = []
     last = state.global_step
     if last == total:  # a trial that was restarted after its end has yet to say how it ended
-        events.evaluated(last, state.scores())
+        callback.evaluated(last, state.scores())
     batches = on_device(feed.train(last + 1), device)
     for step in range(last + 1, total + 1):
         began = time.perf_counter()
@@ -88,7 +88,7 @@ def train(
         if any(minibatch.step != step for minibatch in minibatches):
             raise RuntimeError(f"the feed brought step {minibatches[0].step} at step {step}")
         lr = learning_rate(config, step, total, minibatches[0].task)
-        flag = float(events.stop_requested())
+        flag = float(callback.stop_requested())
         result = take_step(
             model, learner.optimiser, minibatches, lr, config, world, flag=flag, microbatches=state.microbatches
         )
@@ -96,52 +96,52 @@ def train(
             learner.ema.update()
         state.global_step, state.stopped = step, result.flag > 0 and step < total
         fresh += [entry for minibatch in minibatches for entry in minibatch.bad]
-        _check_finite(minibatches, result, lr, config, world, events)
+        _check_finite(minibatches, result, lr, config, world, callback)
         _count(state, minibatches, result, config, world, fresh)
-        pace.add(arrived - began, time.perf_counter() - arrived, {m.task: m.global_batch for m in minibatches})
-        events.progress(_snapshot(minibatches, result, total, pace))
+        meter.add(arrived - began, time.perf_counter() - arrived, {m.task: m.global_batch for m in minibatches})
+        callback.progress(_snapshot(minibatches, result, total, meter))
         curves.add(minibatches, result, lr)
         done = step == total or state.stopped
         values: dict[str, float] = {}
         if step % config.train.log_every == 0 or done:
-            values |= {**curves.take(), **_timings(pace, device)}
+            values |= {**curves.take(), **_timings(meter, device)}
         every = config.train.eval_every
         if step == total or (every and step % every == 0):
-            with _timed(pace, "evaluate"):
+            with _timed(meter, "evaluate"):
                 fresh += _evaluate(learner, feed, config, world, state, values)
         if values:
-            events.metrics(step, values)
+            callback.metrics(step, values)
         if state.evaluations and state.evaluations[-1]["step"] == step:
-            events.evaluated(step, state.scores())
+            callback.evaluated(step, state.scores())
         if done or step % config.train.checkpoint_every == 0:
-            with _timed(pace, "checkpoint"):
+            with _timed(meter, "checkpoint"):
                 state.quarantined([entry for entries in world.gather(fresh) for entry in entries])
                 fresh = []
-                events.checkpoint(state, last=done)
+                callback.checkpoint(state, last=done)
         if state.stopped:
             return state
     _judge(state, config, world, fresh, judged_from=1)
     return state
 
 
-def _snapshot(minibatches: list[Minibatch], result: StepResult, total: int, pace: Pace) -> dict[str, Any]:
+def _snapshot(minibatches: list[Minibatch], result: StepResult, total: int, meter: ThroughputMeter) -> dict[str, Any]:
     """The live line's numbers."""
     step = minibatches[0].step
     task = minibatches[0].task if len(minibatches) == 1 else "all tasks"
     loss = sum(result.losses) / len(result.losses)
-    return {"step": step, "total": total, "task": task, "loss": loss, **pace.line(total - step)}
+    return {"step": step, "total": total, "task": task, "loss": loss, **meter.line(total - step)}
 
 
-def _timings(pace: Pace, device: torch.device) -> dict[str, float]:
+def _timings(meter: ThroughputMeter, device: torch.device) -> dict[str, float]:
     """Of a point of the curves."""
-    return {f"pace/{key}": value for key, value in {**pace.take(), **memory(device)}.items()}
+    return {f"pace/{key}": value for key, value in {**meter.take(), **memory(device)}.items()}
 
 
 @contextmanager
-def _timed(pace: Pace, timer: str) -> Iterator[None]:
+def _timed(meter: ThroughputMeter, timer: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
-    pace.timed(timer, time.perf_counter() - began)
+    meter.timed(timer, time.perf_counter() - began)
 
 
 def learning_rate(config: RunConfig, step: int, total: int, task: str) -> float:
@@ -172,14 +172,14 @@ def _evaluate(
 
 
 def _check_finite(
-    minibatches: list[Minibatch], result: StepResult, lr: float, config: RunConfig, world: World, events: Events
+    minibatches: list[Minibatch], result: StepResult, lr: float, config: RunConfig, world: World, callback: TrainCallback
 ) -> None:
     """Raises UserError where a loss or the gradient is not finite, with the examples' keys and what was saved."""
     broken = [m.task for m, loss in zip(minibatches, result.losses, strict=True) if not math.isfinite(loss)]
     if not broken and math.isfinite(result.grad_norm):
         return
     suspects = [m for m in minibatches if not broken or m.task in broken]
-    gathered = world.gather([(m.keys, events.anomaly(m)) for m in suspects])
+    gathered = world.gather([(m.keys, callback.anomaly(m)) for m in suspects])
     step, task = minibatches[0].step, suspects[0].task
     what = f"loss of task {task} is {result.losses[[m.task for m in minibatches].index(task)]}"
     if not broken:
@@ -232,10 +232,10 @@ def _judge(state: TrainState, config: RunConfig, world: World, fresh: list[Quara
 
 def _first_broken(world: World, fresh: list[Quarantined], task: str | None = None) -> list[str]:
     """`path: reason` of the first few that all ranks together have met; called by all of them."""
-    found = sorted(
+    entries = sorted(
         {(entry.task, entry.path, entry.reason) for entries in world.gather(fresh) for entry in entries}
     )
-    lines = [f"{name}: {path}: {reason}" for name, path, reason in found if task in (None, name)]
+    lines = [f"{name}: {path}: {reason}" for name, path, reason in entries if task in (None, name)]
     more = [f"and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
     return [*lines[:NAMED], *more]
 

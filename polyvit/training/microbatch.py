@@ -98,7 +98,7 @@ def derive_microbatches(
     At least one example, or one pair where examples are mixed in pairs (then always an even number); at most a
     rank's largest part. Called when model and optimiser are on the device, before the first step.
     """
-    found: dict[str, int] = {}
+    most_examples: dict[str, int] = {}
     budget = _budget(model, config, world, device) if config.train.microbatch is None else 0
     passes = _passes(config) if config.train.microbatch is None else {}
     for name, task in config.tasks.items():
@@ -116,9 +116,9 @@ def derive_microbatches(
                     "same. Set train.activation_checkpointing=true, or train on more memory",
                     name, pair, tried.peak(pair) / 1e9, budget / 1e9,
                 )  # fmt: skip
-        found[name] = largest if most >= largest else max(pair, most // pair * pair)
-    answers = world.gather(found)
-    return {name: min(answer[name] for answer in answers) for name in found}
+        most_examples[name] = largest if most >= largest else max(pair, most // pair * pair)
+    answers = world.gather(most_examples)
+    return {name: min(answer[name] for answer in answers) for name in most_examples}
 
 
 def _passes(config: RunConfig) -> dict[str, FakePass]:
@@ -126,11 +126,11 @@ def _passes(config: RunConfig) -> dict[str, FakePass]:
     kinds: dict[tuple, list[str]] = {}
     for name, task in config.tasks.items():
         kinds.setdefault((task.modality, task.loss, task.drop_path > 0, mixes(task)), []).append(name)
-    found: dict[str, FakePass] = {}
+    passes: dict[str, FakePass] = {}
     for names in kinds.values():
         tried = FakePass(config, max(names, key=lambda name: config.tasks[name].num_classes))
-        found |= dict.fromkeys(names, tried)
-    return found
+        passes |= dict.fromkeys(names, tried)
+    return passes
 
 
 def largest_fit(need: Callable[[int], int], budget: int, most: int) -> int:

@@ -71,8 +71,8 @@ class MomentumSGD:
         for name, p in zip(names, values, strict=True):
             if name not in self.momentum:
                 self.momentum[name] = torch.zeros_like(p, dtype=self.dtype)
-        given = [self.parameters[n].grad for n in names]
-        grads = [torch.zeros_like(p) if g is None else local(g) for p, g in zip(values, given, strict=True)]
+        gradients = [self.parameters[n].grad for n in names]
+        grads = [torch.zeros_like(p) if g is None else local(g) for p, g in zip(values, gradients, strict=True)]
         if self.config.weight_decay:
             grads = list(torch._foreach_add(grads, values, alpha=self.config.weight_decay))
         buffers = [self.momentum[n] for n in names]

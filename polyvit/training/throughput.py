@@ -1,4 +1,4 @@
-"""How fast a run goes and what it holds: the loop's named timers, memory, and the share of the device's peak."""
+"""How fast a run is and how much memory it takes: named timers of the loop, and the share of the peak FLOP/s."""
 
 import os
 from collections import deque
@@ -37,14 +37,14 @@ def memory(device: torch.device) -> dict[str, float]:
 
 
 @dataclass
-class _Sum:
+class _TaskTotals:
     steps: int = 0
     seconds: float = 0.0
     examples: int = 0
 
 
 @dataclass
-class Pace:
+class ThroughputMeter:
     """Timings of the recent steps (for the live line) and since the last point of the curves.
 
     flops: training FLOP of one example, by task. peak: of all workers' devices together, None if unknown.
@@ -54,10 +54,10 @@ class Pace:
     peak: float | None
     recent: deque[tuple[float, float, int]] = field(default_factory=lambda: deque(maxlen=50))
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TIMERS, 0.0))
-    tasks: dict[str, _Sum] = field(default_factory=dict)
+    tasks: dict[str, _TaskTotals] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: RunConfig, device: torch.device, world_size: int) -> "Pace":
+    def of(cls, config: RunConfig, device: torch.device, world_size: int) -> "ThroughputMeter":
         """For a run on `world_size` devices of one kind."""
         flops = {
             name: training_flops(config.model, task.modality, task.num_classes)
@@ -73,7 +73,7 @@ class Pace:
         self.spent["step"] += step_s
         share = step_s / len(examples)
         for task, count in examples.items():
-            entry = self.tasks.setdefault(task, _Sum())
+            entry = self.tasks.setdefault(task, _TaskTotals())
             entry.steps += 1
             entry.seconds += share
             entry.examples += count

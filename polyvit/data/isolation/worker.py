@@ -151,8 +151,8 @@ def receive(connection: socket.socket, deadline: float | None = None) -> Frame:
 
 
 def _read(connection: socket.socket, size: int, deadline: float | None) -> bytes:
-    found = bytearray(size)
-    view, done = memoryview(found), 0
+    received = bytearray(size)
+    view, done = memoryview(received), 0
     while done < size:
         if deadline is not None:
             connection.settimeout(max(1e-3, deadline - time.monotonic()))
@@ -160,7 +160,7 @@ def _read(connection: socket.socket, size: int, deadline: float | None) -> bytes
         if not count:
             raise ConnectionResetError("the other side is gone")
         done += count
-    return bytes(found)
+    return bytes(received)
 
 
 # ------------------------------------------------------------------------------------------- in the child

@@ -17,7 +17,7 @@ class _End:
 
 
 class PrefetchIterator(Iterator[T], Generic[T]):
-    """The items in their order, of which a thread holds up to `depth` ready (and one more in its hands).
+    """The items in their order; a thread keeps up to `depth` of them ready and works on one more.
 
     It starts at once. What the iterator raises is raised where its item would have come. `close` ends it: the
     thread closes the iterator (if it is a generator) when it comes back from the item it is waiting for.

@@ -75,7 +75,7 @@ class ViT:
 
 
 def load_vit(path: str | Path, grid: Grid | None = None) -> ViT:
-    """The ViT in a file. `grid`: rows and columns of its patches; needed only where they are no square.
+    """The ViT in a file. `grid`: rows and columns of its patches; needed only where the two differ.
 
     Raises UserError where the file is missing, of another kind, damaged, or holds something else than a ViT.
     """
@@ -235,13 +235,13 @@ def _split(
     rows = len(table_LD)
     for before in sorted({has_cls + extra, has_cls, 0}, reverse=True):
         side = math.isqrt(max(0, rows - before))
-        found = grid or (side, side)
-        if math.prod(found) == rows - before:
-            return table_LD[0] if has_cls and before else None, table_LD[before:], found
+        sides = grid or (side, side)
+        if math.prod(sides) == rows - before:
+            return table_LD[0] if has_cls and before else None, table_LD[before:], sides
     shape = f"{grid[0]}x{grid[1]}" if grid else "square"
     raise UserError(
         f"{path}: its position table has {rows} rows ({has_cls + extra} for tokens that are no patches),"
-        f" which are no {shape} grid; give `grid`, the checkpoint's own patches down and across"
+        f" which do not form a {shape} grid; give `grid`, the checkpoint's own patches down and across"
     )
 
 
