@@ -175,7 +175,9 @@ def test_every_layout_gives_the_same_model(layout: str, l_adapt: int, tmp_path: 
     for modality in ("video", "audio"):
         assert torch.equal(state[f"tokenizers.{modality}.cls_token"], expected["tokenizers.image.cls_token"])
     tokens = torch.randn(2, 9, 36, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(model.forward_features({"tokens": tokens}, "image"), source.forward_features({"tokens": tokens}, "image"))
+    assert torch.equal(
+        model.forward_features({"tokens": tokens}, "image"), source.forward_features({"tokens": tokens}, "image")
+    )
     assert set(report.random) == {f"heads.{task}.{leaf}" for task in TASKS for leaf in ("weight", "bias")}
     assert any("head" in name or "classifier" in name for name in report.unused)
 
