@@ -1,6 +1,6 @@
 """A fourth modality that lives outside of the package: one-dimensional sensor signals in .npy files.
 
-A config names it as `plugins.modalities: {sensor: "toy_sensor:SENSOR"}`. This one module holds all of it: the input
+A config names it as `plugins.modalities: {sensor: "toy_sensor:SENSOR"}`. This module holds all of it: the input
 section, the augmentation section, the tasks, and the codec. Legend: S samples, N tokens, P samples of a patch.
 """
 
@@ -49,11 +49,13 @@ class SensorAugment(Section):
 class SensorTask(TaskBase):
     """A task on sensor signals."""
 
+    extensions: ClassVar[tuple[str, ...]] = (".npy",)
+
     modality: Literal["sensor"] = "sensor"
     augment: SensorAugment = SensorAugment()
 
 
-SENSOR = ModalityEntry(SensorInput, SensorTask, (".npy",))
+SENSOR = ModalityEntry(SensorInput, SensorTask)
 
 
 def training_arrays(media, task, spec, rng, segment_s=(0.0, -1.0)):

@@ -29,24 +29,17 @@ class ModalityEntry:
     """One modality.
 
     input: its input section, under `model.<name>` or, of a plugin, `model.inputs.<name>`.
-    task: its tasks, under `tasks.NAME` with `modality: <name>`.
-    extensions: of files that count as media of it, lower case with the dot, best first where a stem has several.
+    task: the class of its tasks, under `tasks.NAME` with `modality: <name>`.
     """
 
     input: type[InputSection]
     task: type[TaskBase]
-    extensions: tuple[str, ...] = ()
 
-
-_IMAGE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_VIDEO = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
-# A video container is a recording too: its sound track is what an audio task reads.
-_AUDIO = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".aiff", ".aif", *_VIDEO)
 
 MODALITIES: dict[str, ModalityEntry] = {
-    "image": ModalityEntry(ImageInput, ImageTask, _IMAGE),
-    "video": ModalityEntry(VideoInput, VideoTask, _VIDEO),
-    "audio": ModalityEntry(AudioInput, AudioTask, _AUDIO),
+    "image": ModalityEntry(ImageInput, ImageTask),
+    "video": ModalityEntry(VideoInput, VideoTask),
+    "audio": ModalityEntry(AudioInput, AudioTask),
 }
 """{name: entry}, in the order in which a model lists them."""
 BUILT_IN = tuple(MODALITIES)

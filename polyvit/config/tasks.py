@@ -16,6 +16,12 @@ ViewAverage = Literal["logits", "probabilities"]
 """What is averaged over the views of one example. ViViT's test step in scenic averages logits by default."""
 
 
+_IMAGE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_VIDEO = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
+# A video container is a recording too: its sound track is what an audio task reads.
+_AUDIO = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".aiff", ".aif", *_VIDEO)
+
+
 # ---------------------------------------------------------------------------------------------- augmentation
 
 
@@ -80,6 +86,8 @@ class TaskBase(Section):
     """Initial values of a head's weights; source: the official release."""
     reference_clips_locally: ClassVar[bool] = True
     """Whether the official release clips this modality's gradients on each device, before their mean."""
+    extensions: ClassVar[tuple[str, ...]] = ()
+    """Of files that count as media of the modality: lower case with the dot, best first where a stem has several."""
     evaluation_keys: ClassVar[frozenset[str]] = frozenset({"augment"})
     """Keys that decide the arrays of an evaluation view; tasks with equal values share them."""
 
@@ -143,6 +151,7 @@ class TaskBase(Section):
 class ImageTask(TaskBase):
     """A task on images."""
 
+    extensions: ClassVar[tuple[str, ...]] = _IMAGE
     head_init: ClassVar[Literal["lecun_normal", "zeros"]] = "lecun_normal"
     reference_clips_locally: ClassVar[bool] = False
 
@@ -158,6 +167,7 @@ class ImageTask(TaskBase):
 class VideoTask(TaskBase):
     """A task on video clips."""
 
+    extensions: ClassVar[tuple[str, ...]] = _VIDEO
     evaluation_keys: ClassVar[frozenset[str]] = frozenset({"augment", "eval_clips", "eval_crops"})
 
     modality: Literal["video"] = "video"
@@ -188,6 +198,7 @@ class VideoTask(TaskBase):
 class AudioTask(TaskBase):
     """A task on recordings."""
 
+    extensions: ClassVar[tuple[str, ...]] = _AUDIO
     evaluation_keys: ClassVar[frozenset[str]] = frozenset({"eval_clips"})
 
     modality: Literal["audio"] = "audio"

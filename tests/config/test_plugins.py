@@ -51,7 +51,7 @@ def test_its_keys_are_checked_and_hinted_at() -> None:
     assert known_keys(("tasks", "wave", "augment"), with_sensor()) == ["noise"]
     changed = with_sensor()
     changed["model"]["inputs"]["sensor"]["samples"] = 33
-    with pytest.raises(UserError, match="model.sensor: samples 33 is not divided by its patch side 8"):
+    with pytest.raises(UserError, match=r"model.sensor: samples 33 is not divided by its patch side 8"):
         validate_config(changed)
 
 

@@ -35,5 +35,5 @@ def test_on_the_command_line_too() -> None:
 def test_both_names_are_one_too_many() -> None:
     changed = document()
     changed["data"] = {"decode_seconds": 3, "decode_timeout_s": 4}
-    with pytest.raises(UserError, match="data.decode_seconds is the old name of data.decode_timeout_s"):
+    with pytest.raises(UserError, match=r"data.decode_seconds is the old name of data.decode_timeout_s"):
         validate_config(changed)
