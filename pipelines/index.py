@@ -18,12 +18,11 @@ import ray
 from rich.table import Table
 
 from pipelines.runtime import cluster, command_line, console
-from polyvit.checkpoint import under
 from polyvit.config import RunConfig, load_config
 from polyvit.data.index import Scan, index_hash, read_index
 from polyvit.data.layouts import scan_task
 from polyvit.errors import UserError
-from polyvit.storage import Place, StoreUnavailable, as_place, is_url, open_root
+from polyvit.storage import Location, StoreUnavailable, as_location, is_url, open_root, under
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Indexes:
     """
 
     scans: Mapping[str, Scan]
-    roots: Mapping[str, Place]
+    roots: Mapping[str, Location]
     reused: frozenset[str] = field(default=frozenset(), compare=False)
 
     def digests(self) -> dict[str, str]:
@@ -43,12 +42,12 @@ class Indexes:
         return {name: index_hash(found) for name, found in self.scans.items()}
 
 
-def task_roots(config: RunConfig, check: bool = True) -> dict[str, Place]:
+def task_roots(config: RunConfig, check: bool = True) -> dict[str, Location]:
     """Absolute folder, or URL, of every task. Raises UserError naming every task that has none.
 
     check: whether to look if something is there, which costs an object store a request or two a task.
     """
-    roots: dict[str, Place] = {}
+    roots: dict[str, Location] = {}
     problems = []
     for name, task in config.tasks.items():
         given = task.root or (under(config.data.root, name) if config.data.root else None)
@@ -57,7 +56,7 @@ def task_roots(config: RunConfig, check: bool = True) -> dict[str, Place]:
                 f"tasks.{name}: no data; give data.root=DIR (holding {name}/) or tasks.{name}.root=DIR"
             )
             continue
-        roots[name] = as_place(given)
+        roots[name] = as_location(given)
         if check and (reason := _no_folder(roots[name])):
             key = f"tasks.{name}.root" if task.root else "data.root"
             problems.append(f"tasks.{name}: {reason}; set {key} to where the data are")
@@ -66,7 +65,7 @@ def task_roots(config: RunConfig, check: bool = True) -> dict[str, Place]:
     return roots
 
 
-def _no_folder(place: Place) -> str:
+def _no_folder(place: Location) -> str:
     """Why no data can be at a place; '' where they can."""
     try:
         state = open_root(place).state()

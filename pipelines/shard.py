@@ -22,21 +22,20 @@ from rich.table import Table
 
 from pipelines.index import Indexes, build_indexes, task_roots
 from pipelines.runtime import cluster, command_line, console
-from polyvit.checkpoint import under
 from polyvit.config import RunConfig, load_config
 from polyvit.data.shards import ShardOptions, ShardReport, shard_specs, write_shard, write_text
 from polyvit.errors import UserError
-from polyvit.storage import Place, StoreUnavailable, as_place, is_url
+from polyvit.storage import Location, StoreUnavailable, as_location, is_url, under
 
 SHOWN = 5
 """Examples that cannot be used which are printed for each task; all of them are in its quarantine.json."""
 
 
 def write_shards(
-    config: RunConfig, indexes: Indexes, out: Place, options: ShardOptions, per_shard: int | None
+    config: RunConfig, indexes: Indexes, out: Location, options: ShardOptions, per_shard: int | None
 ) -> dict[str, list[ShardReport]]:
     """Every shard of every task, as Ray tasks. Raises UserError with the problems of all of them."""
-    places = {name: as_place(under(str(out), name)) for name in config.tasks}
+    places = {name: as_location(under(str(out), name)) for name in config.tasks}
     items = []
     for name, task in config.tasks.items():
         if not is_url(places[name]):
@@ -64,8 +63,8 @@ def _write_row(
     row: dict[str, Any],
     config: RunConfig,
     classes: Mapping[str, Sequence[str]],
-    roots: Mapping[str, Place],
-    places: Mapping[str, Place],
+    roots: Mapping[str, Location],
+    places: Mapping[str, Location],
     options: ShardOptions,
 ) -> dict[str, Any]:
     name, spec = row["task"], pickle.loads(row["spec"])
@@ -76,7 +75,7 @@ def _write_row(
     return {"task": name, "report": pickle.dumps(report), "error": ""}
 
 
-def next_overrides(config: RunConfig, out: Place) -> list[str]:
+def next_overrides(config: RunConfig, out: Location) -> list[str]:
     """What to put behind the config's name to train on the shards."""
     overrides = [f"data.root={out}"]
     for name, task in config.tasks.items():
@@ -121,14 +120,17 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{name.replace('_', '-')} {value}: allowed are {low} to {high}")
     config = load_config(arguments.config, arguments.overrides, arguments.only)
     task_roots(config)  # before anything is started
-    out, options = as_place(arguments.out), ShardOptions(arguments.size, arguments.quality, arguments.sample_rate)
+    out, options = (
+        as_location(arguments.out),
+        ShardOptions(arguments.size, arguments.quality, arguments.sample_rate),
+    )
     with tempfile.TemporaryDirectory(prefix="polyvit-shard-") as folder, cluster():
         indexes = build_indexes(config, Path(folder), train=False)
         reports = write_shards(config, indexes, out, options, arguments.per_shard)
     tasks = {name: _task_document(found) for name, found in reports.items()}
     for name, document in tasks.items():
         described = {"shards": document["shards"], "options": asdict(options)}
-        place = as_place(under(str(out), name))
+        place = as_location(under(str(out), name))
         write_text("shards.json", json.dumps(described, indent=1) + "\n", place)
         write_text("quarantine.json", json.dumps(document["quarantine"], indent=1) + "\n", place)
     overrides = next_overrides(config, out)

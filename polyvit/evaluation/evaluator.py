@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from polyvit.config import ImageTask, RunConfig, TaskConfig, VideoTask
 from polyvit.data.loading import Minibatch, Quarantined, as_tensor, on_device, tensors
+from polyvit.distributed import World
 from polyvit.evaluation.metrics import MetricState
 from polyvit.model import PolyViT, normalise
 from polyvit.objectives import example_losses
-from polyvit.training import World
 
 
 @torch.no_grad()

@@ -99,7 +99,7 @@ def write_features(found: Features, path: Path, key: str) -> None:
         }
     )
     bad = json.dumps([asdict(entry) for entry in found.bad])
-    table = table.replace_schema_metadata({"polyvit.evaluation.features": key, "polyvit.bad": bad})
+    table = table.replace_schema_metadata({"polyvit.features": key, "polyvit.bad": bad})
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: two probes may write the same features at once.
     with tempfile.NamedTemporaryFile(
@@ -128,7 +128,7 @@ def read_features(path: Path, key: str, examples: int, num_classes: int) -> Feat
     try:
         table = pq.ParquetFile(path, page_checksum_verification=True).read()
         metadata: dict[bytes, bytes] = table.schema.metadata or {}
-        if metadata.get(b"polyvit.evaluation.features") != key.encode():
+        if metadata.get(b"polyvit.features") != key.encode():
             raise DamagedFeatures("it holds other features")
         bad = tuple(Quarantined(**entry) for entry in json.loads(metadata[b"polyvit.bad"]))
         found = _from_table(table, bad, num_classes)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from polyvit.checkpoint import Learner, TrainState
+from polyvit.checkpoint import TrainState, TrainUnit
 from polyvit.config import RunConfig
 from polyvit.data.loading import Minibatch, Quarantined, on_device
 from polyvit.distributed import gathered, is_sharded
@@ -62,7 +62,7 @@ class Events(Protocol):
 
 
 def train(
-    learner: Learner, schedule: Schedule, feed: Feed, config: RunConfig, world: World, state: TrainState,
+    learner: TrainUnit, schedule: Schedule, feed: Feed, config: RunConfig, world: World, state: TrainState,
     events: Events, take_step: Callable[..., StepResult] = train_step,
 ) -> TrainState:  # fmt: skip
     """Steps state.global_step + 1 .. N, then an evaluation and a last checkpoint.
@@ -151,7 +151,7 @@ def learning_rate(config: RunConfig, step: int, total: int, task: str) -> float:
 
 
 def _evaluate(
-    learner: Learner, feed: Feed, config: RunConfig, world: World, state: TrainState, values: dict[str, float],
+    learner: TrainUnit, feed: Feed, config: RunConfig, world: World, state: TrainState, values: dict[str, float],
 ) -> list[Quarantined]:  # fmt: skip
     with ExitStack() as stack:
         if learner.ema:

@@ -18,7 +18,6 @@ from pyarrow import fs
 from s3_kit import gs_server, s3_server
 
 from pipelines.index import Indexes
-from polyvit.checkpoint.store import under
 from polyvit.config.paper_tasks import PAPER_TASKS
 from polyvit.data.index.io import Example, index_hash
 from polyvit.data.layouts.scanner import scan
@@ -28,8 +27,11 @@ from polyvit.data.loading.reader import load, load_many, reading_ahead
 from polyvit.data.loading.requests import InlineFeed, Requests
 from polyvit.errors import BadMedia, UserError
 from polyvit.storage import remote
+from polyvit.storage.local import LocalRoot
+from polyvit.storage.location import as_location, under
+from polyvit.storage.opening import open_root
 from polyvit.storage.remote import RemoteRoot
-from polyvit.storage.root import LocalRoot, StoreUnavailable, as_place, open_root
+from polyvit.storage.root import StoreUnavailable
 from polyvit.synthetic.write import write_synthetic
 
 SYNTHETIC = ("imagenet", "cifar10", "pets", "kinetics400", "audioset", "vggsound")
@@ -149,9 +151,9 @@ def test_fsspec_opens_what_pyarrow_does_not_know(folder: Path) -> None:
 
 def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert as_place("data") == tmp_path / "data"
-    assert as_place(f"file://{tmp_path}/x") == tmp_path / "x"
-    assert as_place("s3://b/x") == "s3://b/x"
+    assert as_location("data") == tmp_path / "data"
+    assert as_location(f"file://{tmp_path}/x") == tmp_path / "x"
+    assert as_location("s3://b/x") == "s3://b/x"
     assert isinstance(open_root("data"), LocalRoot)
     assert open_root(tmp_path) == open_root(str(tmp_path))
 
@@ -247,7 +249,7 @@ def test_stamps_follow_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write(tmp_path, {"d/a.txt": "1"})
     root = LocalRoot(tmp_path)
     assert root.folder("d").stamp == ""  # changed this moment: it may change again within the clock's tick
-    monkeypatch.setattr("polyvit.storage.root.RECENT_NS", 0)
+    monkeypatch.setattr("polyvit.storage.local.RECENT_NS", 0)
     first = (root.folder("d").stamp, root.file_stamp("d/a.txt"))
     assert all(first)
     assert first == (root.folder_stamp("d"), root.file_stamp("d/a.txt"))
@@ -288,7 +290,7 @@ def test_minibatches_of_a_bucket_are_those_of_the_folder(
     inputs = {name: config.model.input(task.modality) for name, task in config.tasks.items()}
     steps = []
     for root in (str(pair_root), under(bucket, "pair")):
-        places = {name: as_place(under(root, name)) for name in config.tasks}
+        places = {name: as_location(under(root, name)) for name in config.tasks}
         indexes = Indexes({name: scan(task, places[name], name) for name, task in config.tasks.items()}, places)
         requests = Requests.of(config, planned(config, indexes), indexes.scans, 0, 1)
         feed = InlineFeed(requests, Decoder(config.tasks, inputs, places, config.seed))

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import polyvit.data
 from polyvit.config import TaskConfig
-from polyvit.data.index import beside_name, read_facts, write_index
+from polyvit.data.index import beside_name, read_metadata, write_index
 from polyvit.data.layouts.scanner import Stamps, read_classes, scan_with_stamps
 from polyvit.errors import UserError
-from polyvit.storage import Place, Root, open_root, pool
+from polyvit.storage import Location, Root, open_root, pool
 
 KEPT = 100
 """Indexes that stay in the cache, the latest used."""
@@ -27,7 +27,7 @@ KEPT_PARTS = 20_000
 """Tar shards without an index whose members stay known, the latest read."""
 
 
-def write_task_index(task: TaskConfig, place: Place, name: str, target: Path, cache: Path | None) -> bool:
+def write_task_index(task: TaskConfig, place: Location, name: str, target: Path, cache: Path | None) -> bool:
     """Write the index of task `name` to `target`; True where it was taken from the cache.
 
     cache: its folder, made where it is not there; None scans anyhow and keeps nothing. It may be shared by runs
@@ -36,7 +36,7 @@ def write_task_index(task: TaskConfig, place: Place, name: str, target: Path, ca
     root = open_root(place)
     target.parent.mkdir(parents=True, exist_ok=True)
     kept = None if cache is None else cache / f"{_key(task, root, name)}.parquet"
-    if kept is not None and kept.is_file() and _unchanged(root, read_facts(kept).get("stamps")):
+    if kept is not None and kept.is_file() and _unchanged(root, read_metadata(kept).get("stamps")):
         with contextlib.suppress(OSError):  # gone this moment, or a disk that is full: then scan
             _share(kept, target)
             os.utime(kept)
@@ -54,7 +54,7 @@ def write_task_index(task: TaskConfig, place: Place, name: str, target: Path, ca
     return False
 
 
-def scan_task(task: TaskConfig, place: Place, name: str, target: Path, cache: Path | None) -> tuple[bool, str]:
+def scan_task(task: TaskConfig, place: Location, name: str, target: Path, cache: Path | None) -> tuple[bool, str]:
     """`write_task_index`, and what is wrong with the task's data ('' if nothing) in place of an error."""
     try:
         return write_task_index(task, place, name, target, cache), ""

@@ -25,11 +25,11 @@ from polyvit.data.layouts import (
     vggsound,
     webdataset,
 )
-from polyvit.data.layouts.scanning import Survey
+from polyvit.data.layouts.scanning import ScanContext
 from polyvit.errors import UserError
-from polyvit.storage import Place, Root, StoreUnavailable, open_root
+from polyvit.storage import Location, Root, StoreUnavailable, open_root
 
-LAYOUTS: dict[str, tuple[Callable[[Survey], Scan], str]] = {
+LAYOUTS: dict[str, tuple[Callable[[ScanContext], Scan], str]] = {
     "imagenet": (imagenet.scan_imagenet, imagenet.EXPECTS),
     "cifar10": (cifar.scan_cifar10, cifar.EXPECTS10),
     "cifar100": (cifar.scan_cifar100, cifar.EXPECTS100),
@@ -52,7 +52,7 @@ SHOWN_PROBLEMS = 10
 """Problems that the message of an empty scan shows."""
 
 
-def scan(task: TaskConfig, place: Place | Root, name: str = "<name>") -> Scan:
+def scan(task: TaskConfig, place: Location | Root, name: str = "<name>") -> Scan:
     """Scan a place, the folder or URL of task `name`, into examples, class names and named problems.
 
     Raises UserError where the folder is not there or holds no usable example, where its lists cannot be read,
@@ -63,7 +63,7 @@ def scan(task: TaskConfig, place: Place | Root, name: str = "<name>") -> Scan:
 
 
 def scan_with_stamps(
-    task: TaskConfig, place: Place | Root, name: str = "<name>", parts: Path | None = None
+    task: TaskConfig, place: Location | Root, name: str = "<name>", parts: Path | None = None
 ) -> tuple[Scan, Stamps | None]:
     """As `scan`, with the stamps of all that was read, None where they cannot be trusted yet.
 
@@ -81,7 +81,7 @@ def scan_with_stamps(
             f" in it: {expects}. Put the data there, or set tasks.{name}.root (or data.root, the folder that"
             f" holds {name}/)"
         )
-    made = Survey(name, task, root, read_classes(task, root, name), parts)
+    made = ScanContext(name, task, root, read_classes(task, root, name), parts)
     try:
         with _no_collections():
             found = function(made)

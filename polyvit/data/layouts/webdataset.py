@@ -30,12 +30,12 @@ from polyvit.data.layouts.scanning import (
     OUTSIDE,
     Row,
     Rows,
-    Survey,
+    ScanContext,
+    cached_rows,
     carve,
     carve_fractions,
     inside,
     is_utf8,
-    kept_rows,
     label_rows,
     read_lines,
     read_options,
@@ -62,77 +62,77 @@ _Sample = dict[str, tuple[int, int]]
 """{extension: (offset, length) in the shard}"""
 
 
-def scan_webdataset(survey: Survey) -> Scan:
+def scan_webdataset(context: ScanContext) -> Scan:
     """Examples of every shard. Raises UserError where there is no shard."""
-    options = read_options(survey, OPTIONS)
-    below = carve_fractions(survey, options)
-    shards = _shards(survey)
+    options = read_options(context, OPTIONS)
+    below = carve_fractions(context, options)
+    shards = _shards(context)
     splits = {shard: split_of(shard.rpartition("/")[2]) or split_of(shard.rpartition("/")[0]) for shard in shards}
     rows, used = Rows(), []
     for shard in shards:
         if splits[shard] is None and any(splits.values()):
-            survey.skip("label", shard, "no split in the shard's name, which other shards have")
+            context.skip("label", shard, "no split in the shard's name, which other shards have")
         else:
             used.append(shard)
 
-    def read(shard: str) -> tuple[Survey, Iterable[Row]]:
-        part = survey.part()
+    def read(shard: str) -> tuple[ScanContext, Iterable[Row]]:
+        part = context.part()
         found = _read_shard(part, shard, splits[shard], options["extension"], below)
-        return part, list(found) if survey.root.remote else found
+        return part, list(found) if context.root.remote else found
 
-    for part, found in pool().map(read, used) if survey.root.remote else map(read, used):
+    for part, found in pool().map(read, used) if context.root.remote else map(read, used):
         for row in found:
             rows.append(row)
-        survey.join(part)
-    classes = survey.classes
-    if classes is None and survey.size(CLASSES) is not None:
-        classes = [line.strip() for _, line in read_lines(survey, CLASSES)]
-    return label_rows(survey, rows, options["labels"], classes)
+        context.join(part)
+    classes = context.classes
+    if classes is None and context.size(CLASSES) is not None:
+        classes = [line.strip() for _, line in read_lines(context, CLASSES)]
+    return label_rows(context, rows, options["labels"], classes)
 
 
-def _shards(survey: Survey) -> list[str]:
+def _shards(context: ScanContext) -> list[str]:
     shards = []
-    for folder in ("", *survey.folder("").folders):
+    for folder in ("", *context.folder("").folders):
         prefix = f"{folder}/" if folder else ""
-        for name in survey.folder(folder).files:
+        for name in context.folder(folder).files:
             if name.endswith(".tar"):
                 shards.append(prefix + name)
             elif name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")):
-                survey.skip("broken", prefix + name, "compressed shard; unpack it to a plain .tar")
+                context.skip("broken", prefix + name, "compressed shard; unpack it to a plain .tar")
     if not shards:
-        reasons = [f"{problem.where}: {problem.reason}" for problem in survey.problems]
-        raise UserError(f"tasks.{survey.name}: no tar shard in {survey.at()}; expected: {EXPECTS}", reasons)
+        reasons = [f"{problem.where}: {problem.reason}" for problem in context.problems]
+        raise UserError(f"tasks.{context.name}: no tar shard in {context.at()}; expected: {EXPECTS}", reasons)
     return shards
 
 
 def _read_shard(
-    survey: Survey, shard: str, split: Split | None, extension: str, below: tuple[float, float]
+    context: ScanContext, shard: str, split: Split | None, extension: str, below: tuple[float, float]
 ) -> Iterator[Row]:
     """The samples of one shard, in order; a damaged shard gives what lies before the damage."""
-    indexed = _indexed(survey, shard)
+    indexed = _indexed(context, shard)
     if indexed is not None:
         for example in indexed:
             yield Row(example, example.labels, f"{shard}/{example.key}")
         return
     given = [extension, split, below]
-    yield from kept_rows(survey, shard, given, lambda: _walk(survey, shard, split, extension, below))
+    yield from cached_rows(context, shard, given, lambda: _walk(context, shard, split, extension, below))
 
 
 def _walk(
-    survey: Survey, shard: str, split: Split | None, extension: str, below: tuple[float, float]
+    context: ScanContext, shard: str, split: Split | None, extension: str, below: tuple[float, float]
 ) -> Iterator[Row]:
     """The samples of a shard that has no index."""
     try:
-        with survey.open(shard) as file:
-            for name, sample in _samples(survey, shard, file).items():
+        with context.open(shard) as file:
+            for name, sample in _samples(context, shard, file).items():
                 where = f"{shard}/{name}"
-                address = _media(sample, extension or "", EXTENSIONS[survey.task.modality])
+                address = _media(sample, extension or "", EXTENSIONS[context.task.modality])
                 if address is None:
-                    survey.skip("missing", where, f"no {extension or survey.task.modality} in the sample")
+                    context.skip("missing", where, f"no {extension or context.task.modality} in the sample")
                 elif address[1] == 0:
-                    survey.skip("broken", where, "empty file")
+                    context.skip("broken", where, "empty file")
                 else:
-                    labels, made_of = _labels(survey, where, file, sample)
+                    labels, made_of = _labels(context, where, file, sample)
                     key, start, end = made_of or (f"{shard.removesuffix('.tar')}/{name}", 0.0, -1.0)
                     found = split or carve(key, *below)
                     example = Example(key, shard, (), found, "tar", *address, start=start, end=end)
@@ -140,55 +140,55 @@ def _walk(
     except StoreUnavailable:
         raise
     except OSError as error:
-        survey.skip("broken", shard, f"cannot be read: {error.strerror}")
+        context.skip("broken", shard, f"cannot be read: {error.strerror}")
 
 
-def _indexed(survey: Survey, shard: str) -> Examples | None:
+def _indexed(context: ScanContext, shard: str) -> Examples | None:
     """What the index beside a shard names; None where there is none, or it is not of this shard."""
-    path, size = shard + INDEX, survey.size(shard)
-    if survey.size(path) is None:
+    path, size = shard + INDEX, context.size(shard)
+    if context.size(path) is None:
         return None
     try:
-        found, facts = parse_index(survey.content(path), survey.at(path))
+        found, facts = parse_index(context.content(path), context.at(path))
     except UserError:
-        survey.skip("broken", path, "not a readable index; the shard itself was read")
+        context.skip("broken", path, "not a readable index; the shard itself was read")
         return None
     table = found.examples.table()
     ends = pc.add(table.column("offset"), table.column("length")).to_numpy()
     paths = {"tar": "container", shard.rpartition("/")[2]: "path"}
     own = all(pc.all(pc.equal(table.column(name), word)).as_py() is not False for word, name in paths.items())
     if facts.get("bytes") != size or not own or (len(ends) and ends.max() > size):
-        survey.skip("broken", path, "not the index of this shard; the shard itself was read")
+        context.skip("broken", path, "not the index of this shard; the shard itself was read")
         return None
     column = pa.repeat(pa.scalar(shard, pa.string()), table.num_rows)
     return Examples(table.set_column(table.schema.get_field_index("path"), "path", column))
 
 
-def _samples(survey: Survey, shard: str, file: BinaryIO) -> dict[str, _Sample]:
+def _samples(context: ScanContext, shard: str, file: BinaryIO) -> dict[str, _Sample]:
     """Members of a shard by sample key: as in WebDataset, the name up to the first dot of its last part."""
     samples: dict[str, _Sample] = {}
-    for member in _members(survey, shard, file):
+    for member in _members(context, shard, file):
         where = f"{shard}/{member.name}"
         path = inside(member.name)
         if not is_utf8(member.name):
-            survey.skip("broken", f"{shard}/{member.name!r}", "its name is not UTF-8")
+            context.skip("broken", f"{shard}/{member.name!r}", "its name is not UTF-8")
         elif path is None:
-            survey.skip("broken", where, OUTSIDE)
+            context.skip("broken", where, OUTSIDE)
         elif not member.isreg() or member.issparse():
             if not member.isdir():
-                survey.skip("broken", where, "not a plain file (link, device or sparse file)")
+                context.skip("broken", where, "not a plain file (link, device or sparse file)")
         else:
             folder, _, name = path.rpartition("/")
             stem, _, extension = name.partition(".")
             sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
             if extension.lower() in sample:
-                survey.skip("duplicate", where, "member occurs again; the first is kept")
+                context.skip("duplicate", where, "member occurs again; the first is kept")
             else:
                 sample[extension.lower()] = (member.offset_data, member.size)
     return samples
 
 
-def _members(survey: Survey, shard: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+def _members(context: ScanContext, shard: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """Headers in order, up to the first damage, which becomes a problem."""
     size, count, last = file.seek(0, 2), 0, -1
     file.seek(0)
@@ -205,7 +205,7 @@ def _members(survey: Survey, shard: str, file: BinaryIO) -> Iterator[tarfile.Tar
                 # tarfile takes a damaged header, other than the first, for the end
                 raise tarfile.ReadError("the end mark of a tar file does not follow")
     except (tarfile.TarError, ValueError, OverflowError, EOFError, MemoryError) as error:
-        survey.skip("broken", shard, f"damaged after {count} members: {error}")
+        context.skip("broken", shard, f"damaged after {count} members: {error}")
 
 
 def _media(sample: _Sample, extension: str, allowed: tuple[str, ...]) -> tuple[int, int] | None:
@@ -219,7 +219,7 @@ def _media(sample: _Sample, extension: str, allowed: tuple[str, ...]) -> tuple[i
 
 
 def _labels(
-    survey: Survey, where: str, file: BinaryIO, sample: _Sample
+    context: ScanContext, where: str, file: BinaryIO, sample: _Sample
 ) -> tuple[tuple[str | int, ...], tuple[str, float, float] | None]:
     """The labels as written; () where there are none, which becomes the problem `empty label`.
 
@@ -228,14 +228,14 @@ def _labels(
     name = "cls" if "cls" in sample else "json"
     offset, length = sample.get(name, (0, 0))
     if length > MAX_LABEL_BYTES:
-        survey.skip("label", where, f".{name} has {length} bytes; a label has at most {MAX_LABEL_BYTES}")
+        context.skip("label", where, f".{name} has {length} bytes; a label has at most {MAX_LABEL_BYTES}")
         return (), None
     file.seek(offset)
     try:
         text = file.read(length).decode("utf-8-sig").strip()
         value = json.loads(text) if name == "json" and text else text
     except (ValueError, RecursionError) as error:
-        survey.skip("label", where, f".{name} cannot be read: {type(error).__name__}")
+        context.skip("label", where, f".{name} cannot be read: {type(error).__name__}")
         return (), None
     made_of = None
     if isinstance(value, dict):

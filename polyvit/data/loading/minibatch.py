@@ -19,7 +19,7 @@ from polyvit.data.loading.reader import load, reading_ahead
 from polyvit.data.transforms import example_rng
 from polyvit.errors import BadMedia
 from polyvit.schedule import PlannedBatch
-from polyvit.storage import Place
+from polyvit.storage import Location
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Decoder:
 
     tasks: Mapping[str, TaskConfig]
     inputs: Mapping[str, ModelInput]
-    roots: Mapping[str, Place]
+    roots: Mapping[str, Location]
     seed: int
     decode_seconds: float | None = None
 

@@ -56,15 +56,15 @@ def smaller_video(data: bytes, size: int) -> bytes | None:
     if not packets.whole or (small and codec == "h264"):
         return None
     try:
-        made = _encoded(data, size, rate or 25)
-        with open_container(made) as target:
-            found = video.walk(target)
+        smaller = _encoded(data, size, rate or 25)
+        with open_container(smaller) as target:
+            encoded = video.walk(target)
     except (av.error.FFmpegError, BadMedia):
         return None
-    same = len(found.times_s) == len(packets.times_s) and bool(
-        np.abs(found.times_s - packets.times_s).max() < 2e-3
+    same = len(encoded.times_s) == len(packets.times_s) and bool(
+        np.abs(encoded.times_s - packets.times_s).max() < 2e-3
     )
-    return made if same and found.whole else None
+    return smaller if same and encoded.whole else None
 
 
 def _encoded(data: bytes, size: int, rate: object) -> bytes:
@@ -72,20 +72,20 @@ def _encoded(data: bytes, size: int, rate: object) -> bytes:
     with open_container(data) as source, av.open(buffer, "w", format="mp4") as target:
         stream = source.streams.video[0]
         stream.codec_context.thread_count = 1
-        made = target.add_stream("libx264", rate=rate, options=X264)  # type: ignore[call-overload]
-        made.pix_fmt, made.codec_context.thread_count = "yuv420p", 1
-        made.time_base = made.codec_context.time_base = stream.time_base
+        output = target.add_stream("libx264", rate=rate, options=X264)  # type: ignore[call-overload]
+        output.pix_fmt, output.codec_context.thread_count = "yuv420p", 1
+        output.time_base = output.codec_context.time_base = stream.time_base
         for frame in source.decode(stream):
             frame_HWC = video.upright(frame, colours)  # the pixels that training would see
             height, width = (side + side % 2 for side in _sides(frame_HWC, size))
-            if not made.codec_context.is_open:
-                made.height, made.width = height, width
+            if not output.codec_context.is_open:
+                output.height, output.width = height, width
             if frame_HWC.shape[:2] != (height, width):
                 frame_HWC = cv2.resize(frame_HWC, (width, height), interpolation=cv2.INTER_AREA)
             small = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
             small.pts, small.time_base = frame.pts, stream.time_base
-            target.mux(made.encode(small))
-        target.mux(made.encode())
+            target.mux(output.encode(small))
+        target.mux(output.encode())
     return buffer.getvalue()
 
 
@@ -96,11 +96,11 @@ def smaller_audio(data: bytes, sample_rate: int) -> bytes | None:
     bits cannot hold.
     """
     try:
-        facts = soundfile.info(io.BytesIO(data))
+        info = soundfile.info(io.BytesIO(data))
     except soundfile.LibsndfileError:
         pass
     else:
-        if facts.format == "FLAC" and facts.channels == 1 and facts.samplerate == sample_rate:
+        if info.format == "FLAC" and info.channels == 1 and info.samplerate == sample_rate:
             return None
     waveform_S = audio.decode_waveform(data, sample_rate)
     if np.abs(waveform_S).max() > 1:

@@ -16,7 +16,7 @@ from kit import DATA_DIR
 from PIL import Image
 from small import Heard, fresh
 
-from polyvit.checkpoint.state import Learner, TrainState
+from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.config.loader import load_config
 from polyvit.config.run import RunConfig
 from polyvit.data.index.io import Scan
@@ -180,7 +180,7 @@ def test_the_broken_are_named_the_odd_are_used_and_the_plan_stands(
 
 def run(config: RunConfig, feed: InlineFeed) -> tuple[TrainState, Mapping[str, float]]:
     model, optimiser, schedule = fresh(config)
-    state = train(Learner(model, optimiser), schedule, feed, config, Alone(), TrainState(), Heard())
+    state = train(TrainUnit(model, optimiser), schedule, feed, config, Alone(), TrainState(), Heard())
     return state, state.scores()
 
 

@@ -11,7 +11,6 @@ from kit import task, write
 from PIL import Image
 from s3_kit import s3_server
 
-from polyvit.checkpoint.store import under
 from polyvit.data.decode.image import decode_image
 from polyvit.data.index.io import Scan
 from polyvit.data.layouts.scanner import scan
@@ -25,7 +24,7 @@ from polyvit.data.shards.writer import (
     write_text,
 )
 from polyvit.errors import BadMedia
-from polyvit.storage.root import Place
+from polyvit.storage.location import Location, under
 from polyvit.synthetic.write import write_synthetic
 
 PLAIN = ShardOptions()
@@ -46,12 +45,12 @@ def root(tmp_path: Path) -> Path:
     return write(tmp_path / "data", files)
 
 
-def found_in(root: Place) -> Scan:
+def found_in(root: Location) -> Scan:
     return scan(task("imagefolder", options={"validation_fraction": 0.0}), root)
 
 
 def write_all(
-    root: Place, out: Place, options: ShardOptions = PLAIN, found: Scan | None = None, per_shard: int = 7
+    root: Location, out: Location, options: ShardOptions = PLAIN, found: Scan | None = None, per_shard: int = 7
 ) -> list[ShardReport]:
     if isinstance(out, Path):
         out.mkdir(exist_ok=True)

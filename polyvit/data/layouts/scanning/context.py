@@ -2,10 +2,10 @@
 
 Reading lists is in `tables.py`, labels as people write them in `labels.py`.
 
-In: one task and its folder, as a `Survey`. Out: examples and problems gathered on it, then `Survey.finish`.
-Each folder is listed once and every listed file is a dictionary look-up in that listing, so a million rows cost no
-million `stat` calls or requests from here. Listings are sorted: the result never depends on the
-order in which a file system names its entries.
+In: one task and its folder, as a `ScanContext`. Out: the examples and problems added to it, as a `Scan`.
+Each folder is listed once and every file that a list names is looked up in that listing, so a million rows do not
+cost a million `stat` calls or requests. Listings are sorted: the result never depends on the order in which a file
+system names its entries.
 """
 
 import difflib
@@ -44,7 +44,7 @@ OUTSIDE = "path leaves the root"
 EMPTY = "empty file"
 
 
-class Survey:
+class ScanContext:
     """One scan in progress: the task, its folder, and what was found there so far.
 
     classes: the names in `task.classes`, or None where the layout's own list counts.
@@ -108,13 +108,13 @@ class Survey:
         self.read[path] = self.root.file_stamp(path)
         return self.root.read(path)
 
-    def part(self) -> "Survey":
-        """A survey of the same root for one piece of the work, which another thread may do."""
-        made = Survey(self.name, self.task, self.root, self.classes, self.parts)
+    def part(self) -> "ScanContext":
+        """A context of the same root for one piece of the work, which another thread may do."""
+        made = ScanContext(self.name, self.task, self.root, self.classes, self.parts)
         made._folders = self._folders
         return made
 
-    def join(self, part: "Survey") -> None:
+    def join(self, part: "ScanContext") -> None:
         """Take over what a part found wrong, and what it read."""
         self.problems += part.problems
         self.read |= part.read
@@ -258,16 +258,16 @@ def split_of(name: str) -> Split | None:
     return splits.pop() if len(splits) == 1 else None
 
 
-def read_options(survey: Survey, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def read_options(context: ScanContext, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """`task.options` over `defaults`; null keeps the default.
 
     Raises UserError for an unknown key (with the nearest known one) and for a value of another type.
     """
     problems, values = [], dict(defaults)
-    for key, value in survey.task.options.items():
-        where = f"tasks.{survey.name}.options.{key}"
+    for key, value in context.task.options.items():
+        where = f"tasks.{context.name}.options.{key}"
         if not defaults:
-            problems.append(f"{where}: layout {survey.task.layout} takes no options")
+            problems.append(f"{where}: layout {context.task.layout} takes no options")
         elif key not in defaults:
             nearest = difflib.get_close_matches(key, defaults, n=1, cutoff=0)[0]
             problems.append(f"{where}: no such option; nearest is {nearest!r}, known are {', '.join(defaults)}")
@@ -278,11 +278,11 @@ def read_options(survey: Survey, defaults: Mapping[str, Any]) -> dict[str, Any]:
                 problems.append(f"{where}: {value!r} given, a {kind.__name__} is expected")
             values[key] = value
     if problems:
-        raise UserError(f"tasks.{survey.name}.options cannot be used", problems)
+        raise UserError(f"tasks.{context.name}.options cannot be used", problems)
     return values
 
 
-def carve_fractions(survey: Survey, options: Mapping[str, Any]) -> tuple[float, float]:
+def carve_fractions(context: ScanContext, options: Mapping[str, Any]) -> tuple[float, float]:
     """Options `validation_fraction` and `test_fraction` as thresholds (train below, validation below).
 
     Raises UserError where they are negative or leave nothing for train.
@@ -290,7 +290,7 @@ def carve_fractions(survey: Survey, options: Mapping[str, Any]) -> tuple[float, 
     validation, test = float(options["validation_fraction"]), float(options["test_fraction"])
     if validation < 0 or test < 0 or validation + test >= 1:
         raise UserError(
-            f"tasks.{survey.name}.options: validation_fraction={validation:g} and test_fraction={test:g} must"
+            f"tasks.{context.name}.options: validation_fraction={validation:g} and test_fraction={test:g} must"
             " be at least 0 and together below 1"
         )
     return 1 - validation - test, 1 - test

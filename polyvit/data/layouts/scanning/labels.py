@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from polyvit.data.index import CHUNK, SCHEMA, Example, ExampleWriter, Scan
-from polyvit.data.layouts.scanning.context import Survey, unknown_label
+from polyvit.data.layouts.scanning.context import ScanContext, unknown_label
 from polyvit.errors import UserError
 
 LABEL_MODES = ("auto", "name", "index")
@@ -81,7 +81,7 @@ class Rows:
             yield self._done.pop(0)
 
 
-def label_rows(survey: Survey, rows: Rows, mode: str, classes: list[str] | None) -> Scan:
+def label_rows(context: ScanContext, rows: Rows, mode: str, classes: list[str] | None) -> Scan:
     """Turn written labels into indices, add the rows, finish.
 
     classes: the known names in label order, or None: the sorted unique names of the train rows. mode: `name`,
@@ -89,8 +89,8 @@ def label_rows(survey: Survey, rows: Rows, mode: str, classes: list[str] | None)
     decide (some labels are numbers and some are not; class names that are numbers) is a UserError that asks
     for a mode.
     """
-    if _by_index(survey, mode, rows.label_words(), classes):
-        names = classes if classes is not None else [str(index) for index in range(survey.task.num_classes)]
+    if _by_index(context, mode, rows.label_words(), classes):
+        names = classes if classes is not None else [str(index) for index in range(context.task.num_classes)]
         indices: dict[str, int] | None = None
     else:
         names = classes if classes is not None else sorted(map(str, rows.train_words()))
@@ -101,17 +101,17 @@ def label_rows(survey: Survey, rows: Rows, mode: str, classes: list[str] | None)
         for place, (path, code) in enumerate(zip(table.column("path").to_pylist(), codes, strict=True)):
             labels = found[code]
             if isinstance(labels, str):
-                survey.skip("label", wheres[place].as_py(), labels)
-            elif survey.usable(path, wheres, place):
+                context.skip("label", wheres[place].as_py(), labels)
+            elif context.usable(path, wheres, place):
                 kept.append(place)
         labelled = pa.array([found[codes[place]] for place in kept], SCHEMA.field("labels").type)
         column = SCHEMA.get_field_index("labels")
-        survey.examples.extend(table.take(pa.array(kept, pa.int64())).set_column(column, "labels", labelled))
-    return survey.finish(names)
+        context.examples.extend(table.take(pa.array(kept, pa.int64())).set_column(column, "labels", labelled))
+    return context.finish(names)
 
 
-def _by_index(survey: Survey, mode: str, labels: set[str | int], classes: list[str] | None) -> bool:
-    key = f"tasks.{survey.name}.options.labels"
+def _by_index(context: ScanContext, mode: str, labels: set[str | int], classes: list[str] | None) -> bool:
+    key = f"tasks.{context.name}.options.labels"
     if mode not in LABEL_MODES:
         raise UserError(f"{key}={mode!r}: allowed are {', '.join(map(repr, LABEL_MODES))}")
     if mode != "auto":
