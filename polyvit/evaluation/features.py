@@ -66,10 +66,10 @@ def features_key(
         if name in ("modality", "augment")
         or (name.startswith("eval_") and name not in ("eval_split", "eval_average"))
     }
-    parts = [
+    dependencies = [
         FORMAT, model_digest, index_digest, str(root), split, evaluation, spec.model_dump(mode="json"), precision,
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()
 
 
 def gather_features(parts: Sequence[tuple[np.ndarray, Minibatch]], width: int, num_classes: int) -> Features:
@@ -83,22 +83,22 @@ def gather_features(parts: Sequence[tuple[np.ndarray, Minibatch]], width: int, n
     )
 
 
-def write_features(found: Features, path: Path, key: str) -> None:
+def write_features(features: Features, path: Path, key: str) -> None:
     """Write beside, then rename: a reader sees all of it or nothing."""
-    rows, classes = np.nonzero(found.labels)
-    ends = np.cumsum(np.bincount(rows, minlength=len(found)))
-    width = found.features.shape[1]
-    flat = pa.array(np.ascontiguousarray(found.features, dtype=np.float32).reshape(-1))
+    rows, classes = np.nonzero(features.labels)
+    ends = np.cumsum(np.bincount(rows, minlength=len(features)))
+    width = features.features.shape[1]
+    flat = pa.array(np.ascontiguousarray(features.features, dtype=np.float32).reshape(-1))
     table = pa.table(
         {
-            "key": pa.array(found.keys, pa.string()),
+            "key": pa.array(features.keys, pa.string()),
             "labels": pa.ListArray.from_arrays(
                 pa.array(np.concatenate([[0], ends]), pa.int32()), pa.array(classes, pa.int32())
             ),
             "features": pa.FixedSizeListArray.from_arrays(flat, width),
         }
     )
-    bad = json.dumps([asdict(entry) for entry in found.bad])
+    bad = json.dumps([asdict(entry) for entry in features.bad])
     table = table.replace_schema_metadata({"polyvit.features": key, "polyvit.bad": bad})
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: two probes may write the same features at once.
@@ -131,16 +131,16 @@ def read_features(path: Path, key: str, examples: int, num_classes: int) -> Feat
         if metadata.get(b"polyvit.features") != key.encode():
             raise DamagedFeatures("it holds other features")
         bad = tuple(Quarantined(**entry) for entry in json.loads(metadata[b"polyvit.bad"]))
-        found = _from_table(table, bad, num_classes)
+        features = _from_table(table, bad, num_classes)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, IndexError) as error:
         raise DamagedFeatures(str(error).split("\n")[0]) from None
-    if len(found) + len(bad) != examples:
-        raise DamagedFeatures(f"it holds {len(found) + len(bad)} examples, the split has {examples}")
-    if not np.isfinite(found.features).all():
+    if len(features) + len(bad) != examples:
+        raise DamagedFeatures(f"it holds {len(features) + len(bad)} examples, the split has {examples}")
+    if not np.isfinite(features.features).all():
         raise DamagedFeatures("it holds features that are not finite")
-    return found
+    return features
 
 
 def _from_table(table: pa.Table, bad: tuple[Quarantined, ...], num_classes: int) -> Features:

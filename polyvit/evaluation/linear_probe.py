@@ -124,9 +124,11 @@ def choose_lr(
         return lrs[0], {}
     fitted, held = carve_out(train.keys, settings.held_out)
     heads = fit_heads(task, train.rows(fitted), lrs, settings, device)
-    found, _ = _scores(task, heads, train.rows(held), device)
-    tried = {lr: scores.get(task.metric) for lr, scores in zip(lrs, found, strict=True)}
-    ranked = [(scores[task.metric], -scores["loss"], -lr) for lr, scores in zip(lrs, found, strict=True) if scores]
+    results, _ = _scores(task, heads, train.rows(held), device)
+    tried = {lr: scores.get(task.metric) for lr, scores in zip(lrs, results, strict=True)}
+    ranked = [
+        (scores[task.metric], -scores["loss"], -lr) for lr, scores in zip(lrs, results, strict=True) if scores
+    ]
     if not ranked:
         raise UserError(
             f"no learning rate of {', '.join(f'{lr:g}' for lr in lrs)} gives a finite loss; try lower ones"

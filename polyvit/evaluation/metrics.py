@@ -57,10 +57,10 @@ class MetricState:
         if not self.examples:
             return {}
         n = self.examples
-        found = {"loss": self.loss / n, "top1": self.top1 / n, "top5": self.top5 / n}
+        results = {"loss": self.loss / n, "top1": self.top1 / n, "top5": self.top5 / n}
         if self.keep_scores:
-            found["map"] = mean_average_precision(np.concatenate(self.scores), np.concatenate(self.labels))
-        return found
+            results["map"] = mean_average_precision(np.concatenate(self.scores), np.concatenate(self.labels))
+        return results
 
 
 def mean_average_precision(scores_BK: np.ndarray, labels_BK: np.ndarray) -> float:

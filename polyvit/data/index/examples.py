@@ -147,8 +147,8 @@ class Examples(Sequence[Example]):
     def counts(self) -> dict[str, int]:
         """Rows per split, every split named."""
         words = self._columns.words["split"]
-        found = dict(zip(words, np.bincount(self._splits(), minlength=len(words)).tolist(), strict=True))
-        return {name: found.get(name, 0) for name in SPLITS}
+        counts = dict(zip(words, np.bincount(self._splits(), minlength=len(words)).tolist(), strict=True))
+        return {name: counts.get(name, 0) for name in SPLITS}
 
     def label_counts(self, num_classes: int) -> np.ndarray:
         """[K] how many rows carry each label; longer than `num_classes` where a label exceeds it."""
@@ -178,10 +178,10 @@ class Examples(Sequence[Example]):
 
     def _view(self, positions: np.ndarray) -> "Examples":
         """Some rows of these, each at most once."""
-        made = object.__new__(Examples)
-        made._columns, made.stored_hash = self._columns, None
-        made._positions = positions if self._positions is None else self._positions[positions]
-        return made
+        view = object.__new__(Examples)
+        view._columns, view.stored_hash = self._columns, None
+        view._positions = positions if self._positions is None else self._positions[positions]
+        return view
 
     def __len__(self) -> int:
         return self._columns.table.num_rows if self._positions is None else len(self._positions)
@@ -193,11 +193,11 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> "Example | Examples":
         if isinstance(index, slice):
             return self._view(np.arange(*index.indices(len(self))))
-        place = int(index)
-        if not -len(self) <= place < len(self):
-            raise IndexError(f"example {place} of {len(self)}")
-        place %= len(self)
-        return self._columns.example(place if self._positions is None else int(self._positions[place]))
+        position = int(index)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"example {position} of {len(self)}")
+        position %= len(self)
+        return self._columns.example(position if self._positions is None else int(self._positions[position]))
 
     def __iter__(self) -> Iterator[Example]:
         """Each row once, made chunk by chunk: four times as fast as one by one."""
@@ -270,5 +270,5 @@ def whole(column: pa.ChunkedArray) -> pa.Array:
     """A column in one piece; texts of more than 2 GiB get 64-bit offsets."""
     if column.type == pa.string() and column.nbytes >= 2**31 - 1:
         column = column.cast(pa.large_string())
-    made = column.combine_chunks()
-    return made if isinstance(made, pa.Array) else made.chunk(0)
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else combined.chunk(0)

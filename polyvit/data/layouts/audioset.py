@@ -63,12 +63,12 @@ def _classes(context: ScanContext) -> tuple[list[str], list[str]]:
 
 def _add_list(context: ScanContext, name: str, split: Split, indices: dict[str, int], folder: str) -> None:
     media: dict[str, str] = {}
-    for place in (folder, f"{folder}/{name.removesuffix('_segments')}", f"{folder}/{name}"):
-        media |= context.by_stem(place)
+    for media_folder in (folder, f"{folder}/{name.removesuffix('_segments')}", f"{folder}/{name}"):
+        media |= context.by_stem(media_folder)
     for where, (ytid, start, end, labels) in read_rows(context, f"{name}.csv", FIELDS, comment="#"):
-        found = [context.label(mid.strip(), indices, where) for mid in labels.split(",")]
-        known = tuple(sorted({index for index in found if index is not None}))
-        if len(known) < len(set(found)):
+        numbers = [context.label(mid.strip(), indices, where) for mid in labels.split(",")]
+        known = tuple(sorted({index for index in numbers if index is not None}))
+        if len(known) < len(set(numbers)):
             continue
         if reason := name_problem(ytid):
             context.skip("broken", where, reason)

@@ -56,8 +56,8 @@ def pixels_NHWC(batch: dict[str, Any]) -> np.ndarray:
     """
     data = batch.get("data")
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (PIXELS,):
-        found = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
-        raise BadPickle(f"'data' must be uint8 [rows, {PIXELS}], found {found}")
+        actual = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise BadPickle(f"'data' must be uint8 [rows, {PIXELS}], found {actual}")
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 

@@ -57,11 +57,11 @@ def scan_csv(context: ScanContext) -> Scan:
         raise UserError(f"tasks.{context.name}.options.delimiter={options['delimiter']!r} must be one character")
     rows = Rows()
     for file, split in _files(context, options["file"]):
-        for where, cells, found in _read(context, file, split, options):
+        for where, cells, row_split in _read(context, file, split, options):
             address = _address(context, where, cells, options)
             if address is not None:
                 key, path, start, end = address
-                example = Example(key, path, (), found or carve(key, *below), start=start, end=end)
+                example = Example(key, path, (), row_split or carve(key, *below), start=start, end=end)
                 labels = _labels(cells[options["label_column"]], options["label_separator"])
                 rows.append(Row(example, labels, where))
     return label_rows(context, rows, options["labels"], context.classes)
@@ -71,13 +71,13 @@ def _files(context: ScanContext, file: str) -> list[tuple[str, Split | None]]:
     """Tables and the split that each is; None where its rows say or the carve-out does."""
     if file or context.size("data.csv") is not None:
         return [(file or "data.csv", None)]
-    found = [name for name in PER_SPLIT if context.size(name) is not None]
-    if not found:
+    names = [name for name in PER_SPLIT if context.size(name) is not None]
+    if not names:
         raise UserError(
             f"tasks.{context.name}: neither data.csv nor train.csv is in {context.at()}; put one there, or set"
             f" tasks.{context.name}.options.file to the table's name"
         )
-    return [(name, SPLIT_NAMES[name.removesuffix(".csv")]) for name in found]
+    return [(name, SPLIT_NAMES[name.removesuffix(".csv")]) for name in names]
 
 
 def _read(
@@ -92,8 +92,8 @@ def _read(
     for where, cells in rows:
         if not column:
             yield where, cells, split
-        elif (found := SPLIT_NAMES.get(cells[column].lower())) is not None:
-            yield where, cells, found
+        elif (row_split := SPLIT_NAMES.get(cells[column].lower())) is not None:
+            yield where, cells, row_split
         else:
             context.skip("label", where, f"unknown split {cells[column]!r}")
 
@@ -101,11 +101,11 @@ def _read(
 def _address(
     context: ScanContext, where: str, cells: _Cells, options: dict[str, Any]
 ) -> tuple[str, str, float, float] | None:
-    """(key, path, start, end) of a row; None, and a problem, where its path or its times are no good."""
-    written = cells[options["path_column"]]
-    path = inside(written)
+    """(key, path, start, end) of a row; None, and a problem, where its path or its times are wrong."""
+    cell = cells[options["path_column"]]
+    path = inside(cell)
     if path is None:
-        context.skip("broken", where, OUTSIDE if written else "empty path")
+        context.skip("broken", where, OUTSIDE if cell else "empty path")
         return None
     if folder := options["folder"].strip("/"):
         path = f"{folder}/{path}"

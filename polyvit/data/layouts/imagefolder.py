@@ -62,8 +62,8 @@ def _add_classes(context: ScanContext, top: str, split: Split, names: list[str],
         for path in paths:
             index = context.label(name, indices, path)
             if index is not None:
-                found = carve(path, *below) if split == "train" else split
-                context.add(Example(path, path, (index,), found))
+                row_split = carve(path, *below) if split == "train" else split
+                context.add(Example(path, path, (index,), row_split))
     for name in context.folder(top).files:
         if name.lower().endswith(EXTENSIONS[context.task.modality]):
             context.skip("label", prefix + name, "file outside a class folder")

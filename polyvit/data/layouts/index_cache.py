@@ -27,37 +27,39 @@ KEPT_PARTS = 20_000
 """Tar shards without an index whose members stay known, the latest read."""
 
 
-def write_task_index(task: TaskConfig, place: Location, name: str, target: Path, cache: Path | None) -> bool:
+def write_task_index(task: TaskConfig, location: Location, name: str, target: Path, cache: Path | None) -> bool:
     """Write the index of task `name` to `target`; True where it was taken from the cache.
 
     cache: its folder, made where it is not there; None scans anyhow and keeps nothing. It may be shared by runs
     that are at work at the same time: files are renamed into place. Raises UserError as `scan`.
     """
-    root = open_root(place)
+    root = open_root(location)
     target.parent.mkdir(parents=True, exist_ok=True)
-    kept = None if cache is None else cache / f"{_key(task, root, name)}.parquet"
-    if kept is not None and kept.is_file() and _unchanged(root, read_metadata(kept).get("stamps")):
+    cached = None if cache is None else cache / f"{_key(task, root, name)}.parquet"
+    if cached is not None and cached.is_file() and _unchanged(root, read_metadata(cached).get("stamps")):
         with contextlib.suppress(OSError):  # gone this moment, or a disk that is full: then scan
-            _share(kept, target)
-            os.utime(kept)
+            _share(cached, target)
+            os.utime(cached)
             return True
-    parts = None if cache is None else cache / f"parts-{_code_digest()[:12]}"
-    found, stamps = scan_with_stamps(task, place, name, parts)
-    write_index(found, target, {"stamps": stamps})
-    if kept is not None and stamps is not None:
+    shard_cache = None if cache is None else cache / f"parts-{_code_digest()[:12]}"
+    scan, stamps = scan_with_stamps(task, location, name, shard_cache)
+    write_index(scan, target, {"stamps": stamps})
+    if cached is not None and stamps is not None:
         with contextlib.suppress(OSError):  # a cache that cannot be written costs the next run a scan
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            _share(target, kept)
-            _prune(kept.parent, "*.parquet", KEPT)
-    if parts is not None and parts.is_dir():
-        _prune(parts, "*.gz", KEPT_PARTS)
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            _share(target, cached)
+            _prune(cached.parent, "*.parquet", KEPT)
+    if shard_cache is not None and shard_cache.is_dir():
+        _prune(shard_cache, "*.gz", KEPT_PARTS)
     return False
 
 
-def scan_task(task: TaskConfig, place: Location, name: str, target: Path, cache: Path | None) -> tuple[bool, str]:
+def scan_task(
+    task: TaskConfig, location: Location, name: str, target: Path, cache: Path | None
+) -> tuple[bool, str]:
     """`write_task_index`, and what is wrong with the task's data ('' if nothing) in place of an error."""
     try:
-        return write_task_index(task, place, name, target, cache), ""
+        return write_task_index(task, location, name, target, cache), ""
     except UserError as error:
         return False, f"{'' if f'tasks.{name}' in error.message else f'tasks.{name}: '}{error}"
     except OSError as error:
@@ -66,11 +68,11 @@ def scan_task(task: TaskConfig, place: Location, name: str, target: Path, cache:
 
 def _key(task: TaskConfig, root: Root, name: str) -> str:
     """The name of a task's index: of all that a scan depends on but the data; the code of the layouts too."""
-    given = [
+    dependencies = [
         root.at(""), task.layout, task.modality, task.num_classes, task.options, read_classes(task, root, name),
         _code_digest(),
     ]  # fmt: skip
-    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()
     return f"{name}-{digest[:24]}"
 
 
@@ -83,9 +85,11 @@ def _code_digest() -> str:
 def _unchanged(root: Root, stamps: Stamps | None) -> bool:
     if not stamps:
         return False
-    asked = [(root.folder_stamp, path, stamp) for path, stamp in stamps["folders"].items()]
-    asked += [(root.file_stamp, path, stamp) for path, stamp in stamps["files"].items()]
-    answers = (pool().map if root.remote else map)(lambda question: question[0](question[1]) == question[2], asked)
+    questions = [(root.folder_stamp, path, stamp) for path, stamp in stamps["folders"].items()]
+    questions += [(root.file_stamp, path, stamp) for path, stamp in stamps["files"].items()]
+    answers = (pool().map if root.remote else map)(
+        lambda question: question[0](question[1]) == question[2], questions
+    )
     return all(answers)
 
 

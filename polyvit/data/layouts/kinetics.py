@@ -40,9 +40,9 @@ def scan_kinetics(context: ScanContext) -> Scan:
         )
     names = context.names(row["label"] for _, row in rows["train"])
     indices = {name: index for index, name in enumerate(names)}
-    for split, listed in rows.items():
+    for split, split_rows in rows.items():
         clips = _clips(context, split)
-        for where, row in listed:
+        for where, row in split_rows:
             _add(context, split, row, where, indices, clips)
     return context.finish(names)
 

@@ -38,12 +38,12 @@ def scan_moments(context: ScanContext) -> Scan:
     indices = {name: index for index, name in enumerate(names)}
     for file, folder, split in LISTS:
         for where, (clip, label, *_) in read_rows(context, file, FIELDS):
-            found = context.label(label, indices, where)
-            if found is None:
+            class_index = context.label(label, indices, where)
+            if class_index is None:
                 continue
             if (path := inside(clip)) is None:
                 context.skip("broken", where, OUTSIDE)
                 continue
             full = f"{folder}/{path}"
-            context.add(Example(full, full, (found,), split), where)
+            context.add(Example(full, full, (class_index,), split), where)
     return context.finish(names)

@@ -60,12 +60,12 @@ def scan_parquet(context: ScanContext) -> Scan:
         if splits[path] is None and any(splits.values()):
             context.skip("label", path, "no split in the file's name, which other files have")
             continue
-        written = _read(context, path, splits[path], options, below, rows)
-        if written is not None and names is not None and written != names:
+        file_names = _read(context, path, splits[path], options, below, rows)
+        if file_names is not None and names is not None and file_names != names:
             raise UserError(
                 f"tasks.{context.name}: {context.at(path)} has other class names than the files before it"
             )
-        names = names if written is None else written
+        names = names if file_names is None else file_names
     return label_rows(context, rows, options["labels"], context.classes if context.classes is not None else names)
 
 
@@ -108,17 +108,17 @@ def _column(
     context: ScanContext, path: str, schema: pa.Schema, options: dict[str, Any], key: str, usual: tuple[str, ...]
 ) -> str:
     """The column that an option names, else the first usual one. Raises UserError where there is none."""
-    wanted = (options[key],) if options[key] else usual
-    found = next((name for name in wanted if name in schema.names), None)
-    if found is None:
+    candidates = (options[key],) if options[key] else usual
+    column = next((name for name in candidates if name in schema.names), None)
+    if column is None:
         raise UserError(
             f"tasks.{context.name}: {context.at(path)} has columns {', '.join(schema.names)}, none of"
-            f" {', '.join(wanted)}; set tasks.{context.name}.options.{key}"
+            f" {', '.join(candidates)}; set tasks.{context.name}.options.{key}"
         )
-    kind = schema.field(found).type
+    kind = schema.field(column).type
     if key == "media_column" and not (_is_binary(kind) or _is_media_struct(kind)):
-        raise UserError(f"{context.at(path)}: column {found} is {kind}; bytes or a struct with bytes is expected")
-    return found
+        raise UserError(f"{context.at(path)}: column {column} is {kind}; bytes or a struct with bytes is expected")
+    return column
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -25,10 +25,10 @@ def scan_vggsound(context: ScanContext) -> Scan:
     indices = {name: index for index, name in enumerate(names)}
     folder = options["folder"]
     media = context.by_stem(folder)
-    for where, (ytid, start, label, written) in rows:
-        split = SPLITS.get(written)
+    for where, (ytid, start, label, split_word) in rows:
+        split = SPLITS.get(split_word)
         if split is None:
-            context.skip("label", where, f"split {written!r}; allowed are 'train' and 'test'")
+            context.skip("label", where, f"split {split_word!r}; allowed are 'train' and 'test'")
         elif not start.isdecimal() or len(start) > 9:
             context.skip("label", where, f"malformed start {start!r}")
         elif reason := name_problem(ytid):

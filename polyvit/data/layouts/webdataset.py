@@ -76,14 +76,14 @@ def scan_webdataset(context: ScanContext) -> Scan:
             used.append(shard)
 
     def read(shard: str) -> tuple[ScanContext, Iterable[Row]]:
-        part = context.part()
-        found = _read_shard(part, shard, splits[shard], options["extension"], below)
-        return part, list(found) if context.root.remote else found
+        fork = context.fork()
+        shard_rows = _read_shard(fork, shard, splits[shard], options["extension"], below)
+        return fork, list(shard_rows) if context.root.remote else shard_rows
 
-    for part, found in pool().map(read, used) if context.root.remote else map(read, used):
-        for row in found:
+    for fork, shard_rows in pool().map(read, used) if context.root.remote else map(read, used):
+        for row in shard_rows:
             rows.append(row)
-        context.join(part)
+        context.join(fork)
     classes = context.classes
     if classes is None and context.size(CLASSES) is not None:
         classes = [line.strip() for _, line in read_lines(context, CLASSES)]
@@ -114,8 +114,8 @@ def _read_shard(
         for example in indexed:
             yield Row(example, example.labels, f"{shard}/{example.key}")
         return
-    given = [extension, split, below]
-    yield from cached_rows(context, shard, given, lambda: _walk(context, shard, split, extension, below))
+    settings = [extension, split, below]
+    yield from cached_rows(context, shard, settings, lambda: _walk(context, shard, split, extension, below))
 
 
 def _walk(
@@ -132,10 +132,10 @@ def _walk(
                 elif address[1] == 0:
                     context.skip("broken", where, "empty file")
                 else:
-                    labels, made_of = _labels(context, where, file, sample)
-                    key, start, end = made_of or (f"{shard.removesuffix('.tar')}/{name}", 0.0, -1.0)
-                    found = split or carve(key, *below)
-                    example = Example(key, shard, (), found, "tar", *address, start=start, end=end)
+                    labels, origin = _labels(context, where, file, sample)
+                    key, start, end = origin or (f"{shard.removesuffix('.tar')}/{name}", 0.0, -1.0)
+                    row_split = split or carve(key, *below)
+                    example = Example(key, shard, (), row_split, "tar", *address, start=start, end=end)
                     yield Row(example, labels, where)
     except StoreUnavailable:
         raise
@@ -149,15 +149,15 @@ def _indexed(context: ScanContext, shard: str) -> Examples | None:
     if context.size(path) is None:
         return None
     try:
-        found, facts = parse_index(context.content(path), context.at(path))
+        scan, metadata = parse_index(context.content(path), context.at(path))
     except UserError:
         context.skip("broken", path, "not a readable index; the shard itself was read")
         return None
-    table = found.examples.table()
+    table = scan.examples.table()
     ends = pc.add(table.column("offset"), table.column("length")).to_numpy()
     paths = {"tar": "container", shard.rpartition("/")[2]: "path"}
     own = all(pc.all(pc.equal(table.column(name), word)).as_py() is not False for word, name in paths.items())
-    if facts.get("bytes") != size or not own or (len(ends) and ends.max() > size):
+    if metadata.get("bytes") != size or not own or (len(ends) and ends.max() > size):
         context.skip("broken", path, "not the index of this shard; the shard itself was read")
         return None
     column = pa.repeat(pa.scalar(shard, pa.string()), table.num_rows)
@@ -237,17 +237,17 @@ def _labels(
     except (ValueError, RecursionError) as error:
         context.skip("label", where, f".{name} cannot be read: {type(error).__name__}")
         return (), None
-    made_of = None
+    origin = None
     if isinstance(value, dict):
-        made_of = _made_of(value.get("polyvit"))
+        origin = _origin(value.get("polyvit"))
         value = next((value[field] for field in LABEL_FIELDS if field in value), None)
     values: list[Any] = value if isinstance(value, list) else [value]
     if any(type(item) not in (int, str) for item in values):
-        return (), made_of
-    return tuple(item.strip() if isinstance(item, str) else item for item in values if item != ""), made_of
+        return (), origin
+    return tuple(item.strip() if isinstance(item, str) else item for item in values if item != ""), origin
 
 
-def _made_of(value: Any) -> tuple[str, float, float] | None:
+def _origin(value: Any) -> tuple[str, float, float] | None:
     if not isinstance(value, dict) or not isinstance(value.get("key"), str):
         return None
     times = [value.get("start", 0.0), value.get("end", -1.0)]

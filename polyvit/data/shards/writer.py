@@ -54,13 +54,13 @@ class ShardOptions:
 class ShardSpec:
     """One shard to write.
 
-    first: number of its first sample in the split. made_of: hash of all that decides what is in it.
+    first: number of its first sample in the split. fingerprint: hash of all that decides what is in it.
     """
 
     name: str
     examples: Sequence[Example]
     first: int
-    made_of: str
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def shard_specs(scan: Scan, modality: Modality, options: ShardOptions, per_shard
         if split == "train":
             order = np.random.Generator(np.random.Philox(0)).permutation(order)
         for number, first in enumerate(range(0, len(examples), step)):
-            made_of = [FORMAT, digest, split, first, step, asdict(options)]
+            inputs = [FORMAT, digest, split, first, step, asdict(options)]
             specs.append(
                 ShardSpec(
                     f"{split}-{number:06d}",
                     [examples[row] for row in order[first : first + step]],
                     first,
-                    hashlib.sha256(json.dumps(made_of).encode()).hexdigest(),
+                    hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
                 )
             )
     return specs
@@ -120,7 +120,7 @@ def write_shard(
         report = ShardReport(
             spec.name, len(examples), tar.stat().st_size, True, [bad for _, bad in samples if bad]
         )
-        metadata = {"made_of": spec.made_of, "bytes": report.bytes, "bad": report.bad}
+        metadata = {"made_of": spec.fingerprint, "bytes": report.bytes, "bad": report.bad}
         write_index(finish_scan(examples, classes, []), index, metadata)
         root.delete(name + INDEX)  # that of an older shard of the same name has other offsets
         for path in (tar, index):
@@ -146,7 +146,7 @@ def _whole(spec: ShardSpec, root: Root) -> ShardReport | None:
         raise
     except (OSError, UserError):
         return None
-    if metadata.get("made_of") != spec.made_of or metadata.get("bytes") != size:
+    if metadata.get("made_of") != spec.fingerprint or metadata.get("bytes") != size:
         return None
     return ShardReport(spec.name, len(scan.examples), size, False, metadata["bad"])
 
@@ -167,11 +167,11 @@ def _add_samples(
             document = {"label": list(example.labels), "polyvit": origin}
             _add(tar, f"{number:09d}.json", json.dumps(document).encode())
             offset = _add(tar, f"{number:09d}.{extension_of(content, modality)}", content)
-            kept = Example(
+            row = Example(
                 example.key, spec.name + ".tar", example.labels, example.split, "tar", offset, len(content),
                 start=example.start, end=example.end,
             )  # fmt: skip
-            yield kept, _bad(example, error, kept=True) if error else None
+            yield row, _bad(example, error, kept=True) if error else None
 
 
 def _bad(example: Example, error: BadMedia, kept: bool) -> dict[str, Any]:

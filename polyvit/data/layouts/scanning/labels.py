@@ -95,18 +95,18 @@ def label_rows(context: ScanContext, rows: Rows, mode: str, classes: list[str] |
     else:
         names = classes if classes is not None else sorted(map(str, rows.train_words()))
         indices = {name: index for index, name in enumerate(names)}
-    found = [_indices(labels, indices) for labels in rows.written()]
+    label_sets = [_indices(labels, indices) for labels in rows.written()]
     for table, codes, wheres in rows.chunks():
-        kept = []
-        for place, (path, code) in enumerate(zip(table.column("path").to_pylist(), codes, strict=True)):
-            labels = found[code]
+        usable = []
+        for row, (path, code) in enumerate(zip(table.column("path").to_pylist(), codes, strict=True)):
+            labels = label_sets[code]
             if isinstance(labels, str):
-                context.skip("label", wheres[place].as_py(), labels)
-            elif context.usable(path, wheres, place):
-                kept.append(place)
-        labelled = pa.array([found[codes[place]] for place in kept], SCHEMA.field("labels").type)
+                context.skip("label", wheres[row].as_py(), labels)
+            elif context.usable(path, wheres, row):
+                usable.append(row)
+        labelled = pa.array([label_sets[codes[row]] for row in usable], SCHEMA.field("labels").type)
         column = SCHEMA.get_field_index("labels")
-        context.examples.extend(table.take(pa.array(kept, pa.int64())).set_column(column, "labels", labelled))
+        context.examples.extend(table.take(pa.array(usable, pa.int64())).set_column(column, "labels", labelled))
     return context.finish(names)
 
 
@@ -133,7 +133,7 @@ def _by_index(context: ScanContext, mode: str, labels: set[str | int], classes: 
 
 def _indices(labels: Sequence[str | int], indices: Mapping[str, int] | None) -> tuple[int, ...] | str:
     """Labels as sorted indices without repetition; in words, what is wrong where one is no good."""
-    found = set()
+    result = set()
     for label in labels:
         whole = indices is None and _WHOLE.fullmatch(str(label))
         if whole and len(str(label)) > LONGEST:
@@ -143,5 +143,5 @@ def _indices(labels: Sequence[str | int], indices: Mapping[str, int] | None) -> 
             return unknown_label(str(label))
         if index < 0:
             return f"label {index} is below 0"
-        found.add(index)
-    return tuple(sorted(found)) or "empty label"
+        result.add(index)
+    return tuple(sorted(result)) or "empty label"

@@ -18,33 +18,33 @@ from polyvit.data.layouts.scanning.labels import Row
 
 
 def cached_rows(
-    part: ScanContext, shard: str, settings: list[Any], read: Callable[[], Iterable[Row]]
+    context: ScanContext, shard: str, settings: list[Any], read: Callable[[], Iterable[Row]]
 ) -> Iterable[Row]:
-    """The rows of a shard; its problems are added to `part`.
+    """The rows of a shard; its problems are added to `context`.
 
-    part: a context of this shard alone. settings: what else the rows depend on. read: reads the shard and adds
-    problems to `part`.
+    context: of this shard alone. settings: what else the rows depend on. read: reads the shard and adds
+    problems to `context`.
     """
-    stamp = part.root.file_stamp(shard)
-    if part.parts is None or not stamp:
+    stamp = context.root.file_stamp(shard)
+    if context.shard_cache is None or not stamp:
         return read()
-    question = json.dumps([part.at(shard), stamp, part.task.modality, *settings])
-    path = part.parts / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json.gz"
+    question = json.dumps([context.at(shard), stamp, context.task.modality, *settings])
+    path = context.shard_cache / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json.gz"
     try:
         document = json.loads(gzip.decompress(path.read_bytes()))
         rows = [_row(shard, entry) for entry in document["rows"]]
         problems = [Problem(**entry) for entry in document["problems"]]
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         rows = list(read())
-        document = {"rows": [_entry(row) for row in rows], "problems": [asdict(p) for p in part.problems]}
+        document = {"rows": [_entry(row) for row in rows], "problems": [asdict(p) for p in context.problems]}
         with contextlib.suppress(OSError):  # a cache that cannot be written costs the next scan a walk
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = beside_name(path)
             beside.write_bytes(gzip.compress(json.dumps(document).encode(), 1, mtime=0))
             beside.replace(path)
         return rows
-    part.read[shard] = stamp
-    part.problems += problems
+    context.read[shard] = stamp
+    context.problems += problems
     return rows
 
 
