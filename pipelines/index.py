@@ -2,8 +2,8 @@
 
 polyvit index CONFIG [key=value ...]      python -m pipelines.index CONFIG [key=value ...]
 
-Indexes are kept in `storage`/index-cache, where `plan`, training and the other commands find them: what has not
-changed is not read again (`polyvit.data.layouts.index_cache`).
+Indexes are kept in `storage`/index-cache, where `plan`, training and the other commands find them: data that have
+not changed are not read again (`polyvit.data.layouts.index_cache`).
 """
 
 import argparse
@@ -45,7 +45,7 @@ class Indexes:
 def task_roots(config: RunConfig, check: bool = True) -> dict[str, Location]:
     """Absolute folder, or URL, of every task. Raises UserError naming every task that has none.
 
-    check: whether to look if something is there, which costs an object store a request or two a task.
+    check: whether to look that a folder is there, which takes a request or two for each task in an object store.
     """
     roots: dict[str, Location] = {}
     problems = []
@@ -66,7 +66,7 @@ def task_roots(config: RunConfig, check: bool = True) -> dict[str, Location]:
 
 
 def _no_folder(location: Location) -> str:
-    """Why no data can be at a place; '' where they can."""
+    """Why a location holds no data; '' where it may hold some."""
     try:
         state = open_root(location).state()
     except (UserError, StoreUnavailable) as error:
@@ -85,8 +85,9 @@ def build_indexes(
 ) -> Indexes:  # fmt: skip
     """Scan all tasks as Ray tasks, write `folder`/<task>.parquet, and check the splits that a run needs.
 
-    `train`: whether it needs the train split, or the evaluation split alone. `fresh`: scan what has not changed
-    too. `meanwhile` is called while the cluster scans. Raises UserError with the problems of all tasks at once.
+    config: of the run. folder: where the indexes go. train: whether the run needs the train split, or the
+    evaluation split alone. fresh: also scan data that have not changed. meanwhile: called while the cluster scans.
+    Raises UserError with the problems of all tasks at once.
     """
     roots = task_roots(config)
     scan = ray.remote(scan_task).options(
@@ -113,7 +114,7 @@ def load_indexes(config: RunConfig, folder: Path) -> Indexes:
 
 
 def split_problems(config: RunConfig, scans: Mapping[str, Scan], train: bool = True) -> list[str]:
-    """Splits that training or evaluation needs and the data lack."""
+    """A line for each split that training or evaluation needs and that is empty."""
     problems = []
     for name, scan in scans.items():
         counts = scan.counts()
@@ -161,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.parser("index", "Scan the data of a config; say what is there and what is left out.")
     command_line.add_config(parser)
     parser.add_argument("--out", type=Path, help="folder for the Parquet indexes too (default: the cache alone)")
-    parser.add_argument("--fresh", action="store_true", help="scan everything, what has not changed too")
+    parser.add_argument("--fresh", action="store_true", help="scan everything, also data that have not changed")
     return command_line.run(parser, _body, argv)
 
 

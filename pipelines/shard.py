@@ -3,8 +3,8 @@
 polyvit shard CONFIG --out DIR|URL [key=value ...] [--only TASK] [--size 256] [--quality 90] [--sample-rate 16000]
                              [--per-shard N]
 
-One Ray task a shard, on any CPU of the cluster. A shard that is there, whole and made of the same, is not
-written again: a run that was stopped goes on where it was.
+One Ray task a shard, on any CPU of the cluster. A shard that is there, complete and of the same examples and
+options, is not written again: a run that was stopped goes on where it was.
 """
 
 import argparse
@@ -34,7 +34,12 @@ SHOWN = 5
 def write_shards(
     config: RunConfig, indexes: Indexes, out: Location, options: ShardOptions, per_shard: int | None
 ) -> dict[str, list[ShardReport]]:
-    """Every shard of every task, as Ray tasks. Raises UserError with the problems of all of them."""
+    """Write every shard of every task, as Ray tasks.
+
+    config: of the tasks. indexes: their examples. out: folder or URL; each task gets a subfolder. options: how
+    media are re-encoded. per_shard: examples of a shard, None for the default. Raises UserError with the problems
+    of all shards.
+    """
     locations = {name: as_location(under(str(out), name)) for name in config.tasks}
     items = []
     for name, task in config.tasks.items():
@@ -78,7 +83,7 @@ def _write_row(
 
 
 def next_overrides(config: RunConfig, out: Location) -> list[str]:
-    """What to put behind the config's name to train on the shards."""
+    """The overrides with which the same config trains on the shards."""
     overrides = [f"data.root={out}"]
     for name, task in config.tasks.items():
         overrides.append(f"tasks.{name}.layout=webdataset")

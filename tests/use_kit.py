@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from checkpoint_kit import save_checkpoint
 from small import fresh, small_config
 
-from polyvit.checkpoint.state import TrainState, TrainUnit, save_checkpoint
+from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.config.run import RunConfig
 from polyvit.model.polyvit import PolyViT
 from polyvit.synthetic.media import encode_image, encode_mp4, encode_sound

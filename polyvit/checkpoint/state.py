@@ -154,18 +154,6 @@ def training_tensors(unit: TrainUnit) -> dict[str, dict[str, torch.Tensor]]:
     return {**tensors, "ema.safetensors": unit.ema.state()} if unit.ema else tensors
 
 
-def save_checkpoint(
-    directory: Path, unit: TrainUnit, state: TrainState, config: RunConfig, metadata: Mapping[str, Any]
-) -> None:
-    """Write a checkpoint into `directory`, at once; `AsyncCheckpointWriter` does it beside training.
-
-    directory: created where it is missing. unit: what is trained. state: counters. config: of the run. metadata:
-    hashes and class names, as in `checkpoint_data`. Raises OSError.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    checkpoint_data(training_tensors(unit), state, config, metadata).write(directory)
-
-
 def read_document(directory: Path) -> dict[str, Any]:
     """`state.json` of a checkpoint. Raises UserError where it is not one."""
     try:

@@ -44,7 +44,7 @@ class Features:
 
 
 class DamagedFeatures(Exception):
-    """A features file that is not what was written, or holds other features than are asked for."""
+    """A features file that is damaged, or holds other features than those asked for."""
 
 
 def features_key(
@@ -58,7 +58,10 @@ def features_key(
 ) -> str:
     """SHA-256 of all that the features of a split depend on: encoder, examples, decoding and views.
 
-    The bytes of the media are not read for it; replace a file in place, and the cache must be deleted.
+    model_digest: hash of the encoder's parameters. index_digest: hash of the task's index. root: where its data
+    lie. split: train, validation or test. task: its config. spec: the input section of its modality. precision: of
+    the encoder's arithmetic. The bytes of the media do not count: after a file was replaced in place, delete the
+    cache.
     """
     evaluation = {
         name: value
@@ -73,7 +76,10 @@ def features_key(
 
 
 def gather_features(parts: Sequence[tuple[np.ndarray, Minibatch]], width: int, num_classes: int) -> Features:
-    """Minibatches of one split with their features [n, D], in order, as one."""
+    """Minibatches of one split with their features [n, D] float32, in order, joined to one `Features`.
+
+    width: D. num_classes: K.
+    """
     empty = (np.zeros((0, width), np.float32), np.zeros((0, num_classes), np.uint8))
     return Features(
         np.concatenate([empty[0], *(features for features, _ in parts)]),
@@ -84,7 +90,7 @@ def gather_features(parts: Sequence[tuple[np.ndarray, Minibatch]], width: int, n
 
 
 def write_features(features: Features, path: Path, key: str) -> None:
-    """Write beside, then rename: a reader sees all of it or nothing."""
+    """Write to a temporary name, then rename: a reader sees the whole file or none."""
     rows, classes = np.nonzero(features.labels)
     ends = np.cumsum(np.bincount(rows, minlength=len(features)))
     width = features.features.shape[1]
@@ -121,9 +127,9 @@ def write_features(features: Features, path: Path, key: str) -> None:
 
 
 def read_features(path: Path, key: str, examples: int, num_classes: int) -> Features:
-    """Read back what `write_features` wrote for `key` and a split of so many `examples`.
+    """Read back what `write_features` wrote for `key`, for a split of so many `examples` and K = `num_classes`.
 
-    Raises FileNotFoundError where there is none, DamagedFeatures where it is not that.
+    Raises FileNotFoundError where there is no file, DamagedFeatures where it is damaged or of another key.
     """
     try:
         table = pq.ParquetFile(path, page_checksum_verification=True).read()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_kit import save_checkpoint
 from small import ArrayFeed, Heard, fresh, small_config
 
 from polyvit.checkpoint.state import (
@@ -13,7 +14,6 @@ from polyvit.checkpoint.state import (
     load_model,
     load_training,
     read_document,
-    save_checkpoint,
 )
 from polyvit.config.run import RunConfig
 from polyvit.data.loading.minibatch import Quarantined

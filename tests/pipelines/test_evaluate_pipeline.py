@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_kit import save_checkpoint
 from pipelines_kit import pair_config, planned, scanned
 
 from pipelines import cli
 from pipelines.feed.worker_feed import make_decoder
-from polyvit.checkpoint.state import TrainState, TrainUnit, load_trained, save_checkpoint
+from polyvit.checkpoint.state import TrainState, TrainUnit, load_trained
 from polyvit.config.run import RunConfig
 from polyvit.data.index.io import write_index
 from polyvit.data.loading.requests import InlineFeed, Requests

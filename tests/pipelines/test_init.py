@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoint_kit import save_checkpoint
 from mlflow.tracking import MlflowClient
 from pipelines_kit import pair_config, pair_document
 from safetensors.torch import load_file
@@ -16,7 +17,7 @@ from small import write_yaml
 
 from pipelines import cli
 from pipelines.training.worker import initialise_all, starting_point
-from polyvit.checkpoint.state import TrainState, TrainUnit, save_checkpoint
+from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.checkpoint.store import LocalStore
 from polyvit.config.run import ImageInput, RunConfig
 from polyvit.config.tasks import ImageTask

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from checkpoint_kit import save_checkpoint
 from pipelines_kit import pair_document, scanned
 from small import fresh, write_yaml
 
 from pipelines import cli, probe
 from pipelines.batch.extract_features import Wanted, minibatch_features, split_requests
 from pipelines.feed.worker_feed import make_decoder
-from polyvit.checkpoint.state import TrainState, TrainUnit, save_checkpoint
+from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.config.loader import load_config
 from polyvit.config.run import RunConfig
 from polyvit.data.index.io import Example

@@ -1,4 +1,4 @@
-"""The index: one Arrow schema for an example's address, labels and split, and what a scan found wrong.
+"""The index: one Arrow schema for the address, labels and split of examples, and the problems of a scan.
 
 In: a task's folder, read by one of `polyvit.data.layouts`. Out: a `Scan`, sorted by key, and from it a small
 Parquet file (`write_index`), the same on every machine. Nothing here decodes media. Millions of rows stay in
@@ -45,7 +45,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that a scan left out, and why. `where` is a file, or file:line.
+    """One file or row that a scan left out, and why. `where` is a file, or file:line.
 
     kind: `missing` (listed, not on disk), `label` (unknown or malformed), `broken` (cannot be read),
         `duplicate` (the same key again).
@@ -58,7 +58,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a layout found: examples, class names in label order, and what was left out."""
+    """The result of a layout's scan: examples, class names in label order, and what was left out."""
 
     examples: Examples
     classes: list[str]
@@ -133,7 +133,7 @@ def write_index(scan: Scan, path: Path, metadata: Mapping[str, Any] | None = Non
 
 
 def beside_name(path: Path) -> Path:
-    """A name beside a file to write it under, this thread's own, until it is renamed into place."""
+    """A temporary name in the same folder, unique to this thread: write there, then rename to `path`."""
     return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.writing")
 
 

@@ -51,7 +51,7 @@ def scan_imagefolder(context: ScanContext) -> Scan:
 
 
 def _add_classes(context: ScanContext, top: str, split: Split, names: list[str], below: _Below) -> None:
-    """Add the class folders under `top`; those of train go through the carve-out."""
+    """Add the class folders under `top`; files of train are carved by the thresholds `below`."""
     indices = {name: index for index, name in enumerate(names)}
     prefix = f"{top}/" if top else ""
     context.expect(prefix + name for name in context.folder(top).folders)

@@ -88,6 +88,11 @@ def _add(
     indices: Mapping[str, int],
     clips: Mapping[tuple[str, str], str],
 ) -> None:
+    """Add one row of a list, or a problem.
+
+    split: of the list. row: its cells. where: file:line. indices: label index by name. clips: as `_clips` gives
+    them.
+    """
     index = context.label(row["label"], indices, where)
     if index is None:
         return

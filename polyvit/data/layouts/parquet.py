@@ -82,7 +82,11 @@ def _read(
     below: tuple[float, float],
     rows: Rows,
 ) -> list[str] | None:
-    """Add the rows of one file; returns its class names. A damaged file becomes a problem."""
+    """Add the rows of one file to `rows`; returns its class names. A damaged file becomes a problem.
+
+    path: the file. split: from its name, None to carve by `below` (thresholds of train and validation). options:
+    of the layout.
+    """
     try:
         with context.open(path) as opened, pq.ParquetFile(opened) as file:
             schema = file.schema_arrow
@@ -107,7 +111,11 @@ def _read(
 def _column(
     context: ScanContext, path: str, schema: pa.Schema, options: dict[str, Any], key: str, usual: tuple[str, ...]
 ) -> str:
-    """The column that an option names, else the first usual one. Raises UserError where there is none."""
+    """The column that an option names, else the first usual one.
+
+    path, schema: the file. options, key: the option's value. usual: names to try without it. Raises UserError
+    where the file has none of them.
+    """
     candidates = (options[key],) if options[key] else usual
     column = next((name for name in candidates if name in schema.names), None)
     if column is None:

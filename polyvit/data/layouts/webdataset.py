@@ -2,10 +2,10 @@
 
 A shard `x.tar` with its index `x.tar.index` beside it (`polyvit shard` writes both) is not read at all: the
 index says where every member lies, and keeps the keys, splits and labels of the data that it was made of. An
-index that is not of this shard (its size differs) is passed over.
+index of another shard (its size differs) is ignored.
 
-The split is in the shard's name, or in that of its folder: a word train, val(idation) or test, that no letter
-touches (`imagenet-train-0001.tar`, `val/0001.tar`). Where no shard at all says so, the hash of the key carves
+The split is in the shard's name, or in that of its folder: a word train, val(idation) or test, with no letter
+beside it (`imagenet-train-0001.tar`, `val/0001.tar`). Where no shard at all says so, the hash of the key carves
 the splits. The label is the text of `.cls` (a whole number or a class name), or "label", "labels" or "cls" in
 `.json`. Class names: `task.classes`, else `classes.txt` in the root, else sorted unique names of train, or
 the numbers themselves. Shards must be plain tar files: a compressed one cannot be read by offset.
@@ -108,7 +108,7 @@ def _shards(context: ScanContext) -> list[str]:
 def _read_shard(
     context: ScanContext, shard: str, split: Split | None, extension: str, below: tuple[float, float]
 ) -> Iterator[Row]:
-    """The samples of one shard, in order; a damaged shard gives what lies before the damage."""
+    """The samples of one shard, in order; of a damaged shard those before the damage."""
     indexed = _indexed(context, shard)
     if indexed is not None:
         for example in indexed:
@@ -144,7 +144,7 @@ def _walk(
 
 
 def _indexed(context: ScanContext, shard: str) -> Examples | None:
-    """What the index beside a shard names; None where there is none, or it is not of this shard."""
+    """The examples in the index beside a shard; None without an index, or with one of another shard."""
     path, size = shard + INDEX, context.size(shard)
     if context.size(path) is None:
         return None
@@ -189,7 +189,7 @@ def _samples(context: ScanContext, shard: str, file: BinaryIO) -> dict[str, _Sam
 
 
 def _members(context: ScanContext, shard: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Headers in order, up to the first damage, which becomes a problem."""
+    """Member headers in order, up to the first damage, which becomes a problem."""
     size, count, last = file.seek(0, 2), 0, -1
     file.seek(0)
     try:
@@ -209,7 +209,7 @@ def _members(context: ScanContext, shard: str, file: BinaryIO) -> Iterator[tarfi
 
 
 def _media(sample: _Sample, extension: str, allowed: tuple[str, ...]) -> tuple[int, int] | None:
-    """Where the sample's media lies: of the extension asked for, else the best known one."""
+    """(offset, length) of the sample's media: of the wanted extension, or of the best known one without it."""
     if extension:
         return sample.get(extension.lower().removeprefix("."))
     plain = next((sample[known[1:]] for known in allowed if known[1:] in sample), None)

@@ -1,7 +1,8 @@
-"""Write a task's examples as WebDataset tar shards with their index: few large objects in place of many small.
+"""Write a task's examples as WebDataset tar shards with their index: few large files in place of many small ones.
 
 In: a `Scan` and where its data lie. Out, below a folder or URL: `train-000000.tar` and so on, each with its index
-`train-000000.tar.index` beside it, written last: a shard with its index is whole. Layout `webdataset` reads them.
+`train-000000.tar.index` beside it, written last: a shard that has its index is complete. Layout `webdataset` reads
+them.
 
 What is in a shard depends on the index and the options alone: the train split in a fixed random order, for
 readers that go from the first shard to the last; the other splits in key order, as an evaluation reads them. A
@@ -65,9 +66,9 @@ class ShardSpec:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What became of a shard.
+    """The result of writing a shard.
 
-    written: False where it was there already, whole. bad: {key, path, reason, kept} of each example that cannot
+    written: False where it was there already, complete. bad: {key, path, reason, kept} of each example that cannot
         be used; kept: its bytes are in the shard nonetheless.
     """
 
@@ -136,7 +137,7 @@ def write_text(name: str, text: str, out: Location) -> None:
 
 
 def _whole(spec: ShardSpec, root: Root) -> ShardReport | None:
-    """The report of a shard that is there already; None where it must be written."""
+    """The report of a shard that is complete already; None where it must be written."""
     name = spec.name + ".tar"
     try:
         scan, metadata = parse_index(root.read(name + INDEX), name + INDEX)
@@ -188,7 +189,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
 
 
 def _stored(media: Media, modality: Modality, options: ShardOptions) -> tuple[bytes, BadMedia | None]:
-    """The bytes to write. Those of a file that cannot be decoded stay as they are, and so does the plan."""
+    """The bytes to write, and the error of a file that cannot be decoded; its bytes are kept for the same plan."""
     if isinstance(media, np.ndarray):
         return cv2.imencode(".png", media[..., ::-1])[1].tobytes(), None
     try:
@@ -219,9 +220,7 @@ _USUAL: dict[Modality, str] = {"image": "jpg", "video": "mp4", "audio": "wav"}
 
 
 def extension_of(content: bytes, modality: Modality) -> str:
-    """A file's extension by its first bytes; the modality's usual one where they are not known. Readers need
-    some.
-    """
+    """A file's extension by its first bytes, the modality's usual one if they are unknown; readers need some."""
     for magic, offset, extension in _MAGIC:
         if content[offset : offset + len(magic)] == magic:
             return extension

@@ -1,7 +1,7 @@
 """Labels as people write them, in CSV cells, `.cls` files and Parquet columns: names or indices.
 
-In: rows whose labels are text or whole numbers. Out: a `Scan` with label indices; whatever cannot be
-understood is a `Problem` that names its row.
+In: rows whose labels are text or whole numbers. Out: a `Scan` with label indices; a label that
+cannot be understood is a `Problem` that names its row.
 """
 
 import re
@@ -25,7 +25,7 @@ _WHOLE = re.compile(r"-?[0-9]+")
 class Row:
     """An example whose labels are still as written: class names, or indices as text or int.
 
-    where: the place to name in a problem, such as `train.csv:17`.
+    where: the row to name in a problem, such as `train.csv:17`.
     """
 
     example: Example
@@ -34,7 +34,7 @@ class Row:
 
 
 class Rows:
-    """Rows in columns: a million of them take tens of megabytes, not hundreds."""
+    """Rows in columns: a million take tens of megabytes, not hundreds."""
 
     def __init__(self) -> None:
         self._fresh: list[Row] = []
@@ -60,7 +60,7 @@ class Rows:
         self._fresh = []
 
     def written(self) -> list[tuple[str | int, ...]]:
-        """Every set of labels that occurs, once."""
+        """Every distinct set of labels, once."""
         self._flush()
         return list(self._known)
 
@@ -76,18 +76,17 @@ class Rows:
         return {label for code in self._train for label in written[code] if label != ""}
 
     def chunks(self) -> Iterator[tuple[pa.Table, Sequence[int], pa.Array]]:
-        """Examples without labels, the place of each one's labels in `written`, where it is listed; given once."""
+        """(examples without labels, positions of their labels in `written`, `where` of each); every chunk once."""
         while self._done:
             yield self._done.pop(0)
 
 
 def label_rows(context: ScanContext, rows: Rows, mode: str, classes: list[str] | None) -> Scan:
-    """Turn written labels into indices, add the rows, finish.
+    """Turn written labels into indices, add the rows to the scan and finish it.
 
     classes: the known names in label order, or None: the sorted unique names of the train rows. mode: `name`,
-    `index`, or `auto`, which takes indices where every train label is a whole number. What `auto` cannot
-    decide (some labels are numbers and some are not; class names that are numbers) is a UserError that asks
-    for a mode.
+    `index`, or `auto`, which takes indices where every train label is a whole number. Raises UserError, which asks
+    for a mode, where `auto` cannot decide: some labels are numbers and some are not, or class names are numbers.
     """
     if _by_index(context, mode, rows.label_words(), classes):
         names = classes if classes is not None else [str(index) for index in range(context.task.num_classes)]
@@ -132,7 +131,7 @@ def _by_index(context: ScanContext, mode: str, labels: set[str | int], classes: 
 
 
 def _indices(labels: Sequence[str | int], indices: Mapping[str, int] | None) -> tuple[int, ...] | str:
-    """Labels as sorted indices without repetition; in words, what is wrong where one is no good."""
+    """Labels as sorted indices without repetition; where one is wrong, a text that says why."""
     result = set()
     for label in labels:
         whole = indices is None and _WHOLE.fullmatch(str(label))

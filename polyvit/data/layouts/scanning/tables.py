@@ -16,7 +16,7 @@ from polyvit.errors import UserError
 def read_lines(context: ScanContext, path: str) -> Iterator[tuple[int, str]]:
     """The lines of a text file as (number from 1, text without line end); a byte-order mark is dropped.
 
-    Blank lines are passed over. Raises UserError where the file is missing, unreadable or not UTF-8.
+    Blank lines are skipped. Raises UserError where the file is missing, unreadable or not UTF-8.
     """
     full = context.at(path)
     try:
@@ -41,9 +41,9 @@ def read_rows(
 ) -> Iterator[tuple[str, list[str]]]:
     """Rows of a CSV file as (`file:line`, stripped fields); one line is one row.
 
-    Each line is parsed alone, so a stray quote spoils its own line and not the rest of the file. fields: how
-    many a row must have (0: any); any other row becomes a problem. comment: start of lines to pass over.
-    Raises UserError as `read_lines`.
+    Each line is parsed alone, so that a stray quote damages its own line only. path: the file. fields: how many a
+    row must have (0: any); other rows become problems. comment: start of lines that are skipped. delimiter: one
+    character. Raises UserError as `read_lines`.
     """
     for number, line in read_lines(context, path):
         if comment and line.startswith(comment):
@@ -89,7 +89,10 @@ def read_table(
 def need_columns(
     context: ScanContext, path: str, header: Sequence[str], columns: Iterable[str], hint: str = ""
 ) -> None:
-    """Raise UserError where a column is not in the header."""
+    """Raise UserError where a column is not in the header.
+
+    path: the table's file. header: its column names. columns: those that are needed. hint: the end of the message.
+    """
     if missing := [column for column in columns if column not in header]:
         raise UserError(
             f"tasks.{context.name}: {context.at(path)} has no column {', '.join(map(repr, missing))}; it has"
