@@ -1,4 +1,6 @@
-"""Where a run's checkpoints lie: a folder, or a bucket of an object store. Whole ones only.
+"""The store of a run's checkpoints: a folder, or a bucket of an object store. Only whole checkpoints count.
+
+In: a scratch folder with the files of a checkpoint. Out: the steps that are whole, and their files.
 
 A checkpoint is a folder `step_00000500` with a `manifest.json` that names every other file with its size and
 SHA-256. It is complete when the manifest is there: locally the folder is written beside and renamed, on an object
@@ -84,7 +86,7 @@ class Store(Protocol):
         """One file of a checkpoint, such as its `state.json`, without the others."""
 
     def scratch(self) -> contextlib.AbstractContextManager[Path]:
-        """An empty folder to write a checkpoint in; gone afterwards."""
+        """An empty folder to write a checkpoint in; deleted after the block."""
 
     def commit(self, folder: Path, step: int) -> None:
         """Make the scratch folder the checkpoint of `step`, replacing one that is there."""

@@ -22,7 +22,7 @@ class LocalRoot:
 
     @property
     def remote(self) -> bool:
-        """A folder, even one of a network file system, is read as it comes."""
+        """False for a network file system too: it is read without retries."""
         return False
 
     def at(self, path: str) -> str:
@@ -81,7 +81,7 @@ class LocalRoot:
         return os.path.realpath(self.directory / path)
 
     def file_stamp(self, path: str) -> str:
-        """Of inode, size and times."""
+        """Made of its inode, size and times."""
         try:
             return _local_stamp(self.directory / path)
         except (FileNotFoundError, NotADirectoryError):

@@ -112,12 +112,12 @@ class RemoteRoot:
         return self._in(path)
 
     def file_stamp(self, path: str) -> str:
-        """Of size and time."""
+        """Made of its size and its time of change."""
         info = self._try(path, lambda: self.files.get_file_info(self._in(path)))
         return _remote_stamp(info) if info.type == fs.FileType.File else ABSENT
 
     def folder_stamp(self, path: str) -> str:
-        """Lists it."""
+        """Costs a listing."""
         return self.folder(path).stamp
 
     def walk(self, path: str) -> list[str]:
@@ -133,7 +133,7 @@ class RemoteRoot:
             shutil.copyfileobj(source, sink, BLOCK)
 
     def write(self, path: str, source: Path) -> None:
-        """Upload a file; it is there whole or not at all."""
+        """Upload a file; readers see all of it or nothing."""
 
         def once() -> None:
             with source.open("rb") as file, self.files.open_output_stream(self._in(path)) as sink:
@@ -166,7 +166,10 @@ class RemoteRoot:
         return self.files.open_input_file(self._in(path))
 
     def _try(self, path: str, call: Callable[[], T], what: str = "read") -> T:
-        """Try again what may pass. Raises FileNotFoundError, or StoreUnavailable with what to do."""
+        """Call, again after an error that may pass. Raises FileNotFoundError, or StoreUnavailable with a hint.
+
+        path: what is asked for, for the message. what: the verb of that message, as in "cannot be read".
+        """
         for wait_s in (*WAITS_S, None):
             try:
                 return call()

@@ -1,4 +1,4 @@
-"""What a place of storage can do: list, read by range, write and delete. A folder and an object store do the same.
+"""The interface of storage: list, read by range, write and delete, the same for a folder and an object store.
 
 In: relative paths with '/'. Out: listings, bytes, stamps. `local` and `remote` are the two kinds of `Root`.
 """

@@ -61,7 +61,7 @@ _WORDS = ("split", "container")
 
 
 class _Text:
-    """A column of texts, read where they lie in Arrow's buffers."""
+    """A column of texts, read directly from Arrow's buffers."""
 
     def __init__(self, column: pa.Array) -> None:
         wide = pa.types.is_large_string(column.type)

@@ -70,7 +70,7 @@ def scan_parquet(context: ScanContext) -> Scan:
 
 
 def _split(path: str) -> Split | None:
-    """The split that the file's name speaks of, else its nearest folder's that does."""
+    """The split that the file's name contains, else the name of the nearest folder that contains one."""
     return next((split for part in reversed(path.split("/")) if (split := split_of(part))), None)
 
 

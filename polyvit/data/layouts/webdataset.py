@@ -221,9 +221,9 @@ def _media(sample: _Sample, extension: str, allowed: tuple[str, ...]) -> tuple[i
 def _labels(
     context: ScanContext, where: str, file: BinaryIO, sample: _Sample
 ) -> tuple[tuple[str | int, ...], tuple[str, float, float] | None]:
-    """The labels as written; () where there are none, which becomes the problem `empty label`.
+    """The labels as written, () for none, which becomes the problem `empty label`; and the sample's origin.
 
-    And (key, start, end) of the example that `polyvit shard` made the sample of; None for other samples.
+    origin: (key, start, end) of the example that `polyvit shard` wrote the sample from; None for other samples.
     """
     name = "cls" if "cls" in sample else "json"
     offset, length = sample.get(name, (0, 0))
