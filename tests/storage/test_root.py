@@ -80,8 +80,8 @@ def filled(url: str, folder: Path) -> str:
 
 
 def tasks() -> dict[str, Any]:
-    made = {name: TASK.validate_python(PAPER_TASKS[name]) for name in SYNTHETIC}
-    return made | {"shards": task("webdataset"), "tables": task("parquet")}
+    configs = {name: TASK.validate_python(PAPER_TASKS[name]) for name in SYNTHETIC}
+    return configs | {"shards": task("webdataset"), "tables": task("parquet")}
 
 
 @pytest.mark.parametrize("name", [*SYNTHETIC, "shards", "tables"])
@@ -220,13 +220,13 @@ def test_latency_is_waited_for_once_and_not_once_an_example(tmp_path: Path) -> N
     examples = [Example(str(n), f"{n}.jpg", (0,), "train") for n in range(42)]  # the last two are not there
     wanted, root = [*examples[:40], examples[3], *examples[40:]], SlowRoot(tmp_path)
     began = time.perf_counter()
-    found = list(load_many(wanted, root))
+    media = list(load_many(wanted, root))
     assert time.perf_counter() - began < 1.0  # 43 requests one by one: 2.2 s
-    assert found[:41] == [*(b"x%d" % n for n in range(40)), b"x3"]
-    assert [str(error) for error in found[41:]] == ["file is missing"] * 2
+    assert media[:41] == [*(b"x%d" % n for n in range(40)), b"x3"]
+    assert [str(error) for error in media[41:]] == ["file is missing"] * 2
     began = time.perf_counter()
     with reading_ahead(wanted, root):
-        assert [load(example, root) for example in wanted[:41]] == found[:41]
+        assert [load(example, root) for example in wanted[:41]] == media[:41]
         with pytest.raises(BadMedia, match="file is missing"):
             load(wanted[41], root)
     assert time.perf_counter() - began < 1.0
@@ -294,7 +294,7 @@ def test_minibatches_of_a_bucket_are_those_of_the_folder(
         indexes = Indexes({name: scan(task, places[name], name) for name, task in config.tasks.items()}, places)
         requests = Requests.of(config, planned(config, indexes), indexes.scans, 0, 1)
         feed = InlineFeed(requests, Decoder(config.tasks, inputs, places, config.seed))
-        made = [minibatch for step in itertools.islice(feed.train(1), 12) for minibatch in step]
-        steps.append([(m.task, m.keys, m.tokens.tobytes(), m.bad) for m in made])
+        minibatches = [minibatch for step in itertools.islice(feed.train(1), 12) for minibatch in step]
+        steps.append([(m.task, m.keys, m.tokens.tobytes(), m.bad) for m in minibatches])
     assert steps[0] == steps[1]
     assert any(bad for *_, bad in steps[0])
