@@ -23,13 +23,14 @@ import yaml
 from rich.table import Table
 
 from pipelines.runtime import Stopped, command_line, console
-from polyvit.checkpoint import TrainState, best_step, folder_name, open_store, under
+from polyvit.checkpoint import TrainState, best_step, folder_name, open_store
 from polyvit.config import RunConfig, apply_override, load_config, validate_config, with_absolute_paths
 from polyvit.errors import UserError
 from polyvit.model import parameters_of
 from polyvit.model.pretrained import check_init
 from polyvit.reports import draw_schedule, result_rows
 from polyvit.schedule import build_schedule
+from polyvit.storage import under
 
 _RESUMABLE = ("train", "data", "feed", "tracking", "storage")
 """Sections that a resumed run may change: where and how fast, not what is learned."""
@@ -125,6 +126,7 @@ def cotrain(
     from pipelines.training import fit
 
     task_roots(config)  # before anything is started
+    open_store(place.checkpoints(config))  # refuses credentials in its address before that is logged
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
     console.print("starting Ray ..." if run_id is None else f"going on with {place.name}: starting Ray ...")
     with cluster(config.train.workers, config.train.cpus_per_worker):

@@ -2,8 +2,8 @@
 
 polyvit index CONFIG [key=value ...]      python -m pipelines.index CONFIG [key=value ...]
 
-Indexes are kept in `storage`/index-cache, where `plan`, training and the other commands find them: what has not
-changed is not read again (`polyvit.data.layouts.index_cache`).
+Indexes are kept in `storage`/index-cache, where `plan`, training and the other commands find them: data that have
+not changed are not read again (`polyvit.data.layouts.index_cache`).
 """
 
 import argparse
@@ -18,12 +18,11 @@ import ray
 from rich.table import Table
 
 from pipelines.runtime import cluster, command_line, console
-from polyvit.checkpoint import under
 from polyvit.config import RunConfig, load_config
 from polyvit.data.index import Scan, index_hash, read_index
 from polyvit.data.layouts import scan_task
 from polyvit.errors import UserError
-from polyvit.storage import Place, StoreUnavailable, as_place, is_url, open_root
+from polyvit.storage import Location, StoreUnavailable, as_location, is_url, open_root, under
 
 
 @dataclass(frozen=True)
@@ -35,29 +34,29 @@ class Indexes:
     """
 
     scans: Mapping[str, Scan]
-    roots: Mapping[str, Place]
+    roots: Mapping[str, Location]
     reused: frozenset[str] = field(default=frozenset(), compare=False)
 
     def digests(self) -> dict[str, str]:
         """Content hash per task."""
-        return {name: index_hash(found) for name, found in self.scans.items()}
+        return {name: index_hash(scan) for name, scan in self.scans.items()}
 
 
-def task_roots(config: RunConfig, check: bool = True) -> dict[str, Place]:
+def task_roots(config: RunConfig, check: bool = True) -> dict[str, Location]:
     """Absolute folder, or URL, of every task. Raises UserError naming every task that has none.
 
-    check: whether to look if something is there, which costs an object store a request or two a task.
+    check: whether to look that a folder is there, which takes a request or two for each task in an object store.
     """
-    roots: dict[str, Place] = {}
+    roots: dict[str, Location] = {}
     problems = []
     for name, task in config.tasks.items():
-        given = task.root or (under(config.data.root, name) if config.data.root else None)
-        if given is None:
+        text = task.root or (under(config.data.root, name) if config.data.root else None)
+        if text is None:
             problems.append(
                 f"tasks.{name}: no data; give data.root=DIR (holding {name}/) or tasks.{name}.root=DIR"
             )
             continue
-        roots[name] = as_place(given)
+        roots[name] = as_location(text)
         if check and (reason := _no_folder(roots[name])):
             key = f"tasks.{name}.root" if task.root else "data.root"
             problems.append(f"tasks.{name}: {reason}; set {key} to where the data are")
@@ -66,13 +65,13 @@ def task_roots(config: RunConfig, check: bool = True) -> dict[str, Place]:
     return roots
 
 
-def _no_folder(place: Place) -> str:
-    """Why no data can be at a place; '' where they can."""
+def _no_folder(location: Location) -> str:
+    """Why a location holds no data; '' where it may hold some."""
     try:
-        state = open_root(place).state()
+        state = open_root(location).state()
     except (UserError, StoreUnavailable) as error:
         return str(error)
-    return "" if state == "folder" else f"{place} is not a folder{' of a bucket' if is_url(place) else ''}"
+    return "" if state == "folder" else f"{location} is not a folder{' of a bucket' if is_url(location) else ''}"
 
 
 def index_cache(config: RunConfig) -> Path:
@@ -86,8 +85,9 @@ def build_indexes(
 ) -> Indexes:  # fmt: skip
     """Scan all tasks as Ray tasks, write `folder`/<task>.parquet, and check the splits that a run needs.
 
-    `train`: whether it needs the train split, or the evaluation split alone. `fresh`: scan what has not changed
-    too. `meanwhile` is called while the cluster scans. Raises UserError with the problems of all tasks at once.
+    config: of the run. folder: where the indexes go. train: whether the run needs the train split, or the
+    evaluation split alone. fresh: also scan data that have not changed. meanwhile: called while the cluster scans.
+    Raises UserError with the problems of all tasks at once.
     """
     roots = task_roots(config)
     scan = ray.remote(scan_task).options(
@@ -114,12 +114,12 @@ def load_indexes(config: RunConfig, folder: Path) -> Indexes:
 
 
 def split_problems(config: RunConfig, scans: Mapping[str, Scan], train: bool = True) -> list[str]:
-    """Splits that training or evaluation needs and the data lack."""
+    """A line for each split that training or evaluation needs and that is empty."""
     problems = []
-    for name, found in scans.items():
-        counts = found.counts()
+    for name, scan in scans.items():
+        counts = scan.counts()
         have = ", ".join(f"{split} {n}" for split, n in counts.items())
-        left_out = f"; {len(found.problems)} listed examples were left out" if found.problems else ""
+        left_out = f"; {len(scan.problems)} listed examples were left out" if scan.problems else ""
         if train and not counts["train"]:
             problems.append(f"tasks.{name}: the train split is empty (found: {have}{left_out})")
         split = config.tasks[name].eval_split
@@ -135,35 +135,35 @@ def index_report(indexes: Indexes) -> dict[str, Any]:
     """Per task: counts of splits, classes seen, problems by kind and each of them, content hash."""
     digests = indexes.digests()
     report = {}
-    for name, found in indexes.scans.items():
+    for name, scan in indexes.scans.items():
         kinds: dict[str, int] = {}
-        for problem in found.problems:
+        for problem in scan.problems:
             kinds[problem.kind] = kinds.get(problem.kind, 0) + 1
         report[name] = {
             "root": str(indexes.roots[name]),
-            **found.counts(),
-            "classes": len(found.classes),
-            "classes_present": classes_present(found),
+            **scan.counts(),
+            "classes": len(scan.classes),
+            "classes_present": classes_present(scan),
             "left_out": kinds,
-            "problems": [asdict(problem) for problem in found.problems],
+            "problems": [asdict(problem) for problem in scan.problems],
             "hash": digests[name],
             "reused": name in indexes.reused,
         }
     return report
 
 
-def classes_present(found: Scan) -> int:
+def classes_present(scan: Scan) -> int:
     """How many classes have at least one example."""
-    return int((found.examples.label_counts(0) > 0).sum())
+    return int((scan.examples.label_counts(0) > 0).sum())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit index`."""
-    made = command_line.parser("index", "Scan the data of a config; say what is there and what is left out.")
-    command_line.add_config(made)
-    made.add_argument("--out", type=Path, help="folder for the Parquet indexes too (default: the cache alone)")
-    made.add_argument("--fresh", action="store_true", help="scan everything, what has not changed too")
-    return command_line.run(made, _body, argv)
+    parser = command_line.parser("index", "Scan the data of a config; say what is there and what is left out.")
+    command_line.add_config(parser)
+    parser.add_argument("--out", type=Path, help="folder for the Parquet indexes too (default: the cache alone)")
+    parser.add_argument("--fresh", action="store_true", help="scan everything, also data that have not changed")
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 polyvit shard CONFIG --out DIR|URL [key=value ...] [--only TASK] [--size 256] [--quality 90] [--sample-rate 16000]
                              [--per-shard N]
 
-One Ray task a shard, on any CPU of the cluster. A shard that is there, whole and made of the same, is not
-written again: a run that was stopped goes on where it was.
+One Ray task a shard, on any CPU of the cluster. A shard that is there, complete and of the same examples and
+options, is not written again: a run that was stopped goes on where it was.
 """
 
 import argparse
@@ -22,32 +22,36 @@ from rich.table import Table
 
 from pipelines.index import Indexes, build_indexes, task_roots
 from pipelines.runtime import cluster, command_line, console
-from polyvit.checkpoint import under
 from polyvit.config import RunConfig, load_config
 from polyvit.data.shards import ShardOptions, ShardReport, shard_specs, write_shard, write_text
 from polyvit.errors import UserError
-from polyvit.storage import Place, StoreUnavailable, as_place, is_url
+from polyvit.storage import Location, StoreUnavailable, as_location, is_url, under
 
 SHOWN = 5
 """Examples that cannot be used which are printed for each task; all of them are in its quarantine.json."""
 
 
 def write_shards(
-    config: RunConfig, indexes: Indexes, out: Place, options: ShardOptions, per_shard: int | None
+    config: RunConfig, indexes: Indexes, out: Location, options: ShardOptions, per_shard: int | None
 ) -> dict[str, list[ShardReport]]:
-    """Every shard of every task, as Ray tasks. Raises UserError with the problems of all of them."""
-    places = {name: as_place(under(str(out), name)) for name in config.tasks}
+    """Write every shard of every task, as Ray tasks.
+
+    config: of the tasks. indexes: their examples. out: folder or URL; each task gets a subfolder. options: how
+    media are re-encoded. per_shard: examples of a shard, None for the default. Raises UserError with the problems
+    of all shards.
+    """
+    locations = {name: as_location(under(str(out), name)) for name in config.tasks}
     items = []
     for name, task in config.tasks.items():
-        if not is_url(places[name]):
-            Path(places[name]).mkdir(parents=True, exist_ok=True)
-        write_text("classes.txt", "".join(f"{text}\n" for text in indexes.scans[name].classes), places[name])
+        if not is_url(locations[name]):
+            Path(locations[name]).mkdir(parents=True, exist_ok=True)
+        write_text("classes.txt", "".join(f"{text}\n" for text in indexes.scans[name].classes), locations[name])
         specs = shard_specs(indexes.scans[name], task.modality, options, per_shard)
         items += [{"task": name, "spec": pickle.dumps(spec)} for spec in specs]
-    classes = {name: found.classes for name, found in indexes.scans.items()}
+    classes = {name: scan.classes for name, scan in indexes.scans.items()}
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         _write_row,  # type: ignore[arg-type]
-        fn_args=(config, classes, dict(indexes.roots), places, options),
+        fn_args=(config, classes, dict(indexes.roots), locations, options),
         num_cpus=config.data.decode_cpus,
         label_selector=dict(config.data.decode_labels) or None,
     )
@@ -57,27 +61,29 @@ def write_shards(
     reports: dict[str, list[ShardReport]] = {name: [] for name in config.tasks}
     for row in done:
         reports[row["task"]].append(pickle.loads(row["report"]))
-    return {name: sorted(found, key=lambda report: report.name) for name, found in reports.items()}
+    return {name: sorted(task_reports, key=lambda report: report.name) for name, task_reports in reports.items()}
 
 
 def _write_row(
     row: dict[str, Any],
     config: RunConfig,
     classes: Mapping[str, Sequence[str]],
-    roots: Mapping[str, Place],
-    places: Mapping[str, Place],
+    roots: Mapping[str, Location],
+    locations: Mapping[str, Location],
     options: ShardOptions,
 ) -> dict[str, Any]:
     name, spec = row["task"], pickle.loads(row["spec"])
     try:
-        report = write_shard(spec, config.tasks[name].modality, classes[name], roots[name], places[name], options)
+        report = write_shard(
+            spec, config.tasks[name].modality, classes[name], roots[name], locations[name], options
+        )
     except (StoreUnavailable, OSError, UserError) as error:
         return {"task": name, "report": b"", "error": f"tasks.{name}: {spec.name}.tar: {error}"}
     return {"task": name, "report": pickle.dumps(report), "error": ""}
 
 
-def next_overrides(config: RunConfig, out: Place) -> list[str]:
-    """What to put behind the config's name to train on the shards."""
+def next_overrides(config: RunConfig, out: Location) -> list[str]:
+    """The overrides with which the same config trains on the shards."""
     overrides = [f"data.root={out}"]
     for name, task in config.tasks.items():
         overrides.append(f"tasks.{name}.layout=webdataset")
@@ -92,21 +98,23 @@ def next_overrides(config: RunConfig, out: Place) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit shard`."""
-    made = command_line.parser("shard", "Write tasks as WebDataset tar shards with their index.")
-    command_line.add_config(made)
-    made.add_argument("--out", required=True, metavar="DIR|URL", help="folder or URL; each task gets a subfolder")
-    made.add_argument(
+    parser = command_line.parser("shard", "Write tasks as WebDataset tar shards with their index.")
+    command_line.add_config(parser)
+    parser.add_argument(
+        "--out", required=True, metavar="DIR|URL", help="folder or URL; each task gets a subfolder"
+    )
+    parser.add_argument(
         "--size",
         type=int,
         metavar="PX",
         help="short side of larger pictures (JPEG 4:2:0) and clips (H.264, key frames every 32 frames)",
     )
-    made.add_argument("--quality", type=int, default=90, help="of these JPEGs (default %(default)s)")
-    made.add_argument("--sample-rate", type=int, metavar="HZ", help="recordings become mono FLACs of this rate")
-    made.add_argument(
+    parser.add_argument("--quality", type=int, default=90, help="of these JPEGs (default %(default)s)")
+    parser.add_argument("--sample-rate", type=int, metavar="HZ", help="recordings become mono FLACs of this rate")
+    parser.add_argument(
         "--per-shard", type=int, metavar="N", help="examples (default 2000 image, 1000 audio, 200 video)"
     )
-    return command_line.run(made, _body, argv)
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -121,16 +129,19 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{name.replace('_', '-')} {value}: allowed are {low} to {high}")
     config = load_config(arguments.config, arguments.overrides, arguments.only)
     task_roots(config)  # before anything is started
-    out, options = as_place(arguments.out), ShardOptions(arguments.size, arguments.quality, arguments.sample_rate)
+    out, options = (
+        as_location(arguments.out),
+        ShardOptions(arguments.size, arguments.quality, arguments.sample_rate),
+    )
     with tempfile.TemporaryDirectory(prefix="polyvit-shard-") as folder, cluster():
         indexes = build_indexes(config, Path(folder), train=False)
         reports = write_shards(config, indexes, out, options, arguments.per_shard)
-    tasks = {name: _task_document(found) for name, found in reports.items()}
+    tasks = {name: _task_document(task_reports) for name, task_reports in reports.items()}
     for name, document in tasks.items():
         described = {"shards": document["shards"], "options": asdict(options)}
-        place = as_place(under(str(out), name))
-        write_text("shards.json", json.dumps(described, indent=1) + "\n", place)
-        write_text("quarantine.json", json.dumps(document["quarantine"], indent=1) + "\n", place)
+        location = as_location(under(str(out), name))
+        write_text("shards.json", json.dumps(described, indent=1) + "\n", location)
+        write_text("quarantine.json", json.dumps(document["quarantine"], indent=1) + "\n", location)
     overrides = next_overrides(config, out)
     _print(tasks, arguments, overrides)
     return {"out": str(out), "tasks": tasks, "overrides": overrides}

@@ -20,17 +20,17 @@ TRAIN, EVALUATION = 96, 48
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit synth`."""
-    made = command_line.parser("synth", "Write the nine datasets at toy size, in their true on-disk layouts.")
-    made.add_argument("folder", metavar="DIR", type=Path)
-    made.add_argument("--task", action="append", metavar="TASK", help="only this one (repeatable)")
-    made.add_argument("--train", type=int, default=TRAIN, help="training examples a task (default %(default)s)")
-    made.add_argument(
+    parser = command_line.parser("synth", "Write the nine datasets at toy size, in their true on-disk layouts.")
+    parser.add_argument("folder", metavar="DIR", type=Path)
+    parser.add_argument("--task", action="append", metavar="TASK", help="only this one (repeatable)")
+    parser.add_argument("--train", type=int, default=TRAIN, help="training examples a task (default %(default)s)")
+    parser.add_argument(
         "--evaluation", type=int, default=EVALUATION, help="held-out examples a task (default %(default)s)"
     )
-    made.add_argument("--classes", type=int, default=4, help="classes a task (default %(default)s)")
-    made.add_argument("--side", type=int, default=64, help="pixels of pictures and clips (default %(default)s)")
-    made.add_argument("--seed", type=int, default=0)
-    return command_line.run(made, _body, argv)
+    parser.add_argument("--classes", type=int, default=4, help="classes a task (default %(default)s)")
+    parser.add_argument("--side", type=int, default=64, help="pixels of pictures and clips (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:

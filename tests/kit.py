@@ -45,9 +45,9 @@ def write(root: Path, files: Mapping[str, str | bytes]) -> Path:
     return root
 
 
-def rows(found: Scan) -> list[tuple[str, tuple[int, ...], str]]:
+def rows(scan: Scan) -> list[tuple[str, tuple[int, ...], str]]:
     """(path, labels, split) of every example, in order."""
-    return [(example.path, example.labels, example.split) for example in found.examples]
+    return [(example.path, example.labels, example.split) for example in scan.examples]
 
 
 def carved(key: str, train: float, validation: float = 1.0) -> str:

@@ -9,7 +9,7 @@ from small import ArrayFeed, Heard, fresh
 from torch import Tensor
 
 import polyvit.distributed.reducer
-from polyvit.checkpoint.state import Learner, TrainState
+from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.config import RunConfig
 from polyvit.distributed.reducer import Alone, ProcessGroup, World
 from polyvit.training.loop import train
@@ -25,7 +25,7 @@ def trained(config: RunConfig, world: World) -> tuple[dict[str, Tensor], TrainSt
     """Parameters, state and events after all steps of `config` on one rank of a world."""
     model, optimiser, schedule = fresh(config)
     feed, events = ArrayFeed(config, world.rank, world.size, BAD), Heard()
-    state = train(Learner(model, optimiser), schedule, feed, config, world, TrainState(), events)
+    state = train(TrainUnit(model, optimiser), schedule, feed, config, world, TrainState(), events)
     return {name: p.detach() for name, p in model.named_parameters()}, state, events
 
 

@@ -204,7 +204,7 @@ def _gone(session: str) -> None:
 
 def differences(folder: Path, reference: str, other: str) -> list[str]:
     """What of a run is not as in the reference: files, state, history, MLflow; empty when all is equal."""
-    from polyvit.checkpoint.metrics_log import read_history
+    from polyvit.checkpoint.metrics_log import read_metrics_log
     from polyvit.checkpoint.state import find_checkpoint, read_document
 
     one, two = (folder / "runs" / name for name in (reference, other))
@@ -216,7 +216,7 @@ def differences(folder: Path, reference: str, other: str) -> list[str]:
     ]  # fmt: skip
     wanted, state = read_document(first), read_document(second)
     problems += [f"state.json: {key} differs" for key in wanted.keys() - {"config"} if wanted[key] != state[key]]
-    curves = [_true(read_history(run / "history")) for run in (one, two)]
+    curves = [_true(read_metrics_log(run / "history")) for run in (one, two)]
     if curves[0] != curves[1]:
         problems.append("history differs")
     if left := [path.name for path in two.glob(".writing*")]:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from checkpoint_kit import save_checkpoint
 from small import fresh, small_config
 
-from polyvit.checkpoint.state import Learner, TrainState, save_checkpoint
+from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.config import RunConfig
 from polyvit.model.polyvit import PolyViT
 from polyvit.synthetic.media import encode_image, encode_mp4, encode_sound
@@ -33,14 +34,14 @@ def trained(folder: Path, *overrides: str) -> tuple[Path, PolyViT, RunConfig]:
     state = TrainState(global_step=18, evaluations=[{"step": 18, "tasks": {"picture": result}}])
     facts = {"schedule_hash": "0", "index_hash": {"picture": "ab" * 32}, "classes": CLASSES}
     checkpoint = folder / "run" / "step_00000018"
-    save_checkpoint(checkpoint, Learner(model, optimiser), state, config, facts)
+    save_checkpoint(checkpoint, TrainUnit(model, optimiser), state, config, facts)
     return checkpoint, model.eval(), config
 
 
 def write_checkpoint(checkpoint: Path, model: PolyViT, config: RunConfig) -> Path:
     """A checkpoint of any model, without class names or results."""
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
-    save_checkpoint(checkpoint, Learner(model, optimiser), TrainState(global_step=1), config, {})
+    save_checkpoint(checkpoint, TrainUnit(model, optimiser), TrainState(global_step=1), config, {})
     return checkpoint
 
 

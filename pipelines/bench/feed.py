@@ -34,7 +34,7 @@ from pipelines.bench.feed_sides import SIDES, Stub, made_data, memory_mb, sides,
 from pipelines.feed import RayFeed, make_decoder
 from pipelines.index import Indexes, build_indexes
 from pipelines.runtime import command_line, console
-from polyvit.checkpoint import Learner, TrainState
+from polyvit.checkpoint import TrainState, TrainUnit
 from polyvit.config import RunConfig, load_config
 from polyvit.data.loading import Decoder, Minibatch, Request, Requests
 from polyvit.errors import UserError
@@ -272,7 +272,7 @@ def loop_rate(bench: Bench, config: RunConfig, steps: int, step_s: float, stubbe
     feed.stubbed = stubbed
     small = config.model.model_copy(update={"width": 16, "num_heads": 2, "mlp_dim": 16, "depth": 1, "l_adapt": 0})
     model = PolyViT(small, config.tasks)
-    learner = Learner(model, build_optimiser(dict(model.named_parameters()), config.optim))
+    learner = TrainUnit(model, build_optimiser(dict(model.named_parameters()), config.optim))
     began: list[float] = []
 
     def null_step(model: Any, optimiser: Any, made: Sequence[Minibatch], *rest: Any, **keys: Any) -> StepResult:

@@ -14,14 +14,14 @@ from pipelines.runtime import Poster
 from pipelines.tracking import Curves
 from pipelines.tuning import METRIC, PROGRESS
 from polyvit.checkpoint import (
-    Checkpointer,
-    History,
+    AsyncCheckpointWriter,
     Keep,
-    Learner,
     LocalStore,
+    MetricsLog,
     RemoteStore,
     TrainState,
-    contents,
+    TrainUnit,
+    checkpoint_data,
     training_tensors,
 )
 from polyvit.config import RunConfig
@@ -37,15 +37,15 @@ class RayEvents:
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, store: LocalStore | RemoteStore, learner: Learner,
-        facts: Mapping[str, Any], poster: Poster, curves: Curves | None, history: History,
+        self, config: RunConfig, folder: Path, store: LocalStore | RemoteStore, learner: TrainUnit,
+        facts: Mapping[str, Any], poster: Poster, curves: Curves | None, history: MetricsLog,
         total: int,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.learner, self.facts = config, folder, learner, facts
         self.poster, self.curves, self.history, self.total = poster, curves, history, total
         train = config.train
         keep = Keep(train.keep_checkpoints, train.keep_best, train.best_metric)
-        self.checkpointer = Checkpointer(store, keep, before=history.write)
+        self.checkpointer = AsyncCheckpointWriter(store, keep, before=history.write)
 
     def progress(self, snapshot: dict[str, Any]) -> None:
         """To the live line."""
@@ -78,7 +78,7 @@ class RayEvents:
         tensors = training_tensors(self.learner)  # every rank: they may be divided among them
         if self.poster.rank != 0:
             return
-        document = contents(tensors, state, self.config, self.facts)
+        document = checkpoint_data(tensors, state, self.config, self.facts)
         if last:
             self.poster({"phase": f"writing the checkpoint of step {state.global_step} ..."}, urgent=True)
             self.checkpointer.finish(document)

@@ -32,11 +32,11 @@ from pipelines.runtime import (
 from pipelines.tracking import Tracker
 from pipelines.training.reporting import RayEvents
 from polyvit.checkpoint import (
-    History,
-    Learner,
     LocalStore,
+    MetricsLog,
     RemoteStore,
     TrainState,
+    TrainUnit,
     load_training,
     newest_whole,
     open_store,
@@ -97,7 +97,7 @@ def _train(arguments: dict[str, Any]) -> TrainState:
     store = open_store(place.checkpoints(config))
     learner, state = starting_point(store, hashes, config, place.folder / "init.txt", device, world, tracker)
     state.microbatches = microbatches(learner.model, config, place, world, device)
-    history = History(place.folder / "history")
+    history = MetricsLog(place.folder / "history")
     past = history.restart(state.global_step) if tracker else []
     facts = {**hashes, "classes": {name: list(found.classes) for name, found in indexes.scans.items()}}
     curves = tracker.curves(past) if tracker else None
@@ -115,7 +115,7 @@ def _train(arguments: dict[str, Any]) -> TrainState:
 def starting_point(
     store: LocalStore | RemoteStore, hashes: dict[str, Any], config: RunConfig, report: Path, device: torch.device,
     world: World, tracker: Tracker | None,
-) -> tuple[Learner, TrainState]:  # fmt: skip
+) -> tuple[TrainUnit, TrainState]:  # fmt: skip
     """As the run's newest whole checkpoint has it; where there is none, anew, from `init.path` if given."""
     step = newest_step(store, world)
     model = PolyViT(config.model, config.tasks, seed=config.seed).to(device)
@@ -144,7 +144,7 @@ def newest_step(store: LocalStore | RemoteStore, world: World) -> int | None:
     return world.gather(step)[0]
 
 
-def fit_out(model: PolyViT, config: RunConfig, device: torch.device, world: World) -> Learner:
+def fit_out(model: PolyViT, config: RunConfig, device: torch.device, world: World) -> TrainUnit:
     """How the model is run and divided, with the optimiser and the average that the config says."""
     model.activation_checkpointing = config.train.activation_checkpointing
     if config.train.compile or (config.train.compile is None and device.type == "cuda"):
@@ -153,7 +153,7 @@ def fit_out(model: PolyViT, config: RunConfig, device: torch.device, world: Worl
         shard(model)
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     ema = Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None
-    return Learner(model, optimiser, ema)
+    return TrainUnit(model, optimiser, ema)
 
 
 def microbatches(

@@ -1,12 +1,12 @@
-from .async_writer import Checkpointer as Checkpointer
+from .async_writer import AsyncCheckpointWriter as AsyncCheckpointWriter
 from .async_writer import Keep as Keep
-from .metrics_log import History as History
+from .metrics_log import MetricsLog as MetricsLog
 from .metrics_log import Point as Point
-from .metrics_log import read_history as read_history
+from .metrics_log import read_metrics_log as read_metrics_log
 from .state import FORMAT as FORMAT
-from .state import Learner as Learner
 from .state import TrainState as TrainState
-from .state import contents as contents
+from .state import TrainUnit as TrainUnit
+from .state import checkpoint_data as checkpoint_data
 from .state import find_checkpoint as find_checkpoint
 from .state import load_trained as load_trained
 from .state import load_training as load_training
@@ -19,4 +19,3 @@ from .store import best_step as best_step
 from .store import folder_name as folder_name
 from .store import newest_whole as newest_whole
 from .store import open_store as open_store
-from .store import under as under

@@ -1,7 +1,7 @@
-"""Checkpoints written beside training: the step is held up for a copy in memory, a thread does the rest.
+"""Checkpoints written beside training: a step waits for a copy in memory only, a thread writes the copy.
 
-A store that cannot be written (full, unreachable) costs a warning and the next attempt comes with the next
-checkpoint; only the last one of a run insists.
+In: a `CheckpointData`. Out: a checkpoint in the store, older ones deleted. A store that cannot be written (full,
+unreachable) costs a warning, and the next checkpoint is the next attempt; only the last one of a run is repeated.
 """
 
 import logging
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from polyvit.checkpoint.state import Contents
+from polyvit.checkpoint.state import CheckpointData
 from polyvit.checkpoint.store import LocalStore, RemoteStore, folder_name, prune
 from polyvit.errors import UserError
 
 logger = logging.getLogger(__name__)
 WAIT_S = 60.0
-"""How long a step waits for the checkpoint before it to be written, before this one is given up."""
+"""How long a step waits for the previous checkpoint to be written, before it gives up its own."""
 INSIST_S = 300.0
 """How long the last checkpoint of a run is tried again."""
 
@@ -33,10 +33,11 @@ class Keep:
 
 
 @dataclass
-class Checkpointer:
-    """Writes one checkpoint at a time. `before`: called in the thread with the step, ahead of the commit.
+class AsyncCheckpointWriter:
+    """Writes one checkpoint at a time.
 
-    blocked_s: seconds that training was held up so far. failed: checkpoints that could not be written.
+    keep: which checkpoints stay. before: called in the thread with the step, before the checkpoint is written.
+    blocked_s: seconds that training has waited so far. failed: checkpoints that could not be written.
     """
 
     store: LocalStore | RemoteStore
@@ -48,37 +49,37 @@ class Checkpointer:
     _error: OSError | None = None
     _buffers: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
-    def save(self, contents: Contents) -> None:
-        """Copy and go on. Given up with a warning where the one before takes more than WAIT_S to be written."""
+    def save(self, data: CheckpointData) -> None:
+        """Copy and return. Gives up, with a warning, where writing the previous one takes more than WAIT_S."""
         began = time.perf_counter()
         if self._busy(WAIT_S):
             logger.warning(
                 "no checkpoint at step %d: the one before is still being written to %s; raise "
-                "train.checkpoint_every, or use faster storage", contents.step, self.store.address,
+                "train.checkpoint_every, or use faster storage", data.step, self.store.address,
             )  # fmt: skip
             self.failed += 1
         else:
-            copied = Contents(contents.step, self._copied(contents.tensors), contents.document, contents.scores)
+            copied = CheckpointData(data.step, self._copied(data.tensors), data.document, data.scores)
             self._thread = threading.Thread(
                 target=self._write, args=(copied,), name="polyvit-checkpoint", daemon=True
             )
             self._thread.start()
         self.blocked_s += time.perf_counter() - began
 
-    def finish(self, contents: Contents) -> None:
-        """The run's last checkpoint: here and now, tried again for INSIST_S seconds.
+    def finish(self, data: CheckpointData) -> None:
+        """Write the run's last checkpoint before returning; try again for INSIST_S seconds.
 
         Raises UserError where it cannot be written.
         """
         self._busy(INSIST_S)
         until = time.monotonic() + INSIST_S
         while True:
-            self._write(contents, insisting=True)
+            self._write(data, insisting=True)
             if self._error is None:
                 return
             if time.monotonic() > until:
                 raise UserError(
-                    f"the last checkpoint (step {contents.step}) cannot be written to {self.store.address}: "
+                    f"the last checkpoint (step {data.step}) cannot be written to {self.store.address}: "
                     f"{self._error}; make room or repair the storage, then go on with --resume"
                 )
             time.sleep(min(5.0, INSIST_S / 20))
@@ -96,7 +97,7 @@ class Checkpointer:
         return False
 
     def _copied(self, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
-        """Into the same memory every time: new pages cost more than the copy."""
+        """Copies in memory that is used again every time: new pages would cost more than the copy."""
         for file, named in tensors.items():
             buffers = self._buffers.setdefault(file, {})
             for name, tensor in named.items():
@@ -108,13 +109,13 @@ class Checkpointer:
             torch.cuda.synchronize()
         return {file: {name: self._buffers[file][name] for name in named} for file, named in tensors.items()}
 
-    def _write(self, contents: Contents, insisting: bool = False) -> None:
-        name = folder_name(contents.step)
+    def _write(self, data: CheckpointData, insisting: bool = False) -> None:
+        name = folder_name(data.step)
         try:
-            self.before(contents.step)
+            self.before(data.step)
             with self.store.scratch() as folder:
-                contents.write(folder)
-                self.store.commit(folder, contents.step)
+                data.write(folder)
+                self.store.commit(folder, data.step)
             prune(self.store, self.keep.last, self.keep.best, self.keep.metric)
         except OSError as error:
             again = "trying again" if insisting else "training goes on and tries again at the next one"

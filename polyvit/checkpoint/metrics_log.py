@@ -1,4 +1,6 @@
-"""A run's curves on disk, exactly once: one JSON line a point, in segments that end where checkpoints are.
+"""A run's curves on disk, each point once: one JSON line a point, in segments that end where checkpoints are.
+
+In: points (step, values). Out: files, and the points read back.
 
 `history/00000501-00001000.jsonl` holds {"step": n, "values": {"train/pets/loss": ...}}. A run that goes on from
 step s drops what lies after s and writes it again, so that no step is lost or doubled. `pace/...` values are
@@ -12,8 +14,8 @@ from pathlib import Path
 Point = tuple[int, dict[str, float]]
 
 
-class History:
-    """The curves of one run. Points wait in memory until a segment is written."""
+class MetricsLog:
+    """The curves of one run. Points stay in memory until a segment is written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -22,7 +24,7 @@ class History:
         self._lock = threading.Lock()
 
     def restart(self, step: int) -> list[Point]:
-        """Keep what lies up to `step`, delete the rest; returns what is kept."""
+        """Keep the points up to `step`, delete the others; returns those that are kept."""
         kept: list[Point] = []
         for path, first, last in _segments(self.folder):
             if first > step:
@@ -37,12 +39,12 @@ class History:
         return kept
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """One point."""
+        """Add one point."""
         with self._lock:
             self.waiting.append((step, values))
 
     def write(self, step: int) -> None:
-        """Everything that waits up to `step`, as one segment. Raises OSError, and then it goes on waiting."""
+        """Write the points up to `step` as one segment. Raises OSError; then they stay in memory."""
         with self._lock:
             ready = [point for point in self.waiting if point[0] <= step]
             if step > self.written_to:
@@ -59,17 +61,17 @@ class History:
         beside.rename(path)
 
 
-def read_history(folder: Path) -> list[Point]:
+def read_metrics_log(folder: Path) -> list[Point]:
     """All points of a run's `history` folder, by step; empty where there is none."""
     return [point for path, _, _ in _segments(folder) for point in _read(path)]
 
 
 def _segments(folder: Path) -> list[tuple[Path, int, int]]:
-    found = []
+    segments = []
     for path in sorted(folder.glob("*-*.jsonl")):
         first, _, last = path.stem.partition("-")
-        found.append((path, int(first), int(last)))
-    return found
+        segments.append((path, int(first), int(last)))
+    return segments
 
 
 def _read(path: Path) -> list[Point]:

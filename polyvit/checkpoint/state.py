@@ -1,5 +1,8 @@
 """A checkpoint directory: all state for exact resume, as safetensors and JSON; nothing is pickled.
 
+In: a `TrainUnit` (model, optimiser, average) and a `TrainState` (counters). Out: a folder of these files, and the
+same state read back:
+
 model.safetensors      parameters by name, float32
 optimiser.safetensors  optimiser state by name
 ema.safetensors        averaged parameters, where `optim.ema_decay` is set
@@ -11,9 +14,10 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +29,6 @@ from polyvit.data.loading import Quarantined
 from polyvit.distributed import full_state, load_optimiser, load_parameters
 from polyvit.errors import UserError
 from polyvit.model import PolyViT
-from polyvit.training import Ema, Optimiser
 
 logger = logging.getLogger(__name__)
 FORMAT = 2
@@ -33,12 +36,13 @@ FORMAT = 2
 
 @dataclass
 class TrainState:
-    """What a run knows besides parameters and optimiser state; every rank holds the same.
+    """The counters and results of a run, besides parameters and optimiser state; the same on every rank.
 
-    read, bad: planned examples of each task, and those of them that could not be decoded, over all ranks.
-    quarantine: every example that could not be decoded, spares that were tried included, each once.
-    microbatches: examples of each task in one forward and backward, where the step is split.
-    stopped: whether the run was told to stop before its end (not stored).
+    global_step: steps done. read, bad: planned examples of each task, and those of them that could not be decoded,
+    over all ranks. quarantine: every example that could not be decoded, each once; substitutes that were tried and
+    failed too count. evaluations: the results of every evaluation. microbatches: examples of each task in one
+    forward and backward, where the step is split. stopped: whether the run was told to stop before its end (not
+    stored).
     """
 
     global_step: int = 0
@@ -50,32 +54,64 @@ class TrainState:
     stopped: bool = False
 
     def scores(self) -> dict[str, float]:
-        """What an evaluation at this very step found: each task's metric, and their mean as `mean`."""
+        """Results of the evaluation at this step: each task's metric, and their mean as `mean`; {} without one."""
         if not self.evaluations or self.evaluations[-1]["step"] != self.global_step:
             return {}
         results = self.evaluations[-1]["tasks"]
         values = {task: result["value"] for task, result in results.items() if result["value"] is not None}
         return {**values, "mean": sum(values.values()) / len(values)} if values else {}
 
-    def quarantined(self, found: list[Quarantined]) -> None:
-        """Add, each example once, in a fixed order."""
+    def quarantined(self, entries: list[Quarantined]) -> None:
+        """Add entries, each example once, in a fixed order."""
         self.quarantine = sorted(
-            {*self.quarantine, *found}, key=lambda entry: (entry.task, entry.key, entry.reason)
+            {*self.quarantine, *entries}, key=lambda entry: (entry.task, entry.key, entry.reason)
         )
 
 
+class Optimiser(Protocol):
+    """An optimiser as checkpoints see it: named tensors out and in. `polyvit.training` has the two kinds."""
+
+    def step(self, lr: float) -> None:
+        """One update of the parameters from their gradients."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Its tensors by name, `exp_avg.<parameter>` and so on."""
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `state` gave. Raises UserError for another optimiser's."""
+
+
+class ParameterAverage(Protocol):
+    """A running average of the parameters as checkpoints and the loop see it; `polyvit.training.ema` has one."""
+
+    def update(self) -> None:
+        """After a step."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The average by parameter name, whole; all ranks call this together."""
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `state` gave. Raises UserError where the names or shapes differ."""
+
+    def swapped(self) -> AbstractContextManager[None]:
+        """Within the block the model holds the average in place of its parameters."""
+
+
 @dataclass(frozen=True)
-class Learner:
+class TrainUnit:
     """What training changes: model, optimiser, and the running average of the parameters, if there is one."""
 
     model: PolyViT
     optimiser: Optimiser
-    ema: Ema | None = None
+    ema: ParameterAverage | None = None
 
 
 @dataclass(frozen=True)
-class Contents:
-    """All that a checkpoint holds, apart from the model that goes on training. tensors: by file, then by name."""
+class CheckpointData:
+    """All that a checkpoint holds, ready to be written.
+
+    tensors: by file, then by name. document: `state.json`. scores: results of an evaluation at this step.
+    """
 
     step: int
     tensors: dict[str, dict[str, torch.Tensor]]
@@ -93,33 +129,29 @@ class Contents:
         write_manifest(directory, {"format": FORMAT, "global_step": self.step, "metrics": self.scores})
 
 
-def contents(
+def checkpoint_data(
     tensors: Mapping[str, Mapping[str, torch.Tensor]], state: TrainState, config: RunConfig,
-    facts: Mapping[str, Any],
-) -> Contents:  # fmt: skip
-    """A checkpoint of `tensors` (see `training_tensors`). `facts`: hashes, checked when resuming; class names."""
-    document = {"format": FORMAT, **asdict(state), **facts, "seed": config.seed}
+    metadata: Mapping[str, Any],
+) -> CheckpointData:  # fmt: skip
+    """A checkpoint, ready to be written.
+
+    tensors: by file and name, as `training_tensors` gives them. state: counters. config: of the run. metadata:
+    hashes, which resuming checks, and class names.
+    """
+    document = {"format": FORMAT, **asdict(state), **metadata, "seed": config.seed}
     del document["stopped"]
     document["config"] = config.model_dump(mode="json")
     owned = {file: {n: t.detach().contiguous() for n, t in named.items()} for file, named in tensors.items()}
-    return Contents(state.global_step, owned, document, state.scores())
+    return CheckpointData(state.global_step, owned, document, state.scores())
 
 
-def training_tensors(learner: Learner) -> dict[str, dict[str, torch.Tensor]]:
+def training_tensors(unit: TrainUnit) -> dict[str, dict[str, torch.Tensor]]:
     """The tensors of a checkpoint, by file and name: the very ones that training changes, or gathered where they
     are divided among ranks (then all ranks call this together).
     """
-    parameters, state = full_state(learner.model, learner.optimiser)
+    parameters, state = full_state(unit.model, unit.optimiser)  # type: ignore[arg-type]
     tensors = {"model.safetensors": parameters, "optimiser.safetensors": state}
-    return {**tensors, "ema.safetensors": learner.ema.state()} if learner.ema else tensors
-
-
-def save_checkpoint(
-    directory: Path, learner: Learner, state: TrainState, config: RunConfig, facts: Mapping[str, Any]
-) -> None:
-    """Write into `directory` (made if absent), here and now. `pipelines` writes beside training instead."""
-    directory.mkdir(parents=True, exist_ok=True)
-    contents(training_tensors(learner), state, config, facts).write(directory)
+    return {**tensors, "ema.safetensors": unit.ema.state()} if unit.ema else tensors
 
 
 def read_document(directory: Path) -> dict[str, Any]:
@@ -144,17 +176,19 @@ def read_document(directory: Path) -> dict[str, Any]:
 def load_model(directory: Path, model: PolyViT, file: str = "model.safetensors") -> None:
     """Parameters of a checkpoint into a model of the same shape. Raises UserError naming what differs."""
     tensors = _load(directory / file)
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if wanted != given:
-        differ = sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n))
-        problems = [f"{n}: the model has {wanted.get(n)}, the checkpoint {given.get(n)}" for n in differ]
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != stored:
+        differ = sorted(n for n in expected.keys() | stored.keys() if expected.get(n) != stored.get(n))
+        problems = [f"{n}: the model has {expected.get(n)}, the checkpoint {stored.get(n)}" for n in differ]
         raise UserError(f"{directory} does not fit the model of this config", problems[:10])
     load_parameters(model, tensors)
 
 
-def load_training(directory: Path, learner: Learner, hashes: Mapping[str, Any]) -> TrainState:
-    """Everything back in place for the step after `global_step`.
+def load_training(directory: Path, unit: TrainUnit, hashes: Mapping[str, Any]) -> TrainState:
+    """Load a checkpoint into `unit`; returns the counters, so that training goes on after `global_step`.
+
+    hashes: `schedule_hash` and `index_hash` of this run.
 
     Raises UserError where the schedule or the index is not the one that the checkpoint was trained with.
     """
@@ -165,10 +199,10 @@ def load_training(directory: Path, learner: Learner, hashes: Mapping[str, Any]) 
                 f"cannot resume from {directory}: its {key.replace('_', ' ')} differs from this run's. "
                 "Resume with the same tasks, schedule, seed and data, or start a new run"
             )
-    load_model(directory, learner.model)
-    load_optimiser(learner.model, learner.optimiser, _load(directory / "optimiser.safetensors"))
-    if learner.ema:
-        learner.ema.load_state(_load(directory / "ema.safetensors"))
+    load_model(directory, unit.model)
+    load_optimiser(unit.model, unit.optimiser, _load(directory / "optimiser.safetensors"))  # type: ignore[arg-type]
+    if unit.ema:
+        unit.ema.load_state(_load(directory / "ema.safetensors"))
     return TrainState(
         document["global_step"], document["read"], document["bad"],
         [Quarantined(**entry) for entry in document["quarantine"]], document["evaluations"],
@@ -183,27 +217,27 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} cannot be read ({error}); use another checkpoint") from None
 
 
-def find_checkpoint(given: Path) -> Path:
+def find_checkpoint(path: Path) -> Path:
     """A checkpoint's folder, or the newest whole checkpoint of a run's folder.
 
     A run that keeps its checkpoints elsewhere (`train.checkpoint_dir`) has the newest one copied beside it. Raises
     UserError where there is none, or where the one given is damaged.
     """
-    if (given / "state.json").is_file():
-        if (given / MANIFEST).is_file() and (wrong := damage(given)):
-            raise UserError(f"{given} is damaged: {wrong}; use another checkpoint")
-        return given
-    store = open_store(store_of(given))
-    step, passed = newest_whole(store)
+    if (path / "state.json").is_file():
+        if (path / MANIFEST).is_file() and (problem := damage(path)):
+            raise UserError(f"{path} is damaged: {problem}; use another checkpoint")
+        return path
+    store = open_store(store_of(path))
+    step, damaged = newest_whole(store)
     if step is None:
         raise UserError(
-            f"{given} is neither a checkpoint nor a run with one; give a folder that `polyvit cotrain` wrote",
-            passed,
+            f"{path} is neither a checkpoint nor a run with one; give a folder that `polyvit cotrain` wrote",
+            damaged,
         )
-    for line in passed:
+    for line in damaged:
         logger.warning("%s; taking %s", line, folder_name(step))
     with store.fetched(step) as folder:
-        return folder if folder.parent == Path(store.address) else _kept(folder, given, step)
+        return folder if folder.parent == Path(store.address) else _copied(folder, path, step)
 
 
 def store_of(run: Path) -> str:
@@ -214,19 +248,19 @@ def store_of(run: Path) -> str:
         return str(run)
 
 
-def _kept(folder: Path, run: Path, step: int) -> Path:
+def _copied(folder: Path, run: Path, step: int) -> Path:
     target = run / "fetched" / folder_name(step)
     shutil.copytree(folder, target, dirs_exist_ok=True)
     return target
 
 
-def load_trained(given: Path) -> tuple[PolyViT, RunConfig, dict[str, Any]]:
+def load_trained(path: Path) -> tuple[PolyViT, RunConfig, dict[str, Any]]:
     """A checkpoint or a run -> the model on the CPU in eval mode, its config, and `state.json`.
 
-    The averaged weights, where the run kept any: they are what it was evaluated with. Raises UserError where it is
-    not one of this version's.
+    The averaged weights where the run kept an average, since it was evaluated with them. Raises UserError for a
+    checkpoint of another version.
     """
-    directory = find_checkpoint(given)
+    directory = find_checkpoint(path)
     document = read_document(directory)
     config = RunConfig.model_validate(document["config"])
     model = PolyViT(config.model, config.tasks)

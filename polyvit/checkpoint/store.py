@@ -1,8 +1,10 @@
-"""Where a run's checkpoints lie: a folder, or a bucket of an object store. Whole ones only.
+"""The store of a run's checkpoints: a folder, or a bucket of an object store. Only whole checkpoints count.
+
+In: a scratch folder with the files of a checkpoint. Out: the steps that are whole, and their files.
 
 A checkpoint is a folder `step_00000500` with a `manifest.json` that names every other file with its size and
 SHA-256. It is complete when the manifest is there: locally the folder is written beside and renamed, on an object
-store the manifest goes up last.
+store the manifest is uploaded last.
 """
 
 import contextlib
@@ -11,13 +13,13 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from pyarrow import fs
-
 from polyvit.errors import UserError
+from polyvit.storage import as_location, open_remote
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -29,14 +31,14 @@ def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Name every file of `folder` with its size and checksum, beside `facts` such as the step."""
+def write_manifest(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Name every file of `folder` with its size and checksum, beside `metadata` such as the step."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.iterdir())
         if path.name != MANIFEST
     }
-    (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1) + "\n")
+    (folder / MANIFEST).write_text(json.dumps({**metadata, "files": files}, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -51,13 +53,13 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, in words; None where every byte is as the manifest says."""
     try:
         files = read_manifest(folder)["files"]
-        for name, wanted in files.items():
+        for name, expected in files.items():
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != wanted["bytes"]:
-                return f"{name} has {path.stat().st_size:,} bytes instead of {wanted['bytes']:,}"
-            if _sha256(path) != wanted["sha256"]:
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,}"
+            if _sha256(path) != expected["sha256"]:
                 return f"{name} is not what was written (its SHA-256 differs)"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
@@ -70,7 +72,7 @@ def _sha256(path: Path) -> str:
 
 
 class Store(Protocol):
-    """The checkpoints of one run. Everything may raise OSError: the disk is full, the server is gone."""
+    """The checkpoints of one run. Every method may raise OSError: a full disk, a server that does not answer."""
 
     address: str
 
@@ -84,7 +86,7 @@ class Store(Protocol):
         """One file of a checkpoint, such as its `state.json`, without the others."""
 
     def scratch(self) -> contextlib.AbstractContextManager[Path]:
-        """An empty folder to write a checkpoint in; gone afterwards."""
+        """An empty folder to write a checkpoint in; deleted after the block."""
 
     def commit(self, folder: Path, step: int) -> None:
         """Make the scratch folder the checkpoint of `step`, replacing one that is there."""
@@ -143,11 +145,11 @@ class LocalStore:
         yield self.folder / folder_name(step)
 
     def remove(self, step: int) -> None:
-        """Rename, so that no half of it is ever taken for a checkpoint; then delete."""
+        """Rename first, so that a half-deleted folder is never taken for a checkpoint; then delete."""
         path = self.folder / folder_name(step)
-        doomed = self.folder / f"{_WRITING}removed-{path.name}"
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        renamed = self.folder / f"{_WRITING}removed-{path.name}"
+        path.rename(renamed)
+        shutil.rmtree(renamed)
 
     def sweep(self) -> None:
         """Delete what a killed writer left."""
@@ -156,19 +158,19 @@ class LocalStore:
 
 
 class RemoteStore:
-    """Checkpoints under a prefix of an object store (any URL that pyarrow.fs opens)."""
+    """Checkpoints under a prefix of an object store, with the retries and time limits of `polyvit.storage`."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         try:
-            self.files, self.root = fs.FileSystem.from_uri(address)
-        except (OSError, ValueError) as error:
-            raise UserError(f"train.checkpoint_dir={address} cannot be opened ({error})") from None
+            self.root = open_remote(address)
+        except UserError as error:
+            raise UserError(f"train.checkpoint_dir: {error.message}", error.problems) from None
 
     def steps(self) -> list[int]:
         """Steps with a manifest, ascending."""
-        found = self.files.get_file_info(fs.FileSelector(self.root, recursive=True, allow_not_found=True))
-        return sorted(_step(Path(info.path).parent.name) for info in found if info.base_name == MANIFEST)
+        manifests = (path for path in self.root.walk("") if path.rpartition("/")[2] == MANIFEST)
+        return sorted(_step(Path(path).parent.name) for path in manifests)
 
     def manifest(self, step: int) -> dict[str, Any]:
         """A checkpoint's manifest."""
@@ -176,82 +178,59 @@ class RemoteStore:
 
     def text(self, step: int, name: str) -> str:
         """One file of a checkpoint."""
-        with self.files.open_input_stream(f"{self._at(step)}/{name}") as stream:
-            return stream.read().decode()
+        return self.root.read(f"{folder_name(step)}/{name}").decode()
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """A temporary folder of this machine."""
-        import tempfile
-
         with tempfile.TemporaryDirectory(prefix="polyvit-checkpoint-") as folder:
             yield Path(folder)
 
     def commit(self, folder: Path, step: int) -> None:
-        """Upload; the manifest last, and the one of a checkpoint that is replaced goes first."""
-        self._forget(step)
+        """Upload; the manifest last, and the one of a checkpoint that is replaced is deleted first."""
+        self.root.delete(f"{folder_name(step)}/{MANIFEST}")
         names = [path.name for path in folder.iterdir() if path.name != MANIFEST]
         for name in [*sorted(names), MANIFEST]:
-            fs.copy_files(
-                str(folder / name), f"{self._at(step)}/{name}",
-                source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.files,
-            )  # fmt: skip
+            self.root.write(f"{folder_name(step)}/{name}", folder / name)
 
     @contextlib.contextmanager
     def fetched(self, step: int) -> Iterator[Path]:
         """A copy in a temporary folder."""
         with self.scratch() as folder:
             for name in [*self.manifest(step)["files"], MANIFEST]:
-                fs.copy_files(
-                    f"{self._at(step)}/{name}", str(folder / name),
-                    source_filesystem=self.files, destination_filesystem=fs.LocalFileSystem(),
-                )  # fmt: skip
+                self.root.download(f"{folder_name(step)}/{name}", folder / name)
             yield folder
 
     def remove(self, step: int) -> None:
         """The manifest first."""
-        self._forget(step)
-        self.files.delete_dir(self._at(step))
+        self.root.delete(f"{folder_name(step)}/{MANIFEST}")
+        self.root.delete_folder(folder_name(step))
 
     def sweep(self) -> None:
         """Nothing: what lacks a manifest is overwritten when its step comes again."""
 
-    def _forget(self, step: int) -> None:
-        manifest = f"{self._at(step)}/{MANIFEST}"
-        if self.files.get_file_info(manifest).type == fs.FileType.File:
-            self.files.delete_file(manifest)
-
-    def _at(self, step: int) -> str:
-        return f"{self.root}/{folder_name(step)}"
-
 
 def open_store(address: str | Path) -> LocalStore | RemoteStore:
-    """A folder's store, or an object store's by its URL (s3://bucket/prefix, gs://...)."""
-    text = str(address)
-    return RemoteStore(text) if "://" in text else LocalStore(Path(text).expanduser().absolute())
-
-
-def under(address: str, name: str) -> str:
-    """The address of `name` below a folder or URL; a URL's query (endpoint, region) stays at its end."""
-    place, mark, query = address.partition("?") if "://" in address else (address, "", "")
-    return f"{place.rstrip('/')}/{name}{mark}{query}"
+    """A folder's store, or an object store's by its URL (s3://bucket/prefix, gs://...). Raises UserError."""
+    location = as_location(str(address))
+    return LocalStore(location) if isinstance(location, Path) else RemoteStore(location)
 
 
 def newest_whole(store: Store) -> tuple[int | None, list[str]]:
     """The newest checkpoint whose every byte is right, and a line for each newer one that was passed over."""
-    passed: list[str] = []
+    damaged: list[str] = []
     for step in reversed(store.steps()):
-        if (wrong := _damage_in(store, step)) is None:
-            return step, passed
-        passed.append(f"checkpoint {folder_name(step)} in {store.address} is damaged: {wrong}")
-    return None, passed
+        if (problem := _damage_in(store, step)) is None:
+            return step, damaged
+        damaged.append(f"checkpoint {folder_name(step)} in {store.address} is damaged: {problem}")
+    return None, damaged
 
 
 def _damage_in(store: Store, step: int) -> str | None:
     try:
         with store.fetched(step) as folder:
             return damage(folder)
-    except FileNotFoundError as error:  # a server that is gone raises another error, and is no damage
+    except FileNotFoundError as error:  # a store that does not answer raises another error: that is no damage
         return str(error)
 
 

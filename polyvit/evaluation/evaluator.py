@@ -1,8 +1,8 @@
 """Evaluate tasks on minibatches that ranks share out; totals are merged exactly, no example counts twice.
 
 In: minibatches with inputs[name] [B * V, ...] and labels [B, K]. The model's answers to the views of one example
-are averaged before anything is measured. `metric` of the task is what the result is known by: `top1`, or `map`
-for multi-label audio. Legend: B examples, V views of each, N tokens, P patch_dim, K classes.
+are averaged before anything is measured. The main number of a task is its `metric`: `top1`, or `map` for
+multi-label audio. Legend: B examples, V views of each, N tokens, P patch_dim, K classes.
 """
 
 import math

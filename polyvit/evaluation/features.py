@@ -44,7 +44,7 @@ class Features:
 
 
 class DamagedFeatures(Exception):
-    """A features file that is not what was written, or holds other features than are asked for."""
+    """A features file that is damaged, or holds other features than those asked for."""
 
 
 def features_key(
@@ -58,7 +58,10 @@ def features_key(
 ) -> str:
     """SHA-256 of all that the features of a split depend on: encoder, examples, decoding and views.
 
-    The bytes of the media are not read for it; replace a file in place, and the cache must be deleted.
+    model_digest: hash of the encoder's parameters. index_digest: hash of the task's index. root: where its data
+    lie. split: train, validation or test. task: its config. spec: the input section of its modality. precision: of
+    the encoder's arithmetic. The bytes of the media do not count: after a file was replaced in place, delete the
+    cache.
     """
     evaluation = {
         name: value
@@ -66,14 +69,17 @@ def features_key(
         if name in ("modality", "augment")
         or (name.startswith("eval_") and name not in ("eval_split", "eval_average"))
     }
-    parts = [
+    dependencies = [
         FORMAT, model_digest, index_digest, str(root), split, evaluation, spec.model_dump(mode="json"), precision,
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()
 
 
 def gather_features(parts: Sequence[tuple[np.ndarray, Minibatch]], width: int, num_classes: int) -> Features:
-    """Minibatches of one split with their features [n, D], in order, as one."""
+    """Minibatches of one split with their features [n, D] float32, in order, joined to one `Features`.
+
+    width: D. num_classes: K.
+    """
     empty = (np.zeros((0, width), np.float32), np.zeros((0, num_classes), np.uint8))
     return Features(
         np.concatenate([empty[0], *(features for features, _ in parts)]),
@@ -83,23 +89,23 @@ def gather_features(parts: Sequence[tuple[np.ndarray, Minibatch]], width: int, n
     )
 
 
-def write_features(found: Features, path: Path, key: str) -> None:
-    """Write beside, then rename: a reader sees all of it or nothing."""
-    rows, classes = np.nonzero(found.labels)
-    ends = np.cumsum(np.bincount(rows, minlength=len(found)))
-    width = found.features.shape[1]
-    flat = pa.array(np.ascontiguousarray(found.features, dtype=np.float32).reshape(-1))
+def write_features(features: Features, path: Path, key: str) -> None:
+    """Write to a temporary name, then rename: a reader sees the whole file or none."""
+    rows, classes = np.nonzero(features.labels)
+    ends = np.cumsum(np.bincount(rows, minlength=len(features)))
+    width = features.features.shape[1]
+    flat = pa.array(np.ascontiguousarray(features.features, dtype=np.float32).reshape(-1))
     table = pa.table(
         {
-            "key": pa.array(found.keys, pa.string()),
+            "key": pa.array(features.keys, pa.string()),
             "labels": pa.ListArray.from_arrays(
                 pa.array(np.concatenate([[0], ends]), pa.int32()), pa.array(classes, pa.int32())
             ),
             "features": pa.FixedSizeListArray.from_arrays(flat, width),
         }
     )
-    bad = json.dumps([asdict(entry) for entry in found.bad])
-    table = table.replace_schema_metadata({"polyvit.evaluation.features": key, "polyvit.bad": bad})
+    bad = json.dumps([asdict(entry) for entry in features.bad])
+    table = table.replace_schema_metadata({"polyvit.features": key, "polyvit.bad": bad})
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: two probes may write the same features at once.
     with tempfile.NamedTemporaryFile(
@@ -121,26 +127,26 @@ def write_features(found: Features, path: Path, key: str) -> None:
 
 
 def read_features(path: Path, key: str, examples: int, num_classes: int) -> Features:
-    """Read back what `write_features` wrote for `key` and a split of so many `examples`.
+    """Read back what `write_features` wrote for `key`, for a split of so many `examples` and K = `num_classes`.
 
-    Raises FileNotFoundError where there is none, DamagedFeatures where it is not that.
+    Raises FileNotFoundError where there is no file, DamagedFeatures where it is damaged or of another key.
     """
     try:
         table = pq.ParquetFile(path, page_checksum_verification=True).read()
         metadata: dict[bytes, bytes] = table.schema.metadata or {}
-        if metadata.get(b"polyvit.evaluation.features") != key.encode():
+        if metadata.get(b"polyvit.features") != key.encode():
             raise DamagedFeatures("it holds other features")
         bad = tuple(Quarantined(**entry) for entry in json.loads(metadata[b"polyvit.bad"]))
-        found = _from_table(table, bad, num_classes)
+        features = _from_table(table, bad, num_classes)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, IndexError) as error:
         raise DamagedFeatures(str(error).split("\n")[0]) from None
-    if len(found) + len(bad) != examples:
-        raise DamagedFeatures(f"it holds {len(found) + len(bad)} examples, the split has {examples}")
-    if not np.isfinite(found.features).all():
+    if len(features) + len(bad) != examples:
+        raise DamagedFeatures(f"it holds {len(features) + len(bad)} examples, the split has {examples}")
+    if not np.isfinite(features.features).all():
         raise DamagedFeatures("it holds features that are not finite")
-    return found
+    return features
 
 
 def _from_table(table: pa.Table, bad: tuple[Quarantined, ...], num_classes: int) -> Features:

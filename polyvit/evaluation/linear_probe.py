@@ -9,7 +9,7 @@ at zero, and is trained by the task's own loss with SGD, momentum 0.9, a cosine 
 learning rate is the one that scores best, by the task's own metric, on a carve-out of the train split; then the
 head is fitted again on the whole train split. The evaluation split is scored once, by that head.
 
-The paper's own probe settings were not at hand and the release has none: momentum and cosine follow its
+The paper does not give its probe settings and neither does the release: momentum and cosine follow its
 co-training, every other number here is ours.
 
 Features are standardised: each dimension minus its mean over the fitted examples, over its deviation. Encoders
@@ -40,7 +40,7 @@ EPOCHS = 100
 """Passes over the train split, ours."""
 _SCORED_AT_ONCE = 4096
 _CONSTANT = 1e-5
-"""A dimension that varies less than this over the train split says nothing; dividing by it would amplify noise."""
+"""Dimensions that vary less than this over the train split are left out: dividing by it amplifies noise."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Heads:
     bias: Tensor
 
     def logits(self, features_BD: Tensor) -> Tensor:
-        """[L, B, K]."""
+        """features [B, D] float32 -> logits [L, B, K]."""
         return features_BD @ self.weight + self.bias
 
 
@@ -89,7 +89,11 @@ class ProbeResult:
 def probe(
     task: TaskConfig, train: Features, held: Features, settings: ProbeSettings, device: str = "cpu"
 ) -> ProbeResult:
-    """Fit a head on `train`, score it on `held`. Raises UserError where no head can be fitted or chosen."""
+    """Fit a head on `train` and score it on `held`.
+
+    task: its loss and metric. train, held: features of the train and of the evaluation split. settings: how heads
+    are fitted. device: where. Raises UserError where no head can be fitted or chosen.
+    """
     labelled = np.flatnonzero(train.labels.any(axis=1))  # as in metrics, no label is not an answer
     train = train.rows(labelled)
     if len(train) < 2:
@@ -124,9 +128,11 @@ def choose_lr(
         return lrs[0], {}
     fitted, held = carve_out(train.keys, settings.held_out)
     heads = fit_heads(task, train.rows(fitted), lrs, settings, device)
-    found, _ = _scores(task, heads, train.rows(held), device)
-    tried = {lr: scores.get(task.metric) for lr, scores in zip(lrs, found, strict=True)}
-    ranked = [(scores[task.metric], -scores["loss"], -lr) for lr, scores in zip(lrs, found, strict=True) if scores]
+    results, _ = _scores(task, heads, train.rows(held), device)
+    tried = {lr: scores.get(task.metric) for lr, scores in zip(lrs, results, strict=True)}
+    ranked = [
+        (scores[task.metric], -scores["loss"], -lr) for lr, scores in zip(lrs, results, strict=True) if scores
+    ]
     if not ranked:
         raise UserError(
             f"no learning rate of {', '.join(f'{lr:g}' for lr in lrs)} gives a finite loss; try lower ones"
@@ -147,7 +153,11 @@ def carve_out(keys: Sequence[str], share: float) -> tuple[np.ndarray, np.ndarray
 def fit_heads(
     task: TaskConfig, train: Features, lrs: Sequence[float], settings: ProbeSettings, device: str = "cpu"
 ) -> Heads:
-    """One head a learning rate, trained side by side on the same minibatches."""
+    """One head for each learning rate, trained side by side on the same minibatches.
+
+    task: its loss. train: features to fit on. lrs: L learning rates. settings: epochs, batch, momentum, seed.
+    device: where.
+    """
     features_BD = torch.from_numpy(train.features).to(device)
     labels_BK = torch.from_numpy(train.labels).to(device)
     mean_D, scale_D = _standardisation(features_BD)

@@ -57,21 +57,22 @@ class MetricState:
         if not self.examples:
             return {}
         n = self.examples
-        found = {"loss": self.loss / n, "top1": self.top1 / n, "top5": self.top5 / n}
+        results = {"loss": self.loss / n, "top1": self.top1 / n, "top5": self.top5 / n}
         if self.keep_scores:
-            found["map"] = mean_average_precision(np.concatenate(self.scores), np.concatenate(self.labels))
-        return found
+            results["map"] = mean_average_precision(np.concatenate(self.scores), np.concatenate(self.labels))
+        return results
 
 
 def mean_average_precision(scores_BK: np.ndarray, labels_BK: np.ndarray) -> float:
-    """Mean over the classes that occur of `average_precision`."""
+    """scores [B, K] float, labels [B, K] 0/1 -> the mean `average_precision` of the classes that occur."""
     occurring = np.flatnonzero(labels_BK.any(axis=0))
     return float(np.mean([average_precision(scores_BK[:, k], labels_BK[:, k]) for k in occurring]))
 
 
 def average_precision(scores_B: np.ndarray, labels_B: np.ndarray) -> float:
-    """Sum over thresholds of (recall - recall before) * precision, equal scores being one threshold.
+    """scores [B] float, labels [B] 0/1 -> sum over thresholds of (recall - recall before) * precision.
 
+    Equal scores are one threshold.
     As scikit-learn's `average_precision_score`, whose import alone takes seconds. Needs one positive label. Raises
     UserError for scores that are not finite.
     """
@@ -88,9 +89,9 @@ def average_precision(scores_B: np.ndarray, labels_B: np.ndarray) -> float:
 
 
 def chance_level(metric: str, shares_K: np.ndarray, classes_present: int) -> float:
-    """What a guess scores: 1 / classes present for top1, mean share of the occurring labels for map.
+    """The score of a guess: 1 / classes present for top1, the mean share of the occurring labels for map.
 
-    `shares_K`: share of evaluation examples that carry each label.
+    shares_K: float, the share of evaluation examples that carry each label.
     """
     if metric == "top1":
         return 1.0 / max(1, classes_present)

@@ -1,41 +1,38 @@
-"""Data in an object store: listings, whole objects and ranges, patiently.
+"""A prefix of an object store as a `Root`: every request has a time limit and is tried again.
 
-In: a URL that pyarrow or fsspec opens. Out: a `RemoteRoot`. What fails on the way is tried again, and when it
-still fails, it is `StoreUnavailable`: a store that is gone says nothing about the files, so nothing is quarantined
-for it.
-
-Credentials come from the environment or the AWS / Google configuration, never from the URL (which MLflow shows).
-In the query: `endpoint_override=host:port`, `scheme=http`, `anonymous=true` for a public bucket, S3's `region`;
-S3's endpoint may be AWS_ENDPOINT_URL too.
+In: a URL that `filesystems` opens. Out: a `RemoteRoot`. A request that fails is tried again; when it fails every
+time, that is `StoreUnavailable`: a store that does not answer says nothing about the files, so no example is
+quarantined for it. Data sets, shards and checkpoints all go through here.
 """
 
+import contextlib
 import hashlib
 import io
-import os
 import shutil
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
-from polyvit.errors import UserError
-from polyvit.storage.root import ABSENT, RECENT_NS, Folder, StoreUnavailable, open_root
+from polyvit.storage.filesystems import open_filesystem
+from polyvit.storage.root import ABSENT, RECENT_NS, Folder, StoreUnavailable
 
 T = TypeVar("T")
 WAITS_S = (0.2, 1.0, 3.0)
-"""Pauses before the second and later tries of a request, above the tries of the store's own client."""
-CONNECT_S, REQUEST_S = 5.0, 20.0
-"""Limits of one S3 request; the second is the time without a byte."""
+"""Pauses before the second and later tries of a request; the store's own client tries several times in each."""
+CONCURRENCY = 32
+"""Requests to object stores at a time."""
+BLOCK = 1 << 22
+"""Bytes copied at a time in an upload, and asked for by one request of a download."""
 OPEN_FILES = 64
 """Shards and tables of an object store whose size is remembered, so that a range costs one request and not two."""
 READ_AHEAD = 1 << 18
-"""Bytes asked for at a time where a remote file is walked, such as the headers of a tar file."""
+"""Bytes fetched at a time where a remote file is read step by step, such as the headers of a tar file."""
 
 
 class RemoteRoot:
@@ -53,8 +50,8 @@ class RemoteRoot:
 
     def at(self, path: str) -> str:
         """The URL of a file, without the query."""
-        place = self.address.partition("?")[0].rstrip("/")
-        return f"{place}/{path}" if path else place
+        prefix = self.address.partition("?")[0].rstrip("/")
+        return f"{prefix}/{path}" if path else prefix
 
     def _in(self, path: str) -> str:
         return f"{self.prefix}/{path}" if path else self.prefix
@@ -69,9 +66,9 @@ class RemoteRoot:
         # Of Google's store pyarrow lists no folder that has no object of its own, and hardly any has: list all.
         deep = self.files.type_name == "gcs"
         selector = fs.FileSelector(self._in(path), allow_not_found=True, recursive=deep)
-        found = self._try(path, lambda: self.files.get_file_info(selector))
+        entries = self._try(path, lambda: self.files.get_file_info(selector))
         infos, inside = [], set()
-        for info in sorted(found, key=lambda info: info.path):
+        for info in sorted(entries, key=lambda info: info.path):
             name, below, _ = info.path.removeprefix(self._in(path) + "/").partition("/")
             if name.startswith("."):
                 continue
@@ -115,20 +112,32 @@ class RemoteRoot:
         return self._in(path)
 
     def file_stamp(self, path: str) -> str:
-        """Of size and time."""
+        """Made of its size and its time of change."""
         info = self._try(path, lambda: self.files.get_file_info(self._in(path)))
         return _remote_stamp(info) if info.type == fs.FileType.File else ABSENT
 
     def folder_stamp(self, path: str) -> str:
-        """Lists it."""
+        """Costs a listing."""
         return self.folder(path).stamp
 
+    def walk(self, path: str) -> list[str]:
+        """Every object below a prefix, at any depth: sorted paths relative to the root; [] where there is none."""
+        selector = fs.FileSelector(self._in(path), allow_not_found=True, recursive=True)
+        entries = self._try(path, lambda: self.files.get_file_info(selector))
+        files = (info.path for info in entries if info.type == fs.FileType.File)
+        return sorted(file.removeprefix(f"{self.prefix}/") for file in files)
+
+    def download(self, path: str, target: Path) -> None:
+        """Copy an object to a local file, block by block; each block is a request that is tried again."""
+        with self.open(path, ahead=BLOCK) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink, BLOCK)
+
     def write(self, path: str, source: Path) -> None:
-        """Upload a file; it is there whole or not at all."""
+        """Upload a file; readers see all of it or nothing."""
 
         def once() -> None:
             with source.open("rb") as file, self.files.open_output_stream(self._in(path)) as sink:
-                shutil.copyfileobj(file, sink, 1 << 22)
+                shutil.copyfileobj(file, sink, BLOCK)
 
         self._try(path, once, "written")
         self._open_file.cache_clear()
@@ -143,11 +152,24 @@ class RemoteRoot:
         self._try(path, once, "deleted")
         self._open_file.cache_clear()
 
+    def delete_folder(self, path: str) -> None:
+        """Delete every object below a prefix, if there is one."""
+
+        def once() -> None:
+            with contextlib.suppress(FileNotFoundError):  # an earlier try may have deleted all of it
+                self.files.delete_dir(self._in(path))
+
+        self._try(path, once, "deleted")
+        self._open_file.cache_clear()
+
     def _opened(self, path: str) -> pa.NativeFile:
         return self.files.open_input_file(self._in(path))
 
     def _try(self, path: str, call: Callable[[], T], what: str = "read") -> T:
-        """Try again what may pass. Raises FileNotFoundError, or StoreUnavailable with what to do."""
+        """Call, again after an error that may pass. Raises FileNotFoundError, or StoreUnavailable with a hint.
+
+        path: what is asked for, for the message. what: the verb of that message, as in "cannot be read".
+        """
         for wait_s in (*WAITS_S, None):
             try:
                 return call()
@@ -169,7 +191,7 @@ class _Raw(io.RawIOBase):
     """A remote file as Python's io wants it; a buffer goes around it."""
 
     def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
-        self._read, self._size, self._place = read, size, 0
+        self._read, self._size, self._position = read, size, 0
 
     def readable(self) -> bool:
         return True
@@ -178,16 +200,16 @@ class _Raw(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self._place = offset + (0, self._place, self._size)[whence]
-        return self._place
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
-        content = self._read(self._place, min(len(buffer), self._size - self._place))
+        content = self._read(self._position, min(len(buffer), self._size - self._position))
         buffer[: len(content)] = content
-        self._place += len(content)
+        self._position += len(content)
         return len(content)
 
 
@@ -219,84 +241,7 @@ def _hint(message: str) -> str:
     return next((hint for words, hint in _HINTS.items() if any(word in message for word in words)), "")
 
 
-def open_filesystem(address: str) -> tuple[fs.FileSystem, str]:
-    """A URL as (file system, path in it). Raises UserError where no library knows it, or it holds a password."""
-    parts = urlsplit(address)
-    if parts.password or (parts.username and parts.scheme in ("s3", "gs", "gcs")):
-        raise UserError(
-            f"{parts.scheme}://...@{parts.hostname}: a URL with credentials in it would be shown in logs and in"
-            " MLflow; put them into the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or the store's"
-            " own configuration"
-        )
-    try:
-        if parts.scheme == "s3":
-            return _s3(address)
-        if parts.scheme in ("gs", "gcs"):
-            return _gcs(address)
-        return fs.FileSystem.from_uri(address)
-    except UserError:
-        raise
-    except (OSError, ValueError, pa.ArrowException) as first:
-        try:
-            from fsspec.core import url_to_fs
-
-            made, path = url_to_fs(address)
-            return fs.PyFileSystem(fs.FSSpecHandler(made)), path.rstrip("/")
-        except (ImportError, OSError, ValueError) as second:
-            raise UserError(
-                f"{address} cannot be opened: pyarrow says {first}; fsspec says {second}. Give a folder, s3://bucket/prefix,"
-                " gs://bucket/prefix, or a URL whose fsspec package is installed"
-            ) from None
-
-
-def _of_a_bucket(address: str, keys: set[str]) -> tuple[str, dict[str, str]]:
-    """Path with the bucket, and what the query says. Raises UserError for a query of other keys, or no bucket."""
-    parts = urlsplit(address)
-    query = dict(parse_qsl(parts.query))
-    if unknown := set(query) - keys:
-        raise UserError(f"{address}: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(keys))}")
-    if not parts.hostname:
-        raise UserError(f"{address} names no bucket; give {parts.scheme}://bucket/prefix")
-    return f"{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/"), query
-
-
-def _gcs(address: str) -> tuple[fs.FileSystem, str]:
-    path, query = _of_a_bucket(address, {"scheme", "endpoint_override", "anonymous"})
-    made = fs.GcsFileSystem(
-        anonymous=query.get("anonymous", "").lower() == "true",
-        scheme=query.get("scheme", "https"),
-        endpoint_override=query.get("endpoint_override"),
-        retry_time_limit=timedelta(seconds=REQUEST_S),  # its own limit is 15 minutes
-    )
-    return made, path
-
-
-def _s3(address: str) -> tuple[fs.FileSystem, str]:
-    path, query = _of_a_bucket(address, {"region", "scheme", "endpoint_override", "anonymous"})
-    region = query.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    made = fs.S3FileSystem(
-        anonymous=query.get("anonymous", "").lower() == "true",
-        region=region,
-        scheme=query.get("scheme"),
-        endpoint_override=query.get("endpoint_override"),
-        connect_timeout=CONNECT_S,
-        request_timeout=REQUEST_S,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
-    )
-    return made, path
-
-
-def upload(path: Path, address: str) -> None:
-    """Put a file below a URL, under its own name. Raises StoreUnavailable."""
-    _remote(address).write(path.name, path)
-
-
-def delete(name: str, address: str) -> None:
-    """Delete a file below a URL, if it is there. Raises StoreUnavailable."""
-    _remote(address).delete(name)
-
-
-def _remote(address: str) -> RemoteRoot:
-    root = open_root(address)
-    assert isinstance(root, RemoteRoot)
-    return root
+@lru_cache(maxsize=1)
+def pool() -> ThreadPoolExecutor:
+    """Threads that wait for object stores: one set for the process, so that its requests have one bound."""
+    return ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="polyvit-store")

@@ -1,7 +1,7 @@
 """Toy data sets in the true layouts of the nine tasks.
 
 In: a folder and a few numbers. Out: files that a tiny model can learn from.
-Read: write, layouts, media.
+Read: write, layouts, classes, media.
 """
 
 import lazy_loader

@@ -35,15 +35,15 @@ SOFT_EDGE = 0.06
 """Width of a drawn edge: about two pixels of a 64-pixel picture, so that shapes do not flicker."""
 
 X264_REPEATABLE = "mbtree=0:rc-lookahead=0:sync-lookahead=0:b-adapt=0:scenecut=0:weightp=0:weightb=0:bframes=2"
-"""No lookahead: on clips this small x264's one gave other bytes in about one encoding of forty, on one thread too
-(libx264 of PyAV 18.1, x86-64; the pictures differ, so it is not the container)."""
+"""Without lookahead: with it x264 wrote other bytes in about one of forty encodings of clips this small, even on
+one thread (libx264 of PyAV 18.1, x86-64; the pictures differ, so it is not the container)."""
 
 
 # ------------------------------------------------------------------------------------------------- drawing
 
 
 def grid(height: int, width: int) -> tuple[Floats, Floats]:
-    """Pixel centres y_HW, x_HW: -1 to 1 over the shorter side, wider over the longer."""
+    """Pixel centres y_HW, x_HW, float32: -1 to 1 over the shorter side, more over the longer."""
     unit = min(height, width)
     y = (np.arange(height) + 0.5 - height / 2) * 2 / unit
     x = (np.arange(width) + 0.5 - width / 2) * 2 / unit
@@ -52,12 +52,15 @@ def grid(height: int, width: int) -> tuple[Floats, Floats]:
 
 
 def colour(hue: float, saturation: float, value: float) -> Floats:
-    """RGB in [0, 1] of a hue, which wraps around."""
+    """RGB as float32 [3] in [0, 1]; the hue wraps around at 1."""
     return np.array(colorsys.hsv_to_rgb(hue % 1, min(max(saturation, 0), 1), min(max(value, 0), 1)), np.float32)
 
 
 def shape_mask(kind: str, y: Floats, x: Floats, size: float, angle: float = 0.0) -> Floats:
-    """Coverage in [0, 1] of one of `SHAPES` around the origin; `size` is its half-width."""
+    """Coverage mask_HW in [0, 1] of a shape around the origin.
+
+    kind: one of `SHAPES`. y, x: coordinates_HW. size: half of the shape's width. angle: its turn in radians.
+    """
     turn_y, turn_x = np.cos(angle) * y - np.sin(angle) * x, np.sin(angle) * y + np.cos(angle) * x
     radius, a, b = np.hypot(y, x), np.abs(turn_y), np.abs(turn_x)
     outside = {
@@ -74,7 +77,11 @@ def shape_mask(kind: str, y: Floats, x: Floats, size: float, angle: float = 0.0)
 
 
 def texture(kind: str, y: Floats, x: Floats, period: float, angle: float, phase: float) -> Floats:
-    """A pattern in [0, 1], one of `TEXTURES`; `period` in coordinate units."""
+    """A pattern_HW in [0, 1].
+
+    kind: one of `TEXTURES`. y, x: coordinates_HW. period: in units of the coordinates. angle: its turn in radians.
+    phase: its shift in periods.
+    """
     if kind == "plain":
         return np.ones_like(y)
     u = (np.cos(angle) * x + np.sin(angle) * y) / period + phase
@@ -88,24 +95,27 @@ def texture(kind: str, y: Floats, x: Floats, period: float, angle: float, phase:
 
 
 def soft_noise(rng: Generator, height: int, width: int, cells: int) -> Floats:
-    """Smooth noise in about [0, 1]: `cells` x `cells` random values, enlarged."""
+    """Smooth noise_HW, float32 in about [0, 1]: `cells` x `cells` random values, enlarged."""
     coarse = Image.fromarray(rng.random((cells, cells), dtype=np.float32), mode="F")
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
 
 
 def to_pixels(picture: Floats, rng: Generator, noise: float = 0.03) -> Pixels:
-    """[0, 1] to uint8 after adding Gaussian noise of that deviation."""
+    """A picture of any shape in [0, 1] to uint8, after adding Gaussian noise of that standard deviation."""
     noisy = picture + noise * rng.standard_normal(picture.shape, dtype=np.float32)
     return (np.clip(noisy, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def blend(under: Floats, over: Floats, mask_HW: Floats) -> Floats:
-    """`over` (a colour or a picture) on `under` where the mask is 1."""
+    """`over` (a colour [3] or a picture_HWC) on the picture_HWC `under` where the mask is 1."""
     return under + (over - under) * mask_HW[..., None]
 
 
 def ground(rng: Generator, height: int, width: int, hue: float, saturation: float, value: float) -> Floats:
-    """A cloudy background of about one colour."""
+    """A cloudy picture_HWC of about one colour.
+
+    rng: for the clouds. height, width: pixels. hue, saturation, value: of the colour, 0 to 1.
+    """
     clouds = soft_noise(rng, height, width, 6) - 0.5
     return colour(hue, saturation, value) * (1 + 0.35 * clouds[..., None])
 
@@ -114,7 +124,11 @@ def ground(rng: Generator, height: int, width: int, hue: float, saturation: floa
 
 
 def textured_shape(rng: Generator, size: tuple[int, int], shape: str, fill: str, hue: float) -> Pixels:
-    """A shape with a pattern inside, somewhere on a grey cloudy ground. `size` is (height, width)."""
+    """A picture_HWC, uint8, of a shape with a pattern inside, somewhere on a grey cloudy ground.
+
+    rng: for place, size and noise. size: (height, width) in pixels. shape: one of `SHAPES`. fill: one of
+    `TEXTURES`. hue: of the shape, 0 to 1.
+    """
     y, x = grid(*size)
     picture = ground(rng, *size, hue=rng.random(), saturation=0.12, value=rng.uniform(0.25, 0.6))
     dy, dx, half = rng.uniform(-0.3, 0.3), rng.uniform(-0.3, 0.3), rng.uniform(0.5, 0.75)
@@ -126,7 +140,11 @@ def textured_shape(rng: Generator, size: tuple[int, int], shape: str, fill: str,
 
 
 def small_pattern(rng: Generator, blobs: bool, angle: float, hue: float, side: int = 32) -> Pixels:
-    """A two-colour grating at an angle, or soft blobs, over the whole of a square picture."""
+    """A picture_HWC, uint8: a grating of two colours, or soft blobs.
+
+    rng: for phase, period and noise. blobs: whether blobs are drawn. angle: of the grating, in radians. hue: of
+    the lighter colour, 0 to 1. side: height and width in pixels.
+    """
     y, x = grid(side, side)
     turn, phase, period = angle + rng.normal(0, 0.08), rng.random(), rng.uniform(0.5, 0.7)
     if blobs:
@@ -144,7 +162,11 @@ def small_pattern(rng: Generator, blobs: bool, angle: float, hue: float, side: i
 
 
 def pet_face(rng: Generator, size: tuple[int, int], cat: bool, coat: str, hue: float, value: float) -> Pixels:
-    """A face on grass: pointed ears for cats, hanging ears for dogs, the breed in coat pattern and colour."""
+    """A picture_HWC, uint8, of a face on grass; the breed shows in the pattern and colour of the coat.
+
+    rng: for position, size and noise. size: (height, width) in pixels. cat: pointed ears; else hanging ones. coat:
+    one of `TEXTURES`. hue, value: colour and brightness of the coat, 0 to 1.
+    """
     y, x = grid(*size)
     grass = texture("stripes", y, x, 0.15, rng.uniform(-0.3, 0.3), rng.random())[..., None]
     picture = ground(rng, *size, hue=rng.uniform(0.22, 0.4), saturation=0.45, value=0.5) * (0.85 + 0.15 * grass)
@@ -165,7 +187,7 @@ def pet_face(rng: Generator, size: tuple[int, int], cat: bool, coat: str, hue: f
 
 
 def aerial(rng: Generator, side: int, terrain: str, hue: float) -> Pixels:
-    """A scene from above, turned and scaled at random: one of `TERRAINS`."""
+    """A picture_HWC, uint8, seen from above, turned and scaled at random: one of `TERRAINS`, in about `hue`."""
     y, x = grid(side, side)
     angle, phase, scale = rng.uniform(0, 2 * np.pi), rng.random(), rng.uniform(0.85, 1.2)
     cy, cx = rng.uniform(-0.4, 0.4, 2)
@@ -193,9 +215,11 @@ def aerial(rng: Generator, side: int, terrain: str, hue: float) -> Pixels:
 def moving_shape(
     rng: Generator, size: tuple[int, int], frames: int, motion: str, shape: str, hue: float
 ) -> Pixels:
-    """clip_THWC of a shape that moves in one of `MOTIONS` over a still, cloudy ground.
+    """clip_THWC, uint8, of a shape that moves over a still, cloudy ground.
 
-    No motion turns into another one in a mirror: horizontal flips are an augmentation of the real recipes.
+    rng: for speed, position and noise. size: (height, width) in pixels. frames: T. motion: one of `MOTIONS`.
+    shape: one of `SHAPES`. hue: of the shape. No motion is the mirror image of another one, because the real
+    recipes flip clips horizontally.
     """
     y, x = grid(*size)
     back = ground(rng, *size, hue=rng.random(), saturation=0.25, value=rng.uniform(0.25, 0.45))
@@ -236,7 +260,11 @@ def _pose(motion: str, t: float, way: float, phase: float) -> tuple[float, float
 
 
 def sound(rng: Generator, kind: str, seconds: float, rate: int, pitch: float = 1.0) -> Floats:
-    """One of `SOUNDS`, mono, peak 1, with random pitch (about +-10 %), speed and phase."""
+    """One of `SOUNDS` as a float wave [S], mono, peak 1, with random pitch (about +-10 %), speed and phase.
+
+    rng: for pitch, speed and phase. kind: which one. seconds: its length. rate: in Hz. pitch: a factor on all
+    frequencies.
+    """
     t = np.arange(int(seconds * rate)) / rate
     shift, phase, beat = pitch * rng.uniform(0.9, 1.1), rng.random(), rng.uniform(0.85, 1.15)
 
@@ -266,9 +294,13 @@ def sound(rng: Generator, kind: str, seconds: float, rate: int, pitch: float = 1
 
 
 def mixture(rng: Generator, kinds: list[str], seconds: float, rate: int, pitch: float = 1.0) -> Floats:
-    """The sum of several sounds at random levels over a quiet noise floor, peak 0.3 to 0.9."""
+    """The sum of several sounds at random levels over quiet noise: a float wave [S], mono, peak 0.3 to 0.9.
+
+    rng: for the levels and the sounds. kinds: some of `SOUNDS`. seconds: the length. rate: in Hz. pitch: a factor
+    on all frequencies.
+    """
     floor = 0.004 * rng.standard_normal(int(seconds * rate))
-    # Steady noise as loud as the others would hide the pulses.
+    # Steady noise that is as loud as the others would hide the pulses.
     levels = [rng.uniform(0.6, 1.0) * (0.2 if kind == "noise" else 1) for kind in kinds]
     parts = [sound(rng, kind, seconds, rate, pitch) for kind in kinds]
     wave = floor + sum(level * part for level, part in zip(levels, parts, strict=True))
@@ -293,7 +325,11 @@ def encode_sound(wave: Floats, rate: int, form: Literal["WAV", "FLAC"]) -> bytes
 
 
 def encode_mp4(clip_THWC: Pixels | None, fps: int, wave: Floats | None, rate: int) -> bytes:
-    """The bytes of an mp4: H.264 video, AAC mono sound, or both. Sides of the clip must be even."""
+    """The bytes of an mp4 with H.264 video, AAC mono sound, or both.
+
+    clip_THWC: uint8 frames with even sides, or None. fps: frames a second. wave: float [S] in [-1, 1], or None.
+    rate: of the wave, in Hz.
+    """
     out = io.BytesIO()
     with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as box:
         video: Any = None

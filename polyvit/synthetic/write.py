@@ -1,10 +1,10 @@
 """Writes the nine datasets at toy size, in their true on-disk layouts, for a tiny model to learn.
 
 In: a folder and a few numbers. Out: `<root>/<task>/...` as the real archives unpack, and a marker file. What
-is written is decided in `synthetic_layouts` (files, tables) and `synthetic_media` (pictures, clips, sounds);
-here are the arguments, the folder and the disk. The marker is written twice: first without counts
-(unfinished), at the end with them. Nothing is ever deleted: a repeated call overwrites what an interrupted
-one left, because the same arguments give the same names. The command is `polyvit synth DIR`.
+is written is decided in `layouts` (files, tables) and `media` (pictures, clips, sounds); here are the arguments,
+the folder and the disk. The marker is written twice: first without counts
+(unfinished), at the end with them. Nothing is ever deleted: a repeated call overwrites the files of an
+interrupted one, because the same arguments give the same names. The command is `polyvit synth DIR`.
 """
 
 import json

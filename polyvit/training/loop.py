@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from polyvit.checkpoint import Learner, TrainState
+from polyvit.checkpoint import TrainState, TrainUnit
 from polyvit.config import RunConfig
 from polyvit.data.loading import Minibatch, Quarantined, on_device
 from polyvit.distributed import gathered, is_sharded
@@ -63,7 +63,7 @@ class TrainCallback(Protocol):
 
 
 def train(
-    learner: Learner, schedule: Schedule, feed: Feed, config: RunConfig, world: World, state: TrainState,
+    learner: TrainUnit, schedule: Schedule, feed: Feed, config: RunConfig, world: World, state: TrainState,
     callback: TrainCallback, take_step: Callable[..., StepResult] = train_step,
 ) -> TrainState:  # fmt: skip
     """Steps state.global_step + 1 .. N, then an evaluation and a last checkpoint.
@@ -124,7 +124,9 @@ def train(
     return state
 
 
-def _snapshot(minibatches: list[Minibatch], result: StepResult, total: int, meter: ThroughputMeter) -> dict[str, Any]:
+def _snapshot(
+    minibatches: list[Minibatch], result: StepResult, total: int, meter: ThroughputMeter
+) -> dict[str, Any]:
     """The live line's numbers."""
     step = minibatches[0].step
     task = minibatches[0].task if len(minibatches) == 1 else "all tasks"
@@ -152,7 +154,7 @@ def learning_rate(config: RunConfig, step: int, total: int, task: str) -> float:
 
 
 def _evaluate(
-    learner: Learner, feed: Feed, config: RunConfig, world: World, state: TrainState, values: dict[str, float],
+    learner: TrainUnit, feed: Feed, config: RunConfig, world: World, state: TrainState, values: dict[str, float],
 ) -> list[Quarantined]:  # fmt: skip
     with ExitStack() as stack:
         if learner.ema:
@@ -172,7 +174,12 @@ def _evaluate(
 
 
 def _check_finite(
-    minibatches: list[Minibatch], result: StepResult, lr: float, config: RunConfig, world: World, callback: TrainCallback
+    minibatches: list[Minibatch],
+    result: StepResult,
+    lr: float,
+    config: RunConfig,
+    world: World,
+    callback: TrainCallback,
 ) -> None:
     """Raises UserError where a loss or the gradient is not finite, with the examples' keys and what was saved."""
     broken = [m.task for m, loss in zip(minibatches, result.losses, strict=True) if not math.isfinite(loss)]

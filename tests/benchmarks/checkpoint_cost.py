@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from polyvit.checkpoint.async_writer import Checkpointer, Keep
-from polyvit.checkpoint.state import Learner, TrainState, contents, training_tensors
+from polyvit.checkpoint.async_writer import AsyncCheckpointWriter, Keep
+from polyvit.checkpoint.state import TrainState, TrainUnit, checkpoint_data, training_tensors
 from polyvit.checkpoint.store import LocalStore
 from polyvit.config import RunConfig, load_config
 from polyvit.data.loading.minibatch import Minibatch, multi_hot
@@ -60,13 +60,13 @@ def main() -> None:
 
     steps()
     with tempfile.TemporaryDirectory() as folder:
-        writer = Checkpointer(LocalStore(Path(folder)), Keep(last=1))
+        writer = AsyncCheckpointWriter(LocalStore(Path(folder)), Keep(last=1))
         alone, beside, blocked = [], [], []
         for i in range(arguments.rounds + 1):
             alone.append(steps())
             held = writer.blocked_s
             state = TrainState(global_step=i)
-            writer.save(contents(training_tensors(Learner(model, optimiser)), state, config, {}))
+            writer.save(checkpoint_data(training_tensors(TrainUnit(model, optimiser)), state, config, {}))
             blocked.append(writer.blocked_s - held)
             beside.append(steps())
             writer.close()

@@ -30,7 +30,7 @@ from arrays_kit import token_dtype, token_shape
 
 from pipelines.feed.worker_feed import make_decoder
 from pipelines.index import Indexes, task_roots
-from polyvit.checkpoint.state import Learner, TrainState
+from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.config import RunConfig, ScheduleConfig, load_config
 from polyvit.data.layouts.scanner import scan
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Quarantined, Request, multi_hot
@@ -162,7 +162,7 @@ class Comparison:
         feed = InlineFeed(requests, self.cache)  # type: ignore[arg-type]
         model = PolyViT(config.model, config.tasks, seed=config.seed)
         optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
-        state = train(Learner(model, optimiser), schedule, feed, config, Alone(), TrainState(), Silent())
+        state = train(TrainUnit(model, optimiser), schedule, feed, config, Alone(), TrainState(), Silent())
         last = state.evaluations[-1]["tasks"]
         spans = {name: [int(n) for n in schedule.steps_of(name)[[0, -1]]] for name in config.tasks}
         return {

@@ -29,7 +29,8 @@ from polyvit.data.loading import reader
 from polyvit.data.loading.reader import load_many
 from polyvit.data.shards.writer import ShardOptions, shard_specs, write_shard, write_text
 from polyvit.errors import BadMedia
-from polyvit.storage.root import Folder, LocalRoot
+from polyvit.storage.local import LocalRoot
+from polyvit.storage.root import Folder
 
 
 class SlowStore(LocalRoot):

@@ -5,9 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_kit import save_checkpoint
 from small import ArrayFeed, Heard, fresh, small_config
 
-from polyvit.checkpoint.state import Learner, TrainState, load_model, load_training, read_document, save_checkpoint
+from polyvit.checkpoint.state import (
+    TrainState,
+    TrainUnit,
+    load_model,
+    load_training,
+    read_document,
+)
 from polyvit.config import RunConfig
 from polyvit.data.loading.minibatch import Quarantined
 from polyvit.errors import UserError
@@ -31,7 +38,7 @@ class Saved(Heard):
         self.model, self.optimiser, schedule = fresh(config)
         self.schedule = schedule
         ema = Ema(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
-        self.learner = Learner(self.model, self.optimiser, ema)
+        self.learner = TrainUnit(self.model, self.optimiser, ema)
         self.hashes = {"schedule_hash": schedule.digest(), "index_hash": {"picture": "abc"}}
 
     def checkpoint(self, state: TrainState, last: bool = False) -> None:
@@ -151,7 +158,7 @@ def test_another_optimiser_is_refused(saved: tuple[Path, Saved]) -> None:
     config = small_config("optim.kind=adamw")
     model, optimiser, _ = fresh(config)
     with pytest.raises(UserError, match=r"optim\.kind=adamw"):
-        load_training(folder, Learner(model, optimiser), events.hashes)
+        load_training(folder, TrainUnit(model, optimiser), events.hashes)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimiser.safetensors"])

@@ -9,7 +9,7 @@ import torch
 from small import ArrayFeed, Heard, fresh, small_config
 from use_kit import CLASSES, trained, write_checkpoint
 
-from polyvit.checkpoint.state import Learner, TrainState, load_trained
+from polyvit.checkpoint.state import TrainState, TrainUnit, load_trained
 from polyvit.config import RunConfig
 from polyvit.deploy.extend import add_results, assemble, extension_config, freeze_parts, start_from, write_extended
 from polyvit.deploy.package import write_release
@@ -72,7 +72,7 @@ def test_frozen_parts_do_not_train_whatever_the_optimiser() -> None:
         count = freeze_parts(model, frozen)
         assert count == sum(p.numel() for n, p in model.named_parameters() if n.startswith(frozen))
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        train(Learner(model, optimiser), schedule, ArrayFeed(config), config, Alone(), TrainState(), Heard())
+        train(TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, Alone(), TrainState(), Heard())
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, before[name]) == name.startswith(frozen), name
 
@@ -98,7 +98,7 @@ def test_extending_keeps_the_old_tasks_to_the_bit(base: tuple[Path, RunConfig], 
     report = initialise(model, str(config.init.path))
     assert set(report.loaded) == {name for name, _ in model.named_parameters() if name.startswith("shared.")}
     assert all(name.startswith(("tokenizers.audio", "adaptors.audio", "heads.")) for name in report.random)
-    state = train(Learner(model, optimiser), schedule, ArrayFeed(config), config, Alone(), TrainState(), Heard())
+    state = train(TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, Alone(), TrainState(), Heard())
     whole, whole_config, changed = assemble(old, old_config, model, config)
     assert changed == []
     assert list(whole_config.tasks) == ["picture", "clip", "sound", "word"]

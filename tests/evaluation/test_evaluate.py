@@ -73,7 +73,7 @@ ENDINGS = {"picture": "png", "clip": "mp4", "sound": "wav", "word": "wav"}
 
 def scans(config: RunConfig) -> dict[str, Scan]:
     """Labels in turn; sounds have two of them."""
-    found = {}
+    scans_by_task = {}
     for name, task in config.tasks.items():
         examples = [
             Example(
@@ -83,8 +83,8 @@ def scans(config: RunConfig) -> dict[str, Scan]:
             )
             for i in range(COUNTS[name])
         ]  # fmt: skip
-        found[name] = Scan(examples, [str(k) for k in range(task.num_classes)])
-    return found
+        scans_by_task[name] = Scan(examples, [str(k) for k in range(task.num_classes)])
+    return scans_by_task
 
 
 def decoder(config: RunConfig, root: Path) -> Decoder:
@@ -157,8 +157,8 @@ def test_probabilities_by_hand() -> None:
 def test_probabilities_near_one_stay_apart() -> None:
     """In float32 both classes have probability 1; their order is that of what is missing to 1."""
     task = small_config("tasks.sound.eval_average=probabilities").tasks["sound"]
-    found = average_views(torch.tensor([[40.0, 50.0], [40.0, 50.0]]), 2, task)
-    torch.testing.assert_close(found, torch.tensor([[40.0, 50.0]]))
+    averaged = average_views(torch.tensor([[40.0, 50.0], [40.0, 50.0]]), 2, task)
+    torch.testing.assert_close(averaged, torch.tensor([[40.0, 50.0]]))
 
 
 def test_one_view_is_left_as_it_is() -> None:
@@ -198,9 +198,9 @@ def test_every_view_is_the_window_that_its_name_says(root: Path, name: str) -> N
     task, spec = config.tasks[name], config.model.input(config.tasks[name].modality)
     media = (root / f"{name}_6.{ENDINGS[name]}").read_bytes()
     for segment in ((0.0, -1.0), (0.3, 1.2), (0.5, 0.7)):
-        found = evaluation_tokens(media, task, spec, *segment)
+        tokens = evaluation_tokens(media, task, spec, *segment)
         views = [example_tokens(media, task, spec, None, *segment, *view) for view in evaluation_views(task)]
-        assert np.array_equal(found, np.stack(views))
+        assert np.array_equal(tokens, np.stack(views))
     whole = evaluation_tokens(media, task, spec)
     assert len({view.tobytes() for view in whole}) == task.eval_views
 
@@ -208,13 +208,13 @@ def test_every_view_is_the_window_that_its_name_says(root: Path, name: str) -> N
 def test_a_request_decodes_all_views_and_leaves_a_broken_example_out_whole(root: Path) -> None:
     config = small_config(*MANY)
     examples = scans(config)["clip"].examples[:4]
-    made = decoder(config, root).decode(Request(0, "clip", examples, global_batch=4))
-    assert made.keys == ("clip_0", "clip_1", "clip_3")
-    assert (made.inputs["tokens"].shape, made.labels.shape, made.views) == ((27, 8, 384), (3, 6), 9)
-    assert [entry.key for entry in made.bad] == ["clip_2"]
+    minibatch = decoder(config, root).decode(Request(0, "clip", examples, global_batch=4))
+    assert minibatch.keys == ("clip_0", "clip_1", "clip_3")
+    assert (minibatch.inputs["tokens"].shape, minibatch.labels.shape, minibatch.views) == ((27, 8, 384), (3, 6), 9)
+    assert [entry.key for entry in minibatch.bad] == ["clip_2"]
     media = (root / "clip_3.mp4").read_bytes()
     assert np.array_equal(
-        made.inputs["tokens"][18:], evaluation_tokens(media, config.tasks["clip"], config.model.video)
+        minibatch.inputs["tokens"][18:], evaluation_tokens(media, config.tasks["clip"], config.model.video)
     )
     nothing = decoder(config, root).decode(Request(0, "clip", examples[2:3], global_batch=1))
     assert (nothing.inputs["tokens"].shape, nothing.labels.shape) == ((0, 8, 384), (0, 6))
@@ -223,8 +223,8 @@ def test_a_request_decodes_all_views_and_leaves_a_broken_example_out_whole(root:
 def test_training_has_one_view(root: Path) -> None:
     config = small_config(*MANY)
     examples = scans(config)["clip"].examples[:2]
-    made = decoder(config, root).decode(Request(1, "clip", examples, (0, 0), global_batch=2))
-    assert (made.inputs["tokens"].shape, made.views) == ((2, 8, 384), 1)
+    minibatch = decoder(config, root).decode(Request(1, "clip", examples, (0, 0), global_batch=2))
+    assert (minibatch.inputs["tokens"].shape, minibatch.views) == ((2, 8, 384), 1)
 
 
 def test_views_count_in_the_size_of_a_minibatch() -> None:
@@ -298,7 +298,7 @@ def test_any_number_of_ranks_has_the_same_result(root: Path, size: int) -> None:
     """Splits that ranks cannot share evenly, with broken files; 3 ranks of 4 words in minibatches of 2."""
     config = small_config(*MANY)
     alone, bad = evaluated(config, root, 1)
-    merged, found = evaluated(config, root, size)
+    merged, quarantined = evaluated(config, root, size)
     assert merged.keys() == alone.keys()
     for name, result in alone.items():
         figures = {key: value for key, value in result.items() if isinstance(value, float)}
@@ -306,7 +306,7 @@ def test_any_number_of_ranks_has_the_same_result(root: Path, size: int) -> None:
         assert {k: v for k, v in merged[name].items() if k not in figures} == {
             k: v for k, v in result.items() if k not in figures
         }
-    assert sorted(found, key=lambda entry: entry.key) == sorted(bad, key=lambda entry: entry.key)
+    assert sorted(quarantined, key=lambda entry: entry.key) == sorted(bad, key=lambda entry: entry.key)
 
 
 def test_an_example_without_views_counts_nowhere(root: Path) -> None:

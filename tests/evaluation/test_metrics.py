@@ -33,12 +33,12 @@ def test_top1_and_top5_are_scikit_learns(single_label: tuple[np.ndarray, ...]) -
     state = MetricState(keep_scores=False)
     state.update(logits, labels, losses)
     targets = labels.argmax(axis=1)
-    found = state.results()
-    assert found["top1"] == pytest.approx(top_k_accuracy_score(targets, logits, k=1))
-    assert found["top5"] == pytest.approx(top_k_accuracy_score(targets, logits, k=5))
-    assert found["top1"] < found["top5"] < 1
-    assert found["loss"] == pytest.approx(losses.mean())
-    assert "map" not in found
+    results = state.results()
+    assert results["top1"] == pytest.approx(top_k_accuracy_score(targets, logits, k=1))
+    assert results["top5"] == pytest.approx(top_k_accuracy_score(targets, logits, k=5))
+    assert results["top1"] < results["top5"] < 1
+    assert results["loss"] == pytest.approx(losses.mean())
+    assert "map" not in results
     assert state.scores == []
 
 

@@ -29,7 +29,7 @@ TASK = make_task("imagefolder", CLASSES)
 FAST = ProbeSettings(epochs=30)
 
 
-def made(labels: np.ndarray, features: np.ndarray, prefix: str = "train") -> Features:
+def features_of(labels: np.ndarray, features: np.ndarray, prefix: str = "train") -> Features:
     return Features(features.astype(np.float32), labels, tuple(f"{prefix}/{i}" for i in range(len(labels))))
 
 
@@ -39,7 +39,9 @@ def separable(count: int, seed: int, prefix: str = "train", noise: float = 0.3) 
     targets = np.arange(count) % CLASSES
     means = 3.0 * np.eye(CLASSES, WIDTH)
     features = means[targets] + noise * rng.normal(size=(count, WIDTH))
-    return made(np.eye(CLASSES, dtype=np.uint8)[targets], features * np.logspace(-1, 1, WIDTH) + 5.0, prefix)
+    return features_of(
+        np.eye(CLASSES, dtype=np.uint8)[targets], features * np.logspace(-1, 1, WIDTH) + 5.0, prefix
+    )
 
 
 def several(count: int, seed: int, prefix: str = "train") -> Features:
@@ -47,7 +49,7 @@ def several(count: int, seed: int, prefix: str = "train") -> Features:
     features = np.random.default_rng(seed).normal(size=(count, WIDTH))
     labels = (features[:, :CLASSES] > 0.3).astype(np.uint8)
     labels[~labels.any(axis=1), 0] = 1
-    return made(labels, features, prefix)
+    return features_of(labels, features, prefix)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
@@ -66,7 +68,9 @@ def test_labels_at_random_stay_near_chance() -> None:
     """There is nothing to find, so a higher value would be a leak."""
     rng = np.random.default_rng(0)
     splits = [
-        made(multi_hot([(k,) for k in rng.integers(0, CLASSES, n)], CLASSES), rng.normal(size=(n, WIDTH)), name)
+        features_of(
+            multi_hot([(k,) for k in rng.integers(0, CLASSES, n)], CLASSES), rng.normal(size=(n, WIDTH)), name
+        )
         for n, name in ((400, "train"), (800, "held"))
     ]
     result = probe(TASK, *splits, FAST)

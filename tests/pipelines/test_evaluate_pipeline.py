@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_kit import save_checkpoint
 from pipelines_kit import pair_config, planned, scanned
 
 from pipelines import cli
 from pipelines.feed.worker_feed import make_decoder
-from polyvit.checkpoint.state import Learner, TrainState, load_trained, save_checkpoint
+from polyvit.checkpoint.state import TrainState, TrainUnit, load_trained
 from polyvit.config import RunConfig
 from polyvit.data.index.io import write_index
 from polyvit.data.loading.requests import InlineFeed, Requests
@@ -37,7 +38,7 @@ def run(pair_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter += torch.randn(parameter.shape, generator=generator) * 0.2
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     place = folder / "run"
-    save_checkpoint(place / "step_00000028", Learner(model, optimiser), TrainState(global_step=28), config, {})
+    save_checkpoint(place / "step_00000028", TrainUnit(model, optimiser), TrainState(global_step=28), config, {})
     for name, found in scanned(config).scans.items():
         write_index(found, place / "index" / f"{name}.parquet")
     return place

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoint_kit import save_checkpoint
 from mlflow.tracking import MlflowClient
 from pipelines_kit import pair_config, pair_document
 from safetensors.torch import load_file
@@ -16,7 +17,7 @@ from small import write_yaml
 
 from pipelines import cli
 from pipelines.training.worker import initialise_all, starting_point
-from polyvit.checkpoint.state import Learner, TrainState, save_checkpoint
+from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.checkpoint.store import LocalStore
 from polyvit.config import ImageInput, ImageTask, RunConfig
 from polyvit.errors import UserError
@@ -122,7 +123,7 @@ def test_a_run_that_goes_on_does_not_read_the_file(config: RunConfig, tmp_path: 
     trained, hashes = PolyViT(config.model, config.tasks, seed=5), {"schedule_hash": "s", "index_hash": {}}
     optimiser = build_optimiser(dict(trained.named_parameters()), config.optim)
     state = TrainState(global_step=3)
-    save_checkpoint(tmp_path / "run" / "step_00000003", Learner(trained, optimiser), state, config, hashes)
+    save_checkpoint(tmp_path / "run" / "step_00000003", TrainUnit(trained, optimiser), state, config, hashes)
     found, cls = {}, "tokenizers.image.cls_token"
     for folder in ("run", "empty"):
         store, report = LocalStore(tmp_path / folder), tmp_path / "init.txt"

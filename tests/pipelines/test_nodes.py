@@ -16,7 +16,7 @@ from small import Heard, write_yaml
 from pipelines import cli
 from pipelines.feed.worker_feed import make_decoder
 from pipelines.runtime.ray_cluster import Node, placement_problems
-from polyvit.checkpoint.state import Learner, TrainState, read_document
+from polyvit.checkpoint.state import TrainState, TrainUnit, read_document
 from polyvit.config import RunConfig, load_config, validate_config
 from polyvit.data.loading.requests import InlineFeed, Requests
 from polyvit.model.polyvit import PolyViT
@@ -187,7 +187,7 @@ def undisturbed(recipe: Path) -> tuple[dict[str, torch.Tensor], TrainState]:
     model = PolyViT(made.model, made.tasks, seed=made.seed)
     optimiser = build_optimiser(dict(model.named_parameters()), made.optim)
     feed = InlineFeed(Requests.of(made, plan, indexes.scans, 0, 1), make_decoder(made, indexes))
-    state = train(Learner(model, optimiser), plan.schedule, feed, made, Alone(), TrainState(), Heard())
+    state = train(TrainUnit(model, optimiser), plan.schedule, feed, made, Alone(), TrainState(), Heard())
     return {name: p.detach() for name, p in model.named_parameters()}, state
 
 

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from checkpoint_kit import save_checkpoint
 from pipelines_kit import pair_document, scanned
 from small import fresh, write_yaml
 
 from pipelines import cli, probe
 from pipelines.batch.extract_features import Wanted, minibatch_features, split_requests
 from pipelines.feed.worker_feed import make_decoder
-from polyvit.checkpoint.state import Learner, TrainState, save_checkpoint
+from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.config import RunConfig, load_config
 from polyvit.data.index.io import Example
 from polyvit.data.loading.minibatch import Minibatch, Quarantined, evaluation_requests, multi_hot
@@ -60,7 +61,7 @@ def trained(pair_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Traine
     config = load_config(str(write_yaml(folder / "trained.yaml", document)))
     model, optimiser, _ = fresh(config)
     run = folder / "run"
-    save_checkpoint(run / "step_00000001", Learner(model, optimiser), TrainState(1), config, {})
+    save_checkpoint(run / "step_00000001", TrainUnit(model, optimiser), TrainState(1), config, {})
     # Inputs and width that the model does not have: its own must be taken.
     del document["model"]
     return Trained(run, write_yaml(folder / "tasks.yaml", document), model, config)

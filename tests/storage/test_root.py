@@ -18,7 +18,6 @@ from pyarrow import fs
 from s3_kit import gs_server, s3_server
 
 from pipelines.index import Indexes
-from polyvit.checkpoint.store import under
 from polyvit.config.paper_tasks import PAPER_TASKS
 from polyvit.data.index.io import Example, index_hash
 from polyvit.data.layouts.scanner import scan
@@ -28,8 +27,11 @@ from polyvit.data.loading.reader import load, load_many, reading_ahead
 from polyvit.data.loading.requests import InlineFeed, Requests
 from polyvit.errors import BadMedia, UserError
 from polyvit.storage import remote
+from polyvit.storage.local import LocalRoot
+from polyvit.storage.location import as_location, under
+from polyvit.storage.opening import open_root
 from polyvit.storage.remote import RemoteRoot
-from polyvit.storage.root import LocalRoot, StoreUnavailable, as_place, open_root
+from polyvit.storage.root import StoreUnavailable
 from polyvit.synthetic.write import write_synthetic
 
 SYNTHETIC = ("imagenet", "cifar10", "pets", "kinetics400", "audioset", "vggsound")
@@ -78,8 +80,8 @@ def filled(url: str, folder: Path) -> str:
 
 
 def tasks() -> dict[str, Any]:
-    made = {name: TASK.validate_python(PAPER_TASKS[name]) for name in SYNTHETIC}
-    return made | {"shards": task("webdataset"), "tables": task("parquet")}
+    configs = {name: TASK.validate_python(PAPER_TASKS[name]) for name in SYNTHETIC}
+    return configs | {"shards": task("webdataset"), "tables": task("parquet")}
 
 
 @pytest.mark.parametrize("name", [*SYNTHETIC, "shards", "tables"])
@@ -149,9 +151,9 @@ def test_fsspec_opens_what_pyarrow_does_not_know(folder: Path) -> None:
 
 def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert as_place("data") == tmp_path / "data"
-    assert as_place(f"file://{tmp_path}/x") == tmp_path / "x"
-    assert as_place("s3://b/x") == "s3://b/x"
+    assert as_location("data") == tmp_path / "data"
+    assert as_location(f"file://{tmp_path}/x") == tmp_path / "x"
+    assert as_location("s3://b/x") == "s3://b/x"
     assert isinstance(open_root("data"), LocalRoot)
     assert open_root(tmp_path) == open_root(str(tmp_path))
 
@@ -218,13 +220,13 @@ def test_latency_is_waited_for_once_and_not_once_an_example(tmp_path: Path) -> N
     examples = [Example(str(n), f"{n}.jpg", (0,), "train") for n in range(42)]  # the last two are not there
     wanted, root = [*examples[:40], examples[3], *examples[40:]], SlowRoot(tmp_path)
     began = time.perf_counter()
-    found = list(load_many(wanted, root))
+    media = list(load_many(wanted, root))
     assert time.perf_counter() - began < 1.0  # 43 requests one by one: 2.2 s
-    assert found[:41] == [*(b"x%d" % n for n in range(40)), b"x3"]
-    assert [str(error) for error in found[41:]] == ["file is missing"] * 2
+    assert media[:41] == [*(b"x%d" % n for n in range(40)), b"x3"]
+    assert [str(error) for error in media[41:]] == ["file is missing"] * 2
     began = time.perf_counter()
     with reading_ahead(wanted, root):
-        assert [load(example, root) for example in wanted[:41]] == found[:41]
+        assert [load(example, root) for example in wanted[:41]] == media[:41]
         with pytest.raises(BadMedia, match="file is missing"):
             load(wanted[41], root)
     assert time.perf_counter() - began < 1.0
@@ -247,7 +249,7 @@ def test_stamps_follow_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write(tmp_path, {"d/a.txt": "1"})
     root = LocalRoot(tmp_path)
     assert root.folder("d").stamp == ""  # changed this moment: it may change again within the clock's tick
-    monkeypatch.setattr("polyvit.storage.root.RECENT_NS", 0)
+    monkeypatch.setattr("polyvit.storage.local.RECENT_NS", 0)
     first = (root.folder("d").stamp, root.file_stamp("d/a.txt"))
     assert all(first)
     assert first == (root.folder_stamp("d"), root.file_stamp("d/a.txt"))
@@ -288,11 +290,11 @@ def test_minibatches_of_a_bucket_are_those_of_the_folder(
     inputs = {name: config.model.input(task.modality) for name, task in config.tasks.items()}
     steps = []
     for root in (str(pair_root), under(bucket, "pair")):
-        places = {name: as_place(under(root, name)) for name in config.tasks}
+        places = {name: as_location(under(root, name)) for name in config.tasks}
         indexes = Indexes({name: scan(task, places[name], name) for name, task in config.tasks.items()}, places)
         requests = Requests.of(config, planned(config, indexes), indexes.scans, 0, 1)
         feed = InlineFeed(requests, Decoder(config.tasks, inputs, places, config.seed))
-        made = [minibatch for step in itertools.islice(feed.train(1), 12) for minibatch in step]
-        steps.append([(m.task, m.keys, m.inputs["tokens"].tobytes(), m.bad) for m in made])
+        minibatches = [minibatch for step in itertools.islice(feed.train(1), 12) for minibatch in step]
+        steps.append([(m.task, m.keys, m.inputs["tokens"].tobytes(), m.bad) for m in minibatches])
     assert steps[0] == steps[1]
     assert any(bad for *_, bad in steps[0])

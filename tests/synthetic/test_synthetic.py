@@ -24,7 +24,7 @@ from PIL import Image
 
 from polyvit.config.paper_tasks import PAPER_TASKS
 from polyvit.errors import UserError
-from polyvit.synthetic import layouts, media
+from polyvit.synthetic import classes, layouts, media
 from polyvit.synthetic.write import MARKER, SPLITS, write_example_pair, write_synthetic
 
 SMALL: dict[str, Any] = {"tasks": ["cifar10", "pets", "vggsound"], "train": 12, "evaluation": 4, "side": 32}
@@ -149,7 +149,7 @@ def test_cifar100_coarse_classes_belong_to_the_fine_ones(root: Path) -> None:
     # Also the pairs that the default arguments leave out.
     meta = unpickled(DATA_DIR / "cifar100/cifar-100-python/meta")
     index = {label.decode(): k for k, label in enumerate(meta[b"fine_label_names"])}
-    for coarse, pair in enumerate(layouts.CIFAR100_PAIRS):
+    for coarse, pair in enumerate(classes.CIFAR100_PAIRS):
         assert {belongs.get(index[fine], coarse) for fine in pair} == {coarse}  # of those with an example
 
 
@@ -184,7 +184,7 @@ def test_pets_lists(root: Path) -> None:
         real = (DATA_DIR / "pets/annotations/list.txt").read_text().splitlines()
         known = {line.split()[0].rpartition("_")[0]: line.split()[1:] for line in real if not line.startswith("#")}
         assert comments == real[:6]
-        ours = [(breed, species, index) for breed, species, index, *_ in layouts.PETS]
+        ours = [(breed, species, index) for breed, species, index, *_ in classes.PETS]
         assert known.keys() & {breed for breed, *_ in ours}
         for number, (breed, species, index) in enumerate(ours, start=1):
             assert known.get(breed) in (None, [str(number), str(species), str(index)])

@@ -95,15 +95,15 @@ def by_folder(pattern: str) -> Callable[[Path, bool], Examples]:
 
 def cifar(folder: str, train: str, test: str, key: str) -> Callable[[Path, bool], Examples]:
     def read(root: Path, is_train: bool) -> Examples:
-        found: Examples = []
+        examples: Examples = []
         for path in sorted((root / folder).glob(train if is_train else test)):
             batch = pickle.loads(path.read_bytes(), encoding="latin1")
             pictures = batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            found += [
+            examples += [
                 (picture_features(Image.fromarray(rgb)), str(label))
                 for rgb, label in zip(pictures, batch[key], strict=True)
             ]
-        return found
+        return examples
 
     return read
 
@@ -124,22 +124,22 @@ def resisc45(root: Path, train: bool) -> Examples:
 def vggsound(root: Path, train: bool) -> Examples:
     with (root / "vggsound/vggsound.csv").open(newline="") as file:
         rows = [row for row in csv.reader(file) if row[3] == ("train" if train else "test")]
-    found = []
+    examples = []
     for ident, start, label, _ in rows:
         (path,) = (root / "vggsound/audio").glob(f"{ident}_{int(start):06d}.*")
-        found.append((sound_features(path), label))
-    return found
+        examples.append((sound_features(path), label))
+    return examples
 
 
 def audioset(root: Path, train: bool) -> Examples:
     split = "balanced_train" if train else "eval"
     with (root / f"audioset/{split}_segments.csv").open(newline="") as file:
         rows = list(csv.reader(file, skipinitialspace=True))[3:]
-    found = []
+    examples = []
     for ident, _, _, mids in rows:
         (path,) = (root / f"audioset/audio/{split}_segments").glob(f"{ident}.*")
-        found.append((sound_features(path), mids))
-    return found
+        examples.append((sound_features(path), mids))
+    return examples
 
 
 # --------------------------------------------------------------------------------------------------- tests

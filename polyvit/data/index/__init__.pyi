@@ -14,6 +14,6 @@ from .io import index_classes as index_classes
 from .io import index_hash as index_hash
 from .io import key_fraction as key_fraction
 from .io import parse_index as parse_index
-from .io import read_facts as read_facts
 from .io import read_index as read_index
+from .io import read_metadata as read_metadata
 from .io import write_index as write_index

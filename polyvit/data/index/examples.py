@@ -1,7 +1,7 @@
 """Examples of a dataset in columns: millions of rows without millions of Python objects.
 
 In: `Example`s, one at a time (`ExampleWriter`), or an Arrow table of `SCHEMA`. Out: `Examples`, a sequence that
-makes an `Example` when it is asked for one; a split is the same columns with an array of positions.
+creates an `Example` on access; a split is the same columns with an array of positions.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,14 +15,14 @@ import pyarrow as pa
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 CHUNK = 1 << 16
-"""Rows that are Python objects at a time while a scan writes or a reader walks."""
+"""Rows that are Python objects at the same time while a scan writes or a reader iterates."""
 SMALL = 4096
-"""Rows up to which a pickled view is a plain list."""
+"""A view of at most so many rows is pickled as a plain list."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Where one example's bytes lie, and what it is.
+    """Where the bytes of one example lie, with its labels and split.
 
     container: `file` (the whole file), `tar` (`length` bytes at `offset`), `parquet` (row `row` of
         the column whose number in the table is `offset`) or `cifar` (row `row` of a python batch).
@@ -61,7 +61,7 @@ _WORDS = ("split", "container")
 
 
 class _Text:
-    """A column of texts, read where they lie in Arrow's buffers."""
+    """A column of texts, read directly from Arrow's buffers."""
 
     def __init__(self, column: pa.Array) -> None:
         wide = pa.types.is_large_string(column.type)
@@ -147,11 +147,11 @@ class Examples(Sequence[Example]):
     def counts(self) -> dict[str, int]:
         """Rows per split, every split named."""
         words = self._columns.words["split"]
-        found = dict(zip(words, np.bincount(self._splits(), minlength=len(words)).tolist(), strict=True))
-        return {name: found.get(name, 0) for name in SPLITS}
+        counts = dict(zip(words, np.bincount(self._splits(), minlength=len(words)).tolist(), strict=True))
+        return {name: counts.get(name, 0) for name in SPLITS}
 
     def label_counts(self, num_classes: int) -> np.ndarray:
-        """[K] how many rows carry each label; longer than `num_classes` where a label exceeds it."""
+        """int64 [K]: how many rows carry each label; longer than `num_classes` where a label exceeds it."""
         columns, labels = self._columns, self._columns.labels
         if self._positions is not None:
             wanted = np.zeros(len(columns.label_ends) - 1, bool)
@@ -168,7 +168,7 @@ class Examples(Sequence[Example]):
         return columns.example(row)
 
     def at(self, positions: np.ndarray) -> list[Example]:
-        """The rows at these positions, in their order; several at once are made faster than one by one."""
+        """The rows at these positions [n] int64, in their order; faster for several at once than one by one."""
         positions = np.asarray(positions)
         return self._columns.examples(positions if self._positions is None else self._positions[positions])
 
@@ -178,10 +178,10 @@ class Examples(Sequence[Example]):
 
     def _view(self, positions: np.ndarray) -> "Examples":
         """Some rows of these, each at most once."""
-        made = object.__new__(Examples)
-        made._columns, made.stored_hash = self._columns, None
-        made._positions = positions if self._positions is None else self._positions[positions]
-        return made
+        view = object.__new__(Examples)
+        view._columns, view.stored_hash = self._columns, None
+        view._positions = positions if self._positions is None else self._positions[positions]
+        return view
 
     def __len__(self) -> int:
         return self._columns.table.num_rows if self._positions is None else len(self._positions)
@@ -193,14 +193,14 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> "Example | Examples":
         if isinstance(index, slice):
             return self._view(np.arange(*index.indices(len(self))))
-        place = int(index)
-        if not -len(self) <= place < len(self):
-            raise IndexError(f"example {place} of {len(self)}")
-        place %= len(self)
-        return self._columns.example(place if self._positions is None else int(self._positions[place]))
+        position = int(index)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"example {position} of {len(self)}")
+        position %= len(self)
+        return self._columns.example(position if self._positions is None else int(self._positions[position]))
 
     def __iter__(self) -> Iterator[Example]:
-        """Each row once, made chunk by chunk: four times as fast as one by one."""
+        """Each row once, created chunk by chunk: four times as fast as one by one."""
         for first in range(0, len(self), CHUNK):
             some = (
                 self.table().slice(first, CHUNK)
@@ -222,14 +222,14 @@ class Examples(Sequence[Example]):
         return f"<{len(self)} examples>" if len(self) > 8 else repr(list(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Only these rows travel, not the table that they are a view of; a few travel as a plain list."""
+        """Only these rows are pickled, not the table that they are a view of; a few rows as a plain list."""
         if len(self) <= SMALL:
             return list, (list(self),)
         return Examples, (self.table(),)
 
 
 class ExampleWriter:
-    """Examples that a scan finds, turned into columns as they come."""
+    """Collects examples one by one and turns them into columns, chunk by chunk."""
 
     def __init__(self) -> None:
         self._fresh: list[Example] = []
@@ -262,13 +262,13 @@ class ExampleWriter:
 
 
 def examples_at(examples: Sequence[Example], positions: np.ndarray) -> list[Example]:
-    """Some examples of a sequence, by position."""
+    """The examples of a sequence at `positions` [n] int64."""
     return examples.at(positions) if isinstance(examples, Examples) else [examples[p] for p in positions]
 
 
 def whole(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece; texts of more than 2 GiB get 64-bit offsets."""
+    """A column as one array; texts of more than 2 GiB get 64-bit offsets."""
     if column.type == pa.string() and column.nbytes >= 2**31 - 1:
         column = column.cast(pa.large_string())
-    made = column.combine_chunks()
-    return made if isinstance(made, pa.Array) else made.chunk(0)
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else combined.chunk(0)

@@ -1,4 +1,4 @@
-"""The index: one Arrow schema for an example's address, labels and split, and what a scan found wrong.
+"""The index: one Arrow schema for the address, labels and split of examples, and the problems of a scan.
 
 In: a task's folder, read by one of `polyvit.data.layouts`. Out: a `Scan`, sorted by key, and from it a small
 Parquet file (`write_index`), the same on every machine. Nothing here decodes media. Millions of rows stay in
@@ -24,14 +24,28 @@ from polyvit.data.index.validation import row_problem
 from polyvit.errors import UserError
 
 __all__ = [
-    "SCHEMA", "SPLITS", "Example", "Examples", "Problem", "Scan", "Split", "beside_name", "finish_scan",
-    "index_classes", "index_hash", "key_fraction", "parse_index", "read_facts", "read_index", "write_index",
+    "SCHEMA",
+    "SPLITS",
+    "Example",
+    "Examples",
+    "Problem",
+    "Scan",
+    "Split",
+    "beside_name",
+    "finish_scan",
+    "index_classes",
+    "index_hash",
+    "key_fraction",
+    "parse_index",
+    "read_index",
+    "read_metadata",
+    "write_index",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that a scan left out, and why. `where` is a file, or file:line.
+    """One file or row that a scan left out, and why. `where` is a file, or file:line.
 
     kind: `missing` (listed, not on disk), `label` (unknown or malformed), `broken` (cannot be read),
         `duplicate` (the same key again).
@@ -44,7 +58,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a layout found: examples, class names in label order, and what was left out."""
+    """The result of a layout's scan: examples, class names in label order, and what was left out."""
 
     examples: Examples
     classes: list[str]
@@ -68,7 +82,7 @@ class Scan:
 
 
 _METADATA = {"polyvit.classes", "polyvit.problems", "polyvit.hash"}
-_FACTS = "polyvit.facts"
+_WRITER_METADATA = "polyvit.facts"
 
 
 def finish_scan(
@@ -98,28 +112,28 @@ def key_fraction(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
-def write_index(scan: Scan, path: Path, facts: Mapping[str, Any] | None = None) -> str:
+def write_index(scan: Scan, path: Path, metadata: Mapping[str, Any] | None = None) -> str:
     """Write the Parquet index; returns its content hash (SHA-256 of rows and classes, hex).
 
-    facts: anything of the writer's own that JSON can hold, which `read_facts` gives back.
+    metadata: anything of the writer's own that JSON can hold, which `read_metadata` gives back.
     """
     digest = index_hash(scan)
-    metadata = {
+    schema_metadata = {
         "polyvit.classes": json.dumps(scan.classes),
         "polyvit.problems": json.dumps([asdict(problem) for problem in scan.problems]),
         "polyvit.hash": digest,
-        _FACTS: json.dumps(facts or {}),
+        _WRITER_METADATA: json.dumps(metadata or {}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = beside_name(path)
-    table = scan.examples.table().replace_schema_metadata(metadata)
+    table = scan.examples.table().replace_schema_metadata(schema_metadata)
     pq.write_table(table, beside, compression="zstd", compression_level=1, write_page_checksum=True)
     beside.replace(path)
     return digest
 
 
 def beside_name(path: Path) -> Path:
-    """A name beside a file to write it under, this thread's own, until it is renamed into place."""
+    """A temporary name in the same folder, unique to this thread: write there, then rename to `path`."""
     return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.writing")
 
 
@@ -132,7 +146,7 @@ def read_index(path: Path) -> Scan:
 
 
 def parse_index(content: bytes, where: str) -> tuple[Scan, dict[str, Any]]:
-    """A written index from its bytes, and its `facts`. Raises UserError as `read_index`."""
+    """A written index from its bytes, and the `metadata` of its writer. Raises UserError as `read_index`."""
     return _read(pa.BufferReader(content), where)
 
 
@@ -142,26 +156,26 @@ def _read(source: Path | pa.NativeFile, path: str) -> tuple[Scan, dict[str, Any]
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is not a readable index ({error}); run `polyvit index` again") from None
     try:
-        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        if not table.schema.equals(SCHEMA) or _METADATA - metadata.keys():
+        stored = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if not table.schema.equals(SCHEMA) or _METADATA - stored.keys():
             raise UserError(f"{path} is not an index of this version; run `polyvit index` again")
-        problems = [Problem(**problem) for problem in json.loads(metadata["polyvit.problems"])]
-        classes = [str(name) for name in json.loads(metadata["polyvit.classes"])]
-        facts = dict(json.loads(metadata.get(_FACTS, "{}")))
+        problems = [Problem(**problem) for problem in json.loads(stored["polyvit.problems"])]
+        classes = [str(name) for name in json.loads(stored["polyvit.classes"])]
+        metadata = dict(json.loads(stored.get(_WRITER_METADATA, "{}")))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is a damaged index ({error}); run `polyvit index` again") from None
     if problem := row_problem(table, classes):
         raise UserError(f"{path} is a damaged index: {problem}; run `polyvit index` again")
     examples = Examples(table.replace_schema_metadata(None))
-    examples.stored_hash = (classes, metadata["polyvit.hash"])
-    return Scan(examples, classes, problems), facts
+    examples.stored_hash = (classes, stored["polyvit.hash"])
+    return Scan(examples, classes, problems), metadata
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """The `facts` of a written index, without reading its rows; {} where it is none, or has none."""
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The writer's `metadata` of an index, without reading its rows; {} where it is none, or has none."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
-        return dict(json.loads(metadata[_FACTS.encode()]))
+        stored = pq.read_schema(path).metadata or {}
+        return dict(json.loads(stored[_WRITER_METADATA.encode()]))
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
         return {}
 
@@ -169,8 +183,8 @@ def read_facts(path: Path) -> dict[str, Any]:
 def index_classes(path: Path) -> list[str]:
     """Class names in label order of what `write_index` wrote. Raises UserError where the file is no such index."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
-        return json.loads(metadata[b"polyvit.classes"])
+        stored = pq.read_schema(path).metadata or {}
+        return json.loads(stored[b"polyvit.classes"])
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a readable index ({error}); run `polyvit index` again") from None
 

@@ -1,7 +1,9 @@
-"""Whether a table of index rows is one that a scan can have written; a forged one must reach no decoder, no loss.
+"""Checks the rows of an index: a forged index must not reach a decoder or a loss.
 
-Whole columns at a time: two million rows take a tenth of a second. Paths are judged where files are read
-(`layouts.common.inside`), and so are offsets beyond a file's end.
+In: a table of the index's schema. Out: what is wrong with it, in words.
+
+Whole columns at a time: two million rows take a tenth of a second. Paths, and offsets beyond the end of a file,
+are checked where files are read (`layouts.scanning.inside`, `loading.reader`).
 """
 
 from collections.abc import Sequence

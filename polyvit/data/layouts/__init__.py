@@ -1,6 +1,6 @@
 """A data set's folder or bucket, as its users hold it, to a `Scan`: one file a layout.
 
-In: a task and its place. Out: a `Scan`, or its index file from the cache.
+In: a task and its location. Out: a `Scan`, or its index file from the cache.
 Read: scanner, a layout such as imagefolder, scanning/, index_cache.
 """
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from polyvit.data.index import Example, Scan, Split
 from polyvit.data.layouts.scanning import (
-    Survey,
+    ScanContext,
     name_problem,
     need_columns,
     ordered_names,
@@ -35,51 +35,51 @@ TRAIN_LISTS = {
 FIELDS = 4
 
 
-def scan_audioset(survey: Survey) -> Scan:
+def scan_audioset(context: ScanContext) -> Scan:
     """Train and validation, several labels a row. Raises UserError where a list is missing or malformed."""
-    options = read_options(survey, OPTIONS)
+    options = read_options(context, OPTIONS)
     if options["train"] not in TRAIN_LISTS:
         raise UserError(
-            f"tasks.{survey.name}.options.train={options['train']!r}; allowed are"
+            f"tasks.{context.name}.options.train={options['train']!r}; allowed are"
             f" {', '.join(map(repr, TRAIN_LISTS))}"
         )
-    mids, names = _classes(survey)
+    mids, names = _classes(context)
     indices = {mid: index for index, mid in enumerate(mids)}
     lists: list[tuple[str, Split]] = [(name, "train") for name in TRAIN_LISTS[options["train"]]]
     for name, split in [*lists, ("eval_segments", "validation")]:
-        _add_list(survey, name, split, indices, options["folder"])
-    return survey.finish(survey.classes if survey.classes is not None else names)
+        _add_list(context, name, split, indices, options["folder"])
+    return context.finish(context.classes if context.classes is not None else names)
 
 
-def _classes(survey: Survey) -> tuple[list[str], list[str]]:
+def _classes(context: ScanContext) -> tuple[list[str], list[str]]:
     """Mids and display names, in label order."""
-    header, rows = read_table(survey, CLASSES)
-    need_columns(survey, CLASSES, header, ("index", "mid", "display_name"))
+    header, rows = read_table(context, CLASSES)
+    need_columns(context, CLASSES, header, ("index", "mid", "display_name"))
     table = [(where, row["index"], row["mid"], row["display_name"]) for where, row in rows]
-    mids = ordered_names(survey, CLASSES, [(where, index, mid) for where, index, mid, _ in table])
+    mids = ordered_names(context, CLASSES, [(where, index, mid) for where, index, mid, _ in table])
     display = {mid: name for _, _, mid, name in table}
     return mids, [display[mid] for mid in mids]
 
 
-def _add_list(survey: Survey, name: str, split: Split, indices: dict[str, int], folder: str) -> None:
+def _add_list(context: ScanContext, name: str, split: Split, indices: dict[str, int], folder: str) -> None:
     media: dict[str, str] = {}
-    for place in (folder, f"{folder}/{name.removesuffix('_segments')}", f"{folder}/{name}"):
-        media |= survey.by_stem(place)
-    for where, (ytid, start, end, labels) in read_rows(survey, f"{name}.csv", FIELDS, comment="#"):
-        found = [survey.label(mid.strip(), indices, where) for mid in labels.split(",")]
-        known = tuple(sorted({index for index in found if index is not None}))
-        if len(known) < len(set(found)):
+    for media_folder in (folder, f"{folder}/{name.removesuffix('_segments')}", f"{folder}/{name}"):
+        media |= context.by_stem(media_folder)
+    for where, (ytid, start, end, labels) in read_rows(context, f"{name}.csv", FIELDS, comment="#"):
+        numbers = [context.label(mid.strip(), indices, where) for mid in labels.split(",")]
+        known = tuple(sorted({index for index in numbers if index is not None}))
+        if len(known) < len(set(numbers)):
             continue
         if reason := name_problem(ytid):
-            survey.skip("broken", where, reason)
+            context.skip("broken", where, reason)
             continue
         try:
             stems = list(_stems(ytid, float(start), float(end)))
         except (ValueError, OverflowError):
-            survey.skip("label", where, f"malformed times {start!r}, {end!r}")
+            context.skip("label", where, f"malformed times {start!r}, {end!r}")
             continue
         path = next((media[stem] for stem in stems if stem in media), f"{folder}/{name}/{ytid}.wav")
-        survey.add(Example(f"{name}/{ytid}", path, known, split), where)
+        context.add(Example(f"{name}/{ytid}", path, known, split), where)
 
 
 def _stems(ytid: str, start: float, end: float) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from polyvit.data.index import Example, Scan
-from polyvit.data.layouts.scanning import BadPickle, Survey, carve, load_plain, read_options
+from polyvit.data.layouts.scanning import BadPickle, ScanContext, carve, load_plain, read_options
 from polyvit.errors import UserError
 
 TRAIN_BELOW = 0.98
@@ -39,14 +39,14 @@ EXPECTS10 = "cifar-10-batches-py/{data_batch_1..5,test_batch,batches.meta}"
 EXPECTS100 = "cifar-100-python/{train,test,meta}"
 
 
-def scan_cifar10(survey: Survey) -> Scan:
+def scan_cifar10(context: ScanContext) -> Scan:
     """CIFAR-10. Raises UserError, naming the file, where a batch is missing, damaged or not as documented."""
-    return _scan(survey, _CIFAR10)
+    return _scan(context, _CIFAR10)
 
 
-def scan_cifar100(survey: Survey) -> Scan:
+def scan_cifar100(context: ScanContext) -> Scan:
     """CIFAR-100 with its fine labels. Raises UserError as `scan_cifar10`."""
-    return _scan(survey, _CIFAR100)
+    return _scan(context, _CIFAR100)
 
 
 def pixels_NHWC(batch: dict[str, Any]) -> np.ndarray:
@@ -56,8 +56,8 @@ def pixels_NHWC(batch: dict[str, Any]) -> np.ndarray:
     """
     data = batch.get("data")
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (PIXELS,):
-        found = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
-        raise BadPickle(f"'data' must be uint8 [rows, {PIXELS}], found {found}")
+        actual = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise BadPickle(f"'data' must be uint8 [rows, {PIXELS}], found {actual}")
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
@@ -77,41 +77,41 @@ def labels_of(batch: dict[str, Any], key: str, num_classes: int) -> list[int]:
     return labels
 
 
-def _scan(survey: Survey, files: _Files) -> Scan:
-    read_options(survey, {})
-    prefix = f"{files.folder}/" if files.folder in survey.folder("").folders else ""
-    names = survey.classes
+def _scan(context: ScanContext, files: _Files) -> Scan:
+    read_options(context, {})
+    prefix = f"{files.folder}/" if files.folder in context.folder("").folders else ""
+    names = context.classes
     if names is None:
-        names = _names(survey, prefix + files.meta, files)
+        names = _names(context, prefix + files.meta, files)
     for file in (*files.train, files.test):
         path = prefix + file
-        batch = _load(survey, path)
+        batch = _load(context, path)
         try:
             labels = labels_of(batch, files.labels_key, files.num_classes)
         except BadPickle as error:
-            raise UserError(f"{survey.at(path)}: {error}; fetch this file again") from None
+            raise UserError(f"{context.at(path)}: {error}; fetch this file again") from None
         for row, label in enumerate(labels):
             key = f"{file}/{row:05d}"
             split = "test" if file == files.test else carve(key, TRAIN_BELOW)
-            survey.examples.append(Example(key, path, (label,), split, "cifar", row=row))
-    return survey.finish(names)
+            context.examples.append(Example(key, path, (label,), split, "cifar", row=row))
+    return context.finish(names)
 
 
-def _names(survey: Survey, path: str, files: _Files) -> list[str]:
-    names = _load(survey, path).get(files.names_key)
+def _names(context: ScanContext, path: str, files: _Files) -> list[str]:
+    names = _load(context, path).get(files.names_key)
     if not isinstance(names, list) or len(names) != files.num_classes:
-        raise UserError(f"{survey.at(path)}: {files.names_key!r} must list {files.num_classes} class names")
+        raise UserError(f"{context.at(path)}: {files.names_key!r} must list {files.num_classes} class names")
     return [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
 
 
-def _load(survey: Survey, path: str) -> dict[str, Any]:
-    full = survey.at(path)
+def _load(context: ScanContext, path: str) -> dict[str, Any]:
+    full = context.at(path)
     try:
-        return load_plain(survey.content(path))
+        return load_plain(context.content(path))
     except BadPickle as error:
         raise UserError(f"{full}: {error}; fetch this file again") from None
     except OSError as error:
         raise UserError(
-            f"tasks.{survey.name}: {full} cannot be read ({error.strerror or error}); layout"
-            f" {survey.task.layout} needs it"
+            f"tasks.{context.name}: {full} cannot be read ({error.strerror or error}); layout"
+            f" {context.task.layout} needs it"
         ) from None

@@ -28,7 +28,7 @@ from polyvit.data.layouts.scanning import (
     SPLIT_NAMES,
     Row,
     Rows,
-    Survey,
+    ScanContext,
     carve,
     carve_fractions,
     inside,
@@ -49,63 +49,63 @@ PER_SPLIT = ("train.csv", "val.csv", "validation.csv", "test.csv")
 _Cells = dict[str, str]
 
 
-def scan_csv(survey: Survey) -> Scan:
+def scan_csv(context: ScanContext) -> Scan:
     """Examples from the table or tables. Raises UserError for a missing table or column."""
-    options = read_options(survey, OPTIONS)
-    below = carve_fractions(survey, options)
+    options = read_options(context, OPTIONS)
+    below = carve_fractions(context, options)
     if len(options["delimiter"]) != 1:
-        raise UserError(f"tasks.{survey.name}.options.delimiter={options['delimiter']!r} must be one character")
+        raise UserError(f"tasks.{context.name}.options.delimiter={options['delimiter']!r} must be one character")
     rows = Rows()
-    for file, split in _files(survey, options["file"]):
-        for where, cells, found in _read(survey, file, split, options):
-            address = _address(survey, where, cells, options)
+    for file, split in _files(context, options["file"]):
+        for where, cells, row_split in _read(context, file, split, options):
+            address = _address(context, where, cells, options)
             if address is not None:
                 key, path, start, end = address
-                example = Example(key, path, (), found or carve(key, *below), start=start, end=end)
+                example = Example(key, path, (), row_split or carve(key, *below), start=start, end=end)
                 labels = _labels(cells[options["label_column"]], options["label_separator"])
                 rows.append(Row(example, labels, where))
-    return label_rows(survey, rows, options["labels"], survey.classes)
+    return label_rows(context, rows, options["labels"], context.classes)
 
 
-def _files(survey: Survey, file: str) -> list[tuple[str, Split | None]]:
+def _files(context: ScanContext, file: str) -> list[tuple[str, Split | None]]:
     """Tables and the split that each is; None where its rows say or the carve-out does."""
-    if file or survey.size("data.csv") is not None:
+    if file or context.size("data.csv") is not None:
         return [(file or "data.csv", None)]
-    found = [name for name in PER_SPLIT if survey.size(name) is not None]
-    if not found:
+    names = [name for name in PER_SPLIT if context.size(name) is not None]
+    if not names:
         raise UserError(
-            f"tasks.{survey.name}: neither data.csv nor train.csv is in {survey.at()}; put one there, or set"
-            f" tasks.{survey.name}.options.file to the table's name"
+            f"tasks.{context.name}: neither data.csv nor train.csv is in {context.at()}; put one there, or set"
+            f" tasks.{context.name}.options.file to the table's name"
         )
-    return [(name, SPLIT_NAMES[name.removesuffix(".csv")]) for name in found]
+    return [(name, SPLIT_NAMES[name.removesuffix(".csv")]) for name in names]
 
 
 def _read(
-    survey: Survey, file: str, split: Split | None, options: dict[str, Any]
+    context: ScanContext, file: str, split: Split | None, options: dict[str, Any]
 ) -> Iterator[tuple[str, _Cells, Split | None]]:
     """(file:line, cells, split) of the rows whose split is known or to be carved (None)."""
-    header, rows = read_table(survey, file, options["delimiter"])
+    header, rows = read_table(context, file, options["delimiter"])
     column = options["split_column"] or ("split" if split is None and "split" in header else "")
     used = [options[key] for key in ("path_column", "label_column", "start_column", "end_column")] + [column]
-    hint = f"; name the columns with tasks.{survey.name}.options.path_column, label_column ..."
-    need_columns(survey, file, header, [name for name in used if name], hint)
+    hint = f"; name the columns with tasks.{context.name}.options.path_column, label_column ..."
+    need_columns(context, file, header, [name for name in used if name], hint)
     for where, cells in rows:
         if not column:
             yield where, cells, split
-        elif (found := SPLIT_NAMES.get(cells[column].lower())) is not None:
-            yield where, cells, found
+        elif (row_split := SPLIT_NAMES.get(cells[column].lower())) is not None:
+            yield where, cells, row_split
         else:
-            survey.skip("label", where, f"unknown split {cells[column]!r}")
+            context.skip("label", where, f"unknown split {cells[column]!r}")
 
 
 def _address(
-    survey: Survey, where: str, cells: _Cells, options: dict[str, Any]
+    context: ScanContext, where: str, cells: _Cells, options: dict[str, Any]
 ) -> tuple[str, str, float, float] | None:
-    """(key, path, start, end) of a row; None, and a problem, where its path or its times are no good."""
-    written = cells[options["path_column"]]
-    path = inside(written)
+    """(key, path, start, end) of a row; None, and a problem, where its path or its times are wrong."""
+    cell = cells[options["path_column"]]
+    path = inside(cell)
     if path is None:
-        survey.skip("broken", where, OUTSIDE if written else "empty path")
+        context.skip("broken", where, OUTSIDE if cell else "empty path")
         return None
     if folder := options["folder"].strip("/"):
         path = f"{folder}/{path}"
@@ -119,7 +119,7 @@ def _address(
         start = math.nan
     if not (math.isfinite(start) and math.isfinite(end) and start >= 0 and (end < 0 or end > start)):
         times = [cells[column] for column in (start_column, end_column) if column]
-        survey.skip("label", where, f"malformed times {times}")
+        context.skip("label", where, f"malformed times {times}")
         return None
     return f"{path}#{start}-{end}", path, start, end
 

@@ -9,7 +9,14 @@ Options: validation_fraction = 0.1 and test_fraction = 0.1, the shares that are 
 """
 
 from polyvit.data.index import Example, Scan, Split
-from polyvit.data.layouts.scanning import EXTENSIONS, SPLIT_NAMES, Survey, carve, carve_fractions, read_options
+from polyvit.data.layouts.scanning import (
+    EXTENSIONS,
+    SPLIT_NAMES,
+    ScanContext,
+    carve,
+    carve_fractions,
+    read_options,
+)
 from polyvit.errors import UserError
 
 EXPECTS = "train/<class>/..., val/<class>/..., test/<class>/..., or just <class>/..."
@@ -17,46 +24,46 @@ OPTIONS = {"validation_fraction": 0.1, "test_fraction": 0.1}
 _Below = tuple[float, float]
 
 
-def scan_imagefolder(survey: Survey) -> Scan:
+def scan_imagefolder(context: ScanContext) -> Scan:
     """One class a folder. Raises UserError for split folders with neither train nor `task.classes`."""
-    below = carve_fractions(survey, read_options(survey, OPTIONS))
-    tops = survey.folder("").folders
+    below = carve_fractions(context, read_options(context, OPTIONS))
+    tops = context.folder("").folders
     splits = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
     if not splits:
-        names = survey.names(tops)
-        _add_classes(survey, "", "train", names, below)
-        return survey.finish(names)
-    if "train" not in splits.values() and survey.classes is None:
+        names = context.names(tops)
+        _add_classes(context, "", "train", names, below)
+        return context.finish(names)
+    if "train" not in splits.values() and context.classes is None:
         raise UserError(
-            f"tasks.{survey.name}: {survey.at()} has {', '.join(splits)} but no folder 'train', which the"
-            f" class indices come from; add one, or set tasks.{survey.name}.classes to a file of class names"
+            f"tasks.{context.name}: {context.at()} has {', '.join(splits)} but no folder 'train', which the"
+            f" class indices come from; add one, or set tasks.{context.name}.classes to a file of class names"
         )
     train = [top for top in splits if splits[top] == "train"]
-    names = survey.names(name for top in train for name in survey.folder(top).folders)
+    names = context.names(name for top in train for name in context.folder(top).folders)
     test_share = 1 - below[1]
     below = (1.0, 1.0) if "validation" in splits.values() else (below[0] + test_share, 1.0)
     for top in tops:
         if top in splits:
-            _add_classes(survey, top, splits[top], names, below)
+            _add_classes(context, top, splits[top], names, below)
         else:
-            survey.skip("label", top, "folder beside the split folders; its files belong to no split")
-    return survey.finish(names)
+            context.skip("label", top, "folder beside the split folders; its files belong to no split")
+    return context.finish(names)
 
 
-def _add_classes(survey: Survey, top: str, split: Split, names: list[str], below: _Below) -> None:
-    """Add the class folders under `top`; those of train go through the carve-out."""
+def _add_classes(context: ScanContext, top: str, split: Split, names: list[str], below: _Below) -> None:
+    """Add the class folders under `top`; files of train are carved by the thresholds `below`."""
     indices = {name: index for index, name in enumerate(names)}
     prefix = f"{top}/" if top else ""
-    survey.expect(prefix + name for name in survey.folder(top).folders)
-    for name in survey.folder(top).folders:
-        paths = survey.media(prefix + name)
+    context.expect(prefix + name for name in context.folder(top).folders)
+    for name in context.folder(top).folders:
+        paths = context.media(prefix + name)
         if not paths:
-            survey.skip("missing", prefix + name, f"class folder without {survey.task.modality} files")
+            context.skip("missing", prefix + name, f"class folder without {context.task.modality} files")
         for path in paths:
-            index = survey.label(name, indices, path)
+            index = context.label(name, indices, path)
             if index is not None:
-                found = carve(path, *below) if split == "train" else split
-                survey.add(Example(path, path, (index,), found))
-    for name in survey.folder(top).files:
-        if name.lower().endswith(EXTENSIONS[survey.task.modality]):
-            survey.skip("label", prefix + name, "file outside a class folder")
+                row_split = carve(path, *below) if split == "train" else split
+                context.add(Example(path, path, (index,), row_split))
+    for name in context.folder(top).files:
+        if name.lower().endswith(EXTENSIONS[context.task.modality]):
+            context.skip("label", prefix + name, "file outside a class folder")

@@ -9,7 +9,7 @@ is the test set of the paper's table. No options.
 import re
 
 from polyvit.data.index import Example, Scan
-from polyvit.data.layouts.scanning import Survey, carve, read_lines, read_options
+from polyvit.data.layouts.scanning import ScanContext, carve, read_lines, read_options
 from polyvit.errors import UserError
 
 EXPECTS = "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, with LOC_synset_mapping.txt where all 1000 classes count"
@@ -19,18 +19,18 @@ TRAIN_BELOW = 0.99
 _WNID = re.compile(r"(n\d{8})\b\s*(.*)")
 
 
-def scan_imagenet(survey: Survey) -> Scan:
+def scan_imagenet(context: ScanContext) -> Scan:
     """Train, validation and test from the folders by synset. Raises UserError where `train/` is missing."""
-    read_options(survey, {})
-    if "train" not in survey.folder("").folders:
-        raise UserError(f"tasks.{survey.name}: {survey.at('train')} is not there; expected: {EXPECTS}")
-    lines = survey.classes
-    if lines is None and survey.size(MAPPING) is not None:
-        lines = [line for _, line in read_lines(survey, MAPPING)]
-    folders, names = _classes(lines if lines is not None else list(survey.folder("train").folders))
+    read_options(context, {})
+    if "train" not in context.folder("").folders:
+        raise UserError(f"tasks.{context.name}: {context.at('train')} is not there; expected: {EXPECTS}")
+    lines = context.classes
+    if lines is None and context.size(MAPPING) is not None:
+        lines = [line for _, line in read_lines(context, MAPPING)]
+    folders, names = _classes(lines if lines is not None else list(context.folder("train").folders))
     for top in ("train", "val"):
-        _add_folders(survey, top, {folder: index for index, folder in enumerate(folders)})
-    return survey.finish(names)
+        _add_folders(context, top, {folder: index for index, folder in enumerate(folders)})
+    return context.finish(names)
 
 
 def _classes(lines: list[str]) -> tuple[list[str], list[str]]:
@@ -42,12 +42,12 @@ def _classes(lines: list[str]) -> tuple[list[str], list[str]]:
     return [folder for folder, _ in pairs], names
 
 
-def _add_folders(survey: Survey, top: str, indices: dict[str, int]) -> None:
-    if top not in survey.folder("").folders:
-        survey.skip("missing", top, "folder is not there; its split is empty")
-    for path in survey.media(top):
+def _add_folders(context: ScanContext, top: str, indices: dict[str, int]) -> None:
+    if top not in context.folder("").folders:
+        context.skip("missing", top, "folder is not there; its split is empty")
+    for path in context.media(top):
         parts = path.split("/")
-        index = survey.label(parts[1] if len(parts) > 2 else "", indices, path)
+        index = context.label(parts[1] if len(parts) > 2 else "", indices, path)
         if index is not None:
             split = carve(path, TRAIN_BELOW) if top == "train" else "test"
-            survey.add(Example(path, path, (index,), split))
+            context.add(Example(path, path, (index,), split))

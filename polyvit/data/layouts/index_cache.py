@@ -1,10 +1,10 @@
-"""Indexes of earlier scans, used again while nothing that they were made of has changed.
+"""Indexes of earlier scans, used again as long as their data have not changed.
 
-In: a task and its place. Out: its index as a file, scanned or taken from the cache. An index carries the stamps
+In: a task and its location. Out: its index as a file, scanned or taken from the cache. An index carries the stamps
 of every folder and file that its scan read (inode, size and times of a local one, size and time of an object's);
 it is used again only where all of them are the same. A folder's stamp covers its entries and not what is in a
-media file, which no index depends on. What changed within two seconds before it was read has no stamp, so that
-scan is not used again.
+media file, which no index depends on. A file that changed within two seconds before it was read has no stamp, and
+then the scan is not used again.
 """
 
 import contextlib
@@ -16,48 +16,51 @@ from pathlib import Path
 
 import polyvit.data
 from polyvit.config import TaskConfig
-from polyvit.data.index import beside_name, read_facts, write_index
+from polyvit.data.index import beside_name, read_metadata, write_index
 from polyvit.data.layouts.scanner import Stamps, read_classes, scan_with_stamps
 from polyvit.errors import UserError
-from polyvit.storage import Place, Root, open_root, pool
+from polyvit.storage import Location, Root, open_root, pool
 
 KEPT = 100
 """Indexes that stay in the cache, the latest used."""
 KEPT_PARTS = 20_000
-"""Tar shards without an index whose members stay known, the latest read."""
+"""Tar shards without an index whose rows stay in the cache, the latest read."""
 
 
-def write_task_index(task: TaskConfig, place: Place, name: str, target: Path, cache: Path | None) -> bool:
+def write_task_index(task: TaskConfig, location: Location, name: str, target: Path, cache: Path | None) -> bool:
     """Write the index of task `name` to `target`; True where it was taken from the cache.
 
-    cache: its folder, made where it is not there; None scans anyhow and keeps nothing. It may be shared by runs
-    that are at work at the same time: files are renamed into place. Raises UserError as `scan`.
+    task: what to scan. location: its folder or URL. name: of the task. target: the file to write. cache: its
+    folder, created where it is missing; None: always scan and keep nothing. Several runs may share a cache at the
+    same time: files are renamed into place. Raises UserError as `scan`.
     """
-    root = open_root(place)
+    root = open_root(location)
     target.parent.mkdir(parents=True, exist_ok=True)
-    kept = None if cache is None else cache / f"{_key(task, root, name)}.parquet"
-    if kept is not None and kept.is_file() and _unchanged(root, read_facts(kept).get("stamps")):
-        with contextlib.suppress(OSError):  # gone this moment, or a disk that is full: then scan
-            _share(kept, target)
-            os.utime(kept)
+    cached = None if cache is None else cache / f"{_key(task, root, name)}.parquet"
+    if cached is not None and cached.is_file() and _unchanged(root, read_metadata(cached).get("stamps")):
+        with contextlib.suppress(OSError):  # deleted meanwhile, or a full disk: then scan
+            _share(cached, target)
+            os.utime(cached)
             return True
-    parts = None if cache is None else cache / f"parts-{_code_digest()[:12]}"
-    found, stamps = scan_with_stamps(task, place, name, parts)
-    write_index(found, target, {"stamps": stamps})
-    if kept is not None and stamps is not None:
+    shard_cache = None if cache is None else cache / f"parts-{_code_digest()[:12]}"
+    scan, stamps = scan_with_stamps(task, location, name, shard_cache)
+    write_index(scan, target, {"stamps": stamps})
+    if cached is not None and stamps is not None:
         with contextlib.suppress(OSError):  # a cache that cannot be written costs the next run a scan
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            _share(target, kept)
-            _prune(kept.parent, "*.parquet", KEPT)
-    if parts is not None and parts.is_dir():
-        _prune(parts, "*.gz", KEPT_PARTS)
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            _share(target, cached)
+            _prune(cached.parent, "*.parquet", KEPT)
+    if shard_cache is not None and shard_cache.is_dir():
+        _prune(shard_cache, "*.gz", KEPT_PARTS)
     return False
 
 
-def scan_task(task: TaskConfig, place: Place, name: str, target: Path, cache: Path | None) -> tuple[bool, str]:
-    """`write_task_index`, and what is wrong with the task's data ('' if nothing) in place of an error."""
+def scan_task(
+    task: TaskConfig, location: Location, name: str, target: Path, cache: Path | None
+) -> tuple[bool, str]:
+    """As `write_task_index`, with the message of a UserError or OSError ('' for none) in place of raising it."""
     try:
-        return write_task_index(task, place, name, target, cache), ""
+        return write_task_index(task, location, name, target, cache), ""
     except UserError as error:
         return False, f"{'' if f'tasks.{name}' in error.message else f'tasks.{name}: '}{error}"
     except OSError as error:
@@ -65,12 +68,12 @@ def scan_task(task: TaskConfig, place: Place, name: str, target: Path, cache: Pa
 
 
 def _key(task: TaskConfig, root: Root, name: str) -> str:
-    """The name of a task's index: of all that a scan depends on but the data; the code of the layouts too."""
-    given = [
+    """The name of a task's index, a hash of all that a scan depends on, its code included, but not of the data."""
+    dependencies = [
         root.at(""), task.layout, task.modality, task.num_classes, task.options, read_classes(task, root, name),
         _code_digest(),
     ]  # fmt: skip
-    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()
     return f"{name}-{digest[:24]}"
 
 
@@ -83,14 +86,16 @@ def _code_digest() -> str:
 def _unchanged(root: Root, stamps: Stamps | None) -> bool:
     if not stamps:
         return False
-    asked = [(root.folder_stamp, path, stamp) for path, stamp in stamps["folders"].items()]
-    asked += [(root.file_stamp, path, stamp) for path, stamp in stamps["files"].items()]
-    answers = (pool().map if root.remote else map)(lambda question: question[0](question[1]) == question[2], asked)
+    questions = [(root.folder_stamp, path, stamp) for path, stamp in stamps["folders"].items()]
+    questions += [(root.file_stamp, path, stamp) for path, stamp in stamps["files"].items()]
+    answers = (pool().map if root.remote else map)(
+        lambda question: question[0](question[1]) == question[2], questions
+    )
     return all(answers)
 
 
 def _share(source: Path, target: Path) -> None:
-    """The same file at another place: a hard link where there are such, as no index is ever written over."""
+    """The same file under another name: a hard link where possible, since an index is never overwritten."""
     beside = beside_name(target)
     beside.unlink(missing_ok=True)
     try:
@@ -102,6 +107,6 @@ def _share(source: Path, target: Path) -> None:
 
 
 def _prune(folder: Path, pattern: str, most: int) -> None:
-    with contextlib.suppress(OSError):  # another run may be at it
+    with contextlib.suppress(OSError):  # another run may delete the same files
         for path in sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)[most:]:
             path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 
 from polyvit.data.index import Example, Scan, Split
-from polyvit.data.layouts.scanning import Survey, name_problem, need_columns, read_options, read_table
+from polyvit.data.layouts.scanning import ScanContext, name_problem, need_columns, read_options, read_table
 from polyvit.errors import UserError
 
 EXPECTS = "train.csv, val.csv (and test.csv), and clips at <split>/<label>/<id>_<start>_<end>.mp4"
@@ -25,40 +25,40 @@ LISTS: dict[Split, tuple[str, ...]] = {
 _Row = dict[str, str]
 
 
-def scan_kinetics(survey: Survey) -> Scan:
+def scan_kinetics(context: ScanContext) -> Scan:
     """Train, validation and test from the lists.
 
     Raises UserError where `train.csv` is missing and `task.classes` is not given: an index made from another
     list would be a wrong one.
     """
-    read_options(survey, {})
-    rows = {split: _read(survey, split) for split in LISTS}
-    if not rows["train"] and survey.classes is None:
+    read_options(context, {})
+    rows = {split: _read(context, split) for split in LISTS}
+    if not rows["train"] and context.classes is None:
         raise UserError(
-            f"tasks.{survey.name}: {survey.at('train.csv')} is missing or empty, and the class indices"
-            f" come from it; put it there, or set tasks.{survey.name}.classes to a text file of class names"
+            f"tasks.{context.name}: {context.at('train.csv')} is missing or empty, and the class indices"
+            f" come from it; put it there, or set tasks.{context.name}.classes to a text file of class names"
         )
-    names = survey.names(row["label"] for _, row in rows["train"])
+    names = context.names(row["label"] for _, row in rows["train"])
     indices = {name: index for index, name in enumerate(names)}
-    for split, listed in rows.items():
-        clips = _clips(survey, split)
-        for where, row in listed:
-            _add(survey, split, row, where, indices, clips)
-    return survey.finish(names)
+    for split, split_rows in rows.items():
+        clips = _clips(context, split)
+        for where, row in split_rows:
+            _add(context, split, row, where, indices, clips)
+    return context.finish(names)
 
 
-def _read(survey: Survey, split: Split) -> list[tuple[str, _Row]]:
+def _read(context: ScanContext, split: Split) -> list[tuple[str, _Row]]:
     """Rows of one split's list; a missing validation list is a problem, a missing test list is usual."""
-    file = next((f"{name}.csv" for name in LISTS[split] if survey.size(f"{name}.csv") is not None), None)
+    file = next((f"{name}.csv" for name in LISTS[split] if context.size(f"{name}.csv") is not None), None)
     if file is None:
         if split != "test":
-            survey.skip("missing", f"{LISTS[split][0]}.csv", "list is not there; its split is empty")
+            context.skip("missing", f"{LISTS[split][0]}.csv", "list is not there; its split is empty")
         return []
-    header, rows = read_table(survey, file)
+    header, rows = read_table(context, file)
     if split == "test" and "label" not in header:
-        survey.skip("label", file, "no column 'label'; its split is left out")
+        context.skip("label", file, "no column 'label'; its split is left out")
         return []
-    need_columns(survey, file, header, COLUMNS)
+    need_columns(context, file, header, COLUMNS)
     return list(rows)
 
 
@@ -67,39 +67,44 @@ def _folder_form(label: str) -> str:
     return re.sub(r"[\W_]+", "_", label.lower()).strip("_")
 
 
-def _clips(survey: Survey, split: Split) -> dict[tuple[str, str], str]:
+def _clips(context: ScanContext, split: Split) -> dict[tuple[str, str], str]:
     """{(label folder in its common form, '' for none; stem): path}."""
     clips: dict[tuple[str, str], str] = {}
     for top in LISTS[split]:
-        survey.expect(f"{top}/{folder}" for folder in survey.folder(top).folders)
-        for folder in survey.folder(top).folders:
-            for stem, path in survey.by_stem(f"{top}/{folder}").items():
+        context.expect(f"{top}/{folder}" for folder in context.folder(top).folders)
+        for folder in context.folder(top).folders:
+            for stem, path in context.by_stem(f"{top}/{folder}").items():
                 clips.setdefault((_folder_form(folder), stem), path)
-        for stem, path in survey.by_stem(top).items():
+        for stem, path in context.by_stem(top).items():
             clips.setdefault(("", stem), path)
     return clips
 
 
 def _add(
-    survey: Survey,
+    context: ScanContext,
     split: Split,
     row: _Row,
     where: str,
     indices: Mapping[str, int],
     clips: Mapping[tuple[str, str], str],
 ) -> None:
-    index = survey.label(row["label"], indices, where)
+    """Add one row of a list, or a problem.
+
+    split: of the list. row: its cells. where: file:line. indices: label index by name. clips: as `_clips` gives
+    them.
+    """
+    index = context.label(row["label"], indices, where)
     if index is None:
         return
     try:
         times = [round(float(row[column])) for column in ("time_start", "time_end")]
     except (ValueError, OverflowError):
-        survey.skip("label", where, f"malformed times {row['time_start']!r}, {row['time_end']!r}")
+        context.skip("label", where, f"malformed times {row['time_start']!r}, {row['time_end']!r}")
         return
     stem = f"{row['youtube_id']}_{times[0]:06d}_{times[1]:06d}"
     usual = f"{LISTS[split][0]}/{row['label']}/{stem}.mp4"
     if reason := name_problem(row["youtube_id"]):
-        survey.skip("broken", where, reason)
+        context.skip("broken", where, reason)
         return
     path = clips.get((_folder_form(row["label"]), stem)) or clips.get(("", stem)) or usual
-    survey.add(Example(f"{LISTS[split][0]}/{stem}", path, (index,), split), where)
+    context.add(Example(f"{LISTS[split][0]}/{stem}", path, (index,), split), where)

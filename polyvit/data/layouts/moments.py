@@ -8,7 +8,7 @@ position of the label in `task.classes`. No options.
 from polyvit.data.index import Example, Scan, Split
 from polyvit.data.layouts.scanning import (
     OUTSIDE,
-    Survey,
+    ScanContext,
     inside,
     ordered_names,
     read_lines,
@@ -25,25 +25,25 @@ LISTS: tuple[tuple[str, str, Split], ...] = (
 FIELDS = 4
 
 
-def scan_moments(survey: Survey) -> Scan:
+def scan_moments(context: ScanContext) -> Scan:
     """Train and validation from the two lists. Raises UserError for a missing list or an index hole."""
-    read_options(survey, {})
-    names = survey.classes
+    read_options(context, {})
+    names = context.classes
     if names is None:
         numbered = []
-        for number, line in read_lines(survey, CATEGORIES):
+        for number, line in read_lines(context, CATEGORIES):
             name, _, index = line.rpartition(",")
             numbered.append((f"{CATEGORIES}:{number}", index.strip(), name.strip()))
-        names = ordered_names(survey, CATEGORIES, numbered)
+        names = ordered_names(context, CATEGORIES, numbered)
     indices = {name: index for index, name in enumerate(names)}
     for file, folder, split in LISTS:
-        for where, (clip, label, *_) in read_rows(survey, file, FIELDS):
-            found = survey.label(label, indices, where)
-            if found is None:
+        for where, (clip, label, *_) in read_rows(context, file, FIELDS):
+            class_index = context.label(label, indices, where)
+            if class_index is None:
                 continue
             if (path := inside(clip)) is None:
-                survey.skip("broken", where, OUTSIDE)
+                context.skip("broken", where, OUTSIDE)
                 continue
             full = f"{folder}/{path}"
-            survey.add(Example(full, full, (found,), split), where)
-    return survey.finish(names)
+            context.add(Example(full, full, (class_index,), split), where)
+    return context.finish(names)

@@ -23,7 +23,7 @@ from polyvit.data.layouts.scanning import (
     EMPTY,
     Row,
     Rows,
-    Survey,
+    ScanContext,
     carve,
     carve_fractions,
     label_rows,
@@ -46,55 +46,59 @@ MEDIA_COLUMNS: dict[Modality, tuple[str, ...]] = {
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
 
-def scan_parquet(survey: Survey) -> Scan:
+def scan_parquet(context: ScanContext) -> Scan:
     """Examples of every file. Raises UserError where there is no file, or a column is missing."""
-    options = read_options(survey, OPTIONS)
-    below = carve_fractions(survey, options)
-    files = [path for path in survey.files("") if path.endswith(".parquet")]
+    options = read_options(context, OPTIONS)
+    below = carve_fractions(context, options)
+    files = [path for path in context.files("") if path.endswith(".parquet")]
     if not files:
-        raise UserError(f"tasks.{survey.name}: no Parquet file under {survey.at()}; expected: {EXPECTS}")
+        raise UserError(f"tasks.{context.name}: no Parquet file under {context.at()}; expected: {EXPECTS}")
     splits = {path: _split(path) for path in files}
     rows = Rows()
     names: list[str] | None = None
     for path in files:
         if splits[path] is None and any(splits.values()):
-            survey.skip("label", path, "no split in the file's name, which other files have")
+            context.skip("label", path, "no split in the file's name, which other files have")
             continue
-        written = _read(survey, path, splits[path], options, below, rows)
-        if written is not None and names is not None and written != names:
+        file_names = _read(context, path, splits[path], options, below, rows)
+        if file_names is not None and names is not None and file_names != names:
             raise UserError(
-                f"tasks.{survey.name}: {survey.at(path)} has other class names than the files before it"
+                f"tasks.{context.name}: {context.at(path)} has other class names than the files before it"
             )
-        names = names if written is None else written
-    return label_rows(survey, rows, options["labels"], survey.classes if survey.classes is not None else names)
+        names = names if file_names is None else file_names
+    return label_rows(context, rows, options["labels"], context.classes if context.classes is not None else names)
 
 
 def _split(path: str) -> Split | None:
-    """The split that the file's name speaks of, else its nearest folder's that does."""
+    """The split that the file's name contains, else the name of the nearest folder that contains one."""
     return next((split for part in reversed(path.split("/")) if (split := split_of(part))), None)
 
 
 def _read(
-    survey: Survey,
+    context: ScanContext,
     path: str,
     split: Split | None,
     options: dict[str, Any],
     below: tuple[float, float],
     rows: Rows,
 ) -> list[str] | None:
-    """Add the rows of one file; returns its class names. A damaged file becomes a problem."""
+    """Add the rows of one file to `rows`; returns its class names. A damaged file becomes a problem.
+
+    path: the file. split: from its name, None to carve by `below` (thresholds of train and validation). options:
+    of the layout.
+    """
     try:
-        with survey.open(path) as opened, pq.ParquetFile(opened) as file:
+        with context.open(path) as opened, pq.ParquetFile(opened) as file:
             schema = file.schema_arrow
-            usual = MEDIA_COLUMNS[survey.task.modality]
-            media = _column(survey, path, schema, options, "media_column", usual)
-            label = _column(survey, path, schema, options, "label_column", LABEL_COLUMNS)
+            usual = MEDIA_COLUMNS[context.task.modality]
+            media = _column(context, path, schema, options, "media_column", usual)
+            label = _column(context, path, schema, options, "label_column", LABEL_COLUMNS)
             labels = file.read(columns=[label]).column(0).to_pylist()
     except StoreUnavailable:
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = f"not a readable Parquet file ({type(error).__name__})"
-        survey.skip("broken", path, EMPTY if survey.size(path) == 0 else reason)
+        context.skip("broken", path, EMPTY if context.size(path) == 0 else reason)
         return None
     stem, column = path.removesuffix(".parquet"), schema.get_field_index(media)
     for row, value in enumerate(labels):
@@ -105,20 +109,24 @@ def _read(
 
 
 def _column(
-    survey: Survey, path: str, schema: pa.Schema, options: dict[str, Any], key: str, usual: tuple[str, ...]
+    context: ScanContext, path: str, schema: pa.Schema, options: dict[str, Any], key: str, usual: tuple[str, ...]
 ) -> str:
-    """The column that an option names, else the first usual one. Raises UserError where there is none."""
-    wanted = (options[key],) if options[key] else usual
-    found = next((name for name in wanted if name in schema.names), None)
-    if found is None:
+    """The column that an option names, else the first usual one.
+
+    path, schema: the file. options, key: the option's value. usual: names to try without it. Raises UserError
+    where the file has none of them.
+    """
+    candidates = (options[key],) if options[key] else usual
+    column = next((name for name in candidates if name in schema.names), None)
+    if column is None:
         raise UserError(
-            f"tasks.{survey.name}: {survey.at(path)} has columns {', '.join(schema.names)}, none of"
-            f" {', '.join(wanted)}; set tasks.{survey.name}.options.{key}"
+            f"tasks.{context.name}: {context.at(path)} has columns {', '.join(schema.names)}, none of"
+            f" {', '.join(candidates)}; set tasks.{context.name}.options.{key}"
         )
-    kind = schema.field(found).type
+    kind = schema.field(column).type
     if key == "media_column" and not (_is_binary(kind) or _is_media_struct(kind)):
-        raise UserError(f"{survey.at(path)}: column {found} is {kind}; bytes or a struct with bytes is expected")
-    return found
+        raise UserError(f"{context.at(path)}: column {column} is {kind}; bytes or a struct with bytes is expected")
+    return column
 
 
 def _is_binary(kind: pa.DataType) -> bool:

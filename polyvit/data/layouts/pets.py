@@ -8,7 +8,7 @@ index: class id - 1; class name: the breed in the image's name. trainval is carv
 from collections import Counter, defaultdict
 
 from polyvit.data.index import Example, Scan
-from polyvit.data.layouts.scanning import Survey, carve, name_problem, read_lines, read_options
+from polyvit.data.layouts.scanning import ScanContext, carve, name_problem, read_lines, read_options
 
 EXPECTS = "images/<Breed>_<n>.jpg and annotations/{trainval,test}.txt"
 NUM_CLASSES = 37
@@ -16,10 +16,10 @@ TRAIN_BELOW = 0.9
 """scenic's `train[:90%]` / `train[90%:]` of the Pets task, by key hash in place of file order."""
 
 
-def scan_pets(survey: Survey) -> Scan:
+def scan_pets(context: ScanContext) -> Scan:
     """Train, validation and test from the two lists. Raises UserError where a list is missing."""
-    read_options(survey, {})
-    rows = [row for name in ("trainval", "test") for row in _rows(survey, f"annotations/{name}.txt")]
+    read_options(context, {})
+    rows = [row for name in ("trainval", "test") for row in _rows(context, f"annotations/{name}.txt")]
     breeds: dict[int, Counter[str]] = defaultdict(Counter)
     for _, image, class_id in rows:
         breeds[class_id][_breed(image)] += 1
@@ -27,28 +27,28 @@ def scan_pets(survey: Survey) -> Scan:
     usual = {class_id: min(names, key=lambda name: (-names[name], name)) for class_id, names in breeds.items()}
     for where, image, class_id in rows:
         if reason := name_problem(image):
-            survey.skip("broken", where, reason)
+            context.skip("broken", where, reason)
         elif _breed(image) != usual[class_id]:
-            survey.skip("label", where, f"{image} has class id {class_id}, which is {usual[class_id]}")
+            context.skip("label", where, f"{image} has class id {class_id}, which is {usual[class_id]}")
         else:
             split = "test" if where.startswith("annotations/test") else carve(f"images/{image}", TRAIN_BELOW)
             path = f"images/{image}.jpg"
-            survey.add(Example(f"images/{image}", path, (class_id - 1,), split), where)
+            context.add(Example(f"images/{image}", path, (class_id - 1,), split), where)
     names = [usual.get(class_id, f"class {class_id}") for class_id in range(1, NUM_CLASSES + 1)]
-    return survey.finish(survey.classes if survey.classes is not None else names)
+    return context.finish(context.classes if context.classes is not None else names)
 
 
-def _rows(survey: Survey, path: str) -> list[tuple[str, str, int]]:
+def _rows(context: ScanContext, path: str) -> list[tuple[str, str, int]]:
     """(file:line, image, class id) of the good lines."""
     rows = []
-    for number, line in read_lines(survey, path):
+    for number, line in read_lines(context, path):
         where, fields = f"{path}:{number}", line.split()
         if line.startswith("#") or not fields:
             continue
         if len(fields) != 4 or not fields[1].isdecimal() or len(fields[1]) > 9:
-            survey.skip("label", where, f"malformed row: expected 'image id species breed', found {line[:80]!r}")
+            context.skip("label", where, f"malformed row: expected 'image id species breed', found {line[:80]!r}")
         elif not 1 <= int(fields[1]) <= NUM_CLASSES:
-            survey.skip("label", where, f"class id {fields[1]}; allowed are 1..{NUM_CLASSES}")
+            context.skip("label", where, f"class id {fields[1]}; allowed are 1..{NUM_CLASSES}")
         else:
             rows.append((where, fields[0], int(fields[1])))
     return rows

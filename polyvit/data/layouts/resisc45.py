@@ -6,7 +6,7 @@ RESISC45 has no official split: without these files the hash of the key gives 60
 """
 
 from polyvit.data.index import Example, Scan, Split
-from polyvit.data.layouts.scanning import OUTSIDE, Survey, carve, inside, read_lines, read_options
+from polyvit.data.layouts.scanning import OUTSIDE, ScanContext, carve, inside, read_lines, read_options
 from polyvit.errors import UserError
 
 FOLDER = "NWPU-RESISC45"
@@ -20,37 +20,37 @@ TRAIN_BELOW, VALIDATION_BELOW = 0.6, 0.8
 """The 60/20/20 of the common third-party split files (Neumann et al. 2019, arXiv:1911.06667)."""
 
 
-def scan_resisc45(survey: Survey) -> Scan:
+def scan_resisc45(context: ScanContext) -> Scan:
     """Train, validation and test. Raises UserError where the folder or one of the split files is missing."""
-    read_options(survey, {})
-    if FOLDER not in survey.folder("").folders:
-        raise UserError(f"tasks.{survey.name}: {survey.at(FOLDER)} is not there; expected: {EXPECTS}")
-    if any(survey.size(name) is not None for name in LISTS):
-        return _from_lists(survey)
-    names = survey.names(survey.folder(FOLDER).folders)
+    read_options(context, {})
+    if FOLDER not in context.folder("").folders:
+        raise UserError(f"tasks.{context.name}: {context.at(FOLDER)} is not there; expected: {EXPECTS}")
+    if any(context.size(name) is not None for name in LISTS):
+        return _from_lists(context)
+    names = context.names(context.folder(FOLDER).folders)
     indices = {name: index for index, name in enumerate(names)}
-    for path in survey.media(FOLDER):
+    for path in context.media(FOLDER):
         parts = path.split("/")
-        index = survey.label(parts[1] if len(parts) > 2 else "", indices, path)
+        index = context.label(parts[1] if len(parts) > 2 else "", indices, path)
         if index is not None:
-            survey.add(Example(path, path, (index,), carve(path, TRAIN_BELOW, VALIDATION_BELOW)))
-    return survey.finish(names)
+            context.add(Example(path, path, (index,), carve(path, TRAIN_BELOW, VALIDATION_BELOW)))
+    return context.finish(names)
 
 
-def _from_lists(survey: Survey) -> Scan:
+def _from_lists(context: ScanContext) -> Scan:
     rows = []
     for path, split in LISTS.items():
-        for number, line in read_lines(survey, path):
+        for number, line in read_lines(context, path):
             file = line.strip()
             rows.append((f"{path}:{number}", file, file.rpartition("/")[2].rpartition("_")[0], split))
-    names = survey.names(name for _, _, name, split in rows if split == "train")
+    names = context.names(name for _, _, name, split in rows if split == "train")
     indices = {name: index for index, name in enumerate(names)}
     for where, file, name, split in rows:
         if inside(file) is None:
-            survey.skip("broken", where, OUTSIDE)
+            context.skip("broken", where, OUTSIDE)
             continue
-        index = survey.label(name, indices, where)
+        index = context.label(name, indices, where)
         if index is not None:
             full = f"{FOLDER}/{name}/{file.rpartition('/')[2]}"
-            survey.add(Example(full, full, (index,), split), where)
-    return survey.finish(names)
+            context.add(Example(full, full, (index,), split), where)
+    return context.finish(names)

@@ -25,11 +25,11 @@ from polyvit.data.layouts import (
     vggsound,
     webdataset,
 )
-from polyvit.data.layouts.scanning import Survey
+from polyvit.data.layouts.scanning import ScanContext
 from polyvit.errors import UserError
-from polyvit.storage import Place, Root, StoreUnavailable, open_root
+from polyvit.storage import Location, Root, StoreUnavailable, open_root
 
-LAYOUTS: dict[str, tuple[Callable[[Survey], Scan], str]] = {
+LAYOUTS: dict[str, tuple[Callable[[ScanContext], Scan], str]] = {
     "imagenet": (imagenet.scan_imagenet, imagenet.EXPECTS),
     "cifar10": (cifar.scan_cifar10, cifar.EXPECTS10),
     "cifar100": (cifar.scan_cifar100, cifar.EXPECTS100),
@@ -52,24 +52,25 @@ SHOWN_PROBLEMS = 10
 """Problems that the message of an empty scan shows."""
 
 
-def scan(task: TaskConfig, place: Place | Root, name: str = "<name>") -> Scan:
-    """Scan a place, the folder or URL of task `name`, into examples, class names and named problems.
+def scan(task: TaskConfig, location: Location | Root, name: str = "<name>") -> Scan:
+    """Scan the folder or URL of task `name` into examples, class names and named problems.
 
     Raises UserError where the folder is not there or holds no usable example, where its lists cannot be read,
     where an option is unknown, and where classes or labels exceed `task.num_classes`. Fewer classes are a
     subset, allowed.
     """
-    return scan_with_stamps(task, place, name)[0]
+    return scan_with_stamps(task, location, name)[0]
 
 
 def scan_with_stamps(
-    task: TaskConfig, place: Place | Root, name: str = "<name>", parts: Path | None = None
+    task: TaskConfig, location: Location | Root, name: str = "<name>", shard_cache: Path | None = None
 ) -> tuple[Scan, Stamps | None]:
     """As `scan`, with the stamps of all that was read, None where they cannot be trusted yet.
 
-    parts: a folder where what was found in single files is kept for the next scan.
+    task: what to scan. location: its folder or URL. name: of the task, for messages. shard_cache: a folder where
+    the rows of single shards are kept for the next scan.
     """
-    root = open_root(place)
+    root = open_root(location)
     function, expects = LAYOUTS[task.layout]
     try:
         state = root.state()
@@ -81,19 +82,19 @@ def scan_with_stamps(
             f" in it: {expects}. Put the data there, or set tasks.{name}.root (or data.root, the folder that"
             f" holds {name}/)"
         )
-    made = Survey(name, task, root, read_classes(task, root, name), parts)
+    context = ScanContext(name, task, root, read_classes(task, root, name), shard_cache)
     try:
         with _no_collections():
-            found = function(made)
+            result = function(context)
     except StoreUnavailable as error:
         raise UserError(f"tasks.{name}: {error}") from None
-    _check(found, task, root, name, expects)
-    return found, made.stamps()
+    _check(result, task, root, name, expects)
+    return result, context.stamps()
 
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """A scan makes millions of objects and no cycles; looking for cycles took a fifth of its time."""
+    """A scan creates millions of objects and no cycles; the search for cycles took a fifth of its time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -137,22 +138,22 @@ def read_classes(task: TaskConfig, root: Root, name: str = "<name>") -> list[str
     return names
 
 
-def _check(found: Scan, task: TaskConfig, root: Root, name: str, expects: str) -> None:
+def _check(result: Scan, task: TaskConfig, root: Root, name: str, expects: str) -> None:
     key = f"tasks.{name}.num_classes"
-    if len(found.classes) > task.num_classes:
+    if len(result.classes) > task.num_classes:
         raise UserError(
-            f"{root.at('')} has {len(found.classes)} classes, {key} is {task.num_classes}; set {key} to at least"
-            f" {len(found.classes)}, or tasks.{name}.classes to the classes that count"
+            f"{root.at('')} has {len(result.classes)} classes, {key} is {task.num_classes}; set {key} to at least"
+            f" {len(result.classes)}, or tasks.{name}.classes to the classes that count"
         )
-    highest = found.examples.most_labelled()
+    highest = result.examples.most_labelled()
     if highest is None:
-        reasons = [f"{problem.where}: {problem.reason}" for problem in found.problems[:SHOWN_PROBLEMS]]
+        reasons = [f"{problem.where}: {problem.reason}" for problem in result.problems[:SHOWN_PROBLEMS]]
         raise UserError(
-            f"tasks.{name}: no usable example in {root.at('')} ({len(found.problems)} left out); layout"
+            f"tasks.{name}: no usable example in {root.at('')} ({len(result.problems)} left out); layout"
             f" {task.layout} expects in it: {expects}",
             reasons,
         )
-    allowed = len(found.classes)
+    allowed = len(result.classes)
     if max(highest.labels) >= allowed:
         raise UserError(
             f"{root.at('')}: {highest.key} has label {max(highest.labels)}; allowed are 0..{allowed - 1} (labels"

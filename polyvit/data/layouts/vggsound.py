@@ -8,7 +8,7 @@ Options: folder = `audio`, where the media are.
 """
 
 from polyvit.data.index import Example, Scan, Split
-from polyvit.data.layouts.scanning import Survey, name_problem, read_options, read_rows
+from polyvit.data.layouts.scanning import ScanContext, name_problem, read_options, read_rows
 
 LIST = "vggsound.csv"
 EXPECTS = f"{LIST} and audio/<ytid>_<start:06d>.(wav|flac|mp4|...)"
@@ -17,24 +17,24 @@ SPLITS: dict[str, Split] = {"train": "train", "test": "validation"}
 FIELDS = 4
 
 
-def scan_vggsound(survey: Survey) -> Scan:
+def scan_vggsound(context: ScanContext) -> Scan:
     """Train and validation from the one list. Raises UserError where it is missing."""
-    options = read_options(survey, OPTIONS)
-    rows = list(read_rows(survey, LIST, FIELDS))
-    names = survey.names(label for _, (_, _, label, split) in rows if split == "train")
+    options = read_options(context, OPTIONS)
+    rows = list(read_rows(context, LIST, FIELDS))
+    names = context.names(label for _, (_, _, label, split) in rows if split == "train")
     indices = {name: index for index, name in enumerate(names)}
     folder = options["folder"]
-    media = survey.by_stem(folder)
-    for where, (ytid, start, label, written) in rows:
-        split = SPLITS.get(written)
+    media = context.by_stem(folder)
+    for where, (ytid, start, label, split_word) in rows:
+        split = SPLITS.get(split_word)
         if split is None:
-            survey.skip("label", where, f"split {written!r}; allowed are 'train' and 'test'")
+            context.skip("label", where, f"split {split_word!r}; allowed are 'train' and 'test'")
         elif not start.isdecimal() or len(start) > 9:
-            survey.skip("label", where, f"malformed start {start!r}")
+            context.skip("label", where, f"malformed start {start!r}")
         elif reason := name_problem(ytid):
-            survey.skip("broken", where, reason)
-        elif (index := survey.label(label, indices, where)) is not None:
+            context.skip("broken", where, reason)
+        elif (index := context.label(label, indices, where)) is not None:
             stem = f"{ytid}_{int(start):06d}"
             path = media.get(stem, f"{folder}/{stem}.wav")
-            survey.add(Example(stem, path, (index,), split), where)
-    return survey.finish(names)
+            context.add(Example(stem, path, (index,), split), where)
+    return context.finish(names)

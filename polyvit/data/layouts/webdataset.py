@@ -2,10 +2,10 @@
 
 A shard `x.tar` with its index `x.tar.index` beside it (`polyvit shard` writes both) is not read at all: the
 index says where every member lies, and keeps the keys, splits and labels of the data that it was made of. An
-index that is not of this shard (its size differs) is passed over.
+index of another shard (its size differs) is ignored.
 
-The split is in the shard's name, or in that of its folder: a word train, val(idation) or test, that no letter
-touches (`imagenet-train-0001.tar`, `val/0001.tar`). Where no shard at all says so, the hash of the key carves
+The split is in the shard's name, or in that of its folder: a word train, val(idation) or test, with no letter
+beside it (`imagenet-train-0001.tar`, `val/0001.tar`). Where no shard at all says so, the hash of the key carves
 the splits. The label is the text of `.cls` (a whole number or a class name), or "label", "labels" or "cls" in
 `.json`. Class names: `task.classes`, else `classes.txt` in the root, else sorted unique names of train, or
 the numbers themselves. Shards must be plain tar files: a compressed one cannot be read by offset.
@@ -30,12 +30,12 @@ from polyvit.data.layouts.scanning import (
     OUTSIDE,
     Row,
     Rows,
-    Survey,
+    ScanContext,
+    cached_rows,
     carve,
     carve_fractions,
     inside,
     is_utf8,
-    kept_rows,
     label_rows,
     read_lines,
     read_options,
@@ -62,134 +62,134 @@ _Sample = dict[str, tuple[int, int]]
 """{extension: (offset, length) in the shard}"""
 
 
-def scan_webdataset(survey: Survey) -> Scan:
+def scan_webdataset(context: ScanContext) -> Scan:
     """Examples of every shard. Raises UserError where there is no shard."""
-    options = read_options(survey, OPTIONS)
-    below = carve_fractions(survey, options)
-    shards = _shards(survey)
+    options = read_options(context, OPTIONS)
+    below = carve_fractions(context, options)
+    shards = _shards(context)
     splits = {shard: split_of(shard.rpartition("/")[2]) or split_of(shard.rpartition("/")[0]) for shard in shards}
     rows, used = Rows(), []
     for shard in shards:
         if splits[shard] is None and any(splits.values()):
-            survey.skip("label", shard, "no split in the shard's name, which other shards have")
+            context.skip("label", shard, "no split in the shard's name, which other shards have")
         else:
             used.append(shard)
 
-    def read(shard: str) -> tuple[Survey, Iterable[Row]]:
-        part = survey.part()
-        found = _read_shard(part, shard, splits[shard], options["extension"], below)
-        return part, list(found) if survey.root.remote else found
+    def read(shard: str) -> tuple[ScanContext, Iterable[Row]]:
+        fork = context.fork()
+        shard_rows = _read_shard(fork, shard, splits[shard], options["extension"], below)
+        return fork, list(shard_rows) if context.root.remote else shard_rows
 
-    for part, found in pool().map(read, used) if survey.root.remote else map(read, used):
-        for row in found:
+    for fork, shard_rows in pool().map(read, used) if context.root.remote else map(read, used):
+        for row in shard_rows:
             rows.append(row)
-        survey.join(part)
-    classes = survey.classes
-    if classes is None and survey.size(CLASSES) is not None:
-        classes = [line.strip() for _, line in read_lines(survey, CLASSES)]
-    return label_rows(survey, rows, options["labels"], classes)
+        context.join(fork)
+    classes = context.classes
+    if classes is None and context.size(CLASSES) is not None:
+        classes = [line.strip() for _, line in read_lines(context, CLASSES)]
+    return label_rows(context, rows, options["labels"], classes)
 
 
-def _shards(survey: Survey) -> list[str]:
+def _shards(context: ScanContext) -> list[str]:
     shards = []
-    for folder in ("", *survey.folder("").folders):
+    for folder in ("", *context.folder("").folders):
         prefix = f"{folder}/" if folder else ""
-        for name in survey.folder(folder).files:
+        for name in context.folder(folder).files:
             if name.endswith(".tar"):
                 shards.append(prefix + name)
             elif name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")):
-                survey.skip("broken", prefix + name, "compressed shard; unpack it to a plain .tar")
+                context.skip("broken", prefix + name, "compressed shard; unpack it to a plain .tar")
     if not shards:
-        reasons = [f"{problem.where}: {problem.reason}" for problem in survey.problems]
-        raise UserError(f"tasks.{survey.name}: no tar shard in {survey.at()}; expected: {EXPECTS}", reasons)
+        reasons = [f"{problem.where}: {problem.reason}" for problem in context.problems]
+        raise UserError(f"tasks.{context.name}: no tar shard in {context.at()}; expected: {EXPECTS}", reasons)
     return shards
 
 
 def _read_shard(
-    survey: Survey, shard: str, split: Split | None, extension: str, below: tuple[float, float]
+    context: ScanContext, shard: str, split: Split | None, extension: str, below: tuple[float, float]
 ) -> Iterator[Row]:
-    """The samples of one shard, in order; a damaged shard gives what lies before the damage."""
-    indexed = _indexed(survey, shard)
+    """The samples of one shard, in order; of a damaged shard those before the damage."""
+    indexed = _indexed(context, shard)
     if indexed is not None:
         for example in indexed:
             yield Row(example, example.labels, f"{shard}/{example.key}")
         return
-    given = [extension, split, below]
-    yield from kept_rows(survey, shard, given, lambda: _walk(survey, shard, split, extension, below))
+    settings = [extension, split, below]
+    yield from cached_rows(context, shard, settings, lambda: _walk(context, shard, split, extension, below))
 
 
 def _walk(
-    survey: Survey, shard: str, split: Split | None, extension: str, below: tuple[float, float]
+    context: ScanContext, shard: str, split: Split | None, extension: str, below: tuple[float, float]
 ) -> Iterator[Row]:
     """The samples of a shard that has no index."""
     try:
-        with survey.open(shard) as file:
-            for name, sample in _samples(survey, shard, file).items():
+        with context.open(shard) as file:
+            for name, sample in _samples(context, shard, file).items():
                 where = f"{shard}/{name}"
-                address = _media(sample, extension or "", EXTENSIONS[survey.task.modality])
+                address = _media(sample, extension or "", EXTENSIONS[context.task.modality])
                 if address is None:
-                    survey.skip("missing", where, f"no {extension or survey.task.modality} in the sample")
+                    context.skip("missing", where, f"no {extension or context.task.modality} in the sample")
                 elif address[1] == 0:
-                    survey.skip("broken", where, "empty file")
+                    context.skip("broken", where, "empty file")
                 else:
-                    labels, made_of = _labels(survey, where, file, sample)
-                    key, start, end = made_of or (f"{shard.removesuffix('.tar')}/{name}", 0.0, -1.0)
-                    found = split or carve(key, *below)
-                    example = Example(key, shard, (), found, "tar", *address, start=start, end=end)
+                    labels, origin = _labels(context, where, file, sample)
+                    key, start, end = origin or (f"{shard.removesuffix('.tar')}/{name}", 0.0, -1.0)
+                    row_split = split or carve(key, *below)
+                    example = Example(key, shard, (), row_split, "tar", *address, start=start, end=end)
                     yield Row(example, labels, where)
     except StoreUnavailable:
         raise
     except OSError as error:
-        survey.skip("broken", shard, f"cannot be read: {error.strerror}")
+        context.skip("broken", shard, f"cannot be read: {error.strerror}")
 
 
-def _indexed(survey: Survey, shard: str) -> Examples | None:
-    """What the index beside a shard names; None where there is none, or it is not of this shard."""
-    path, size = shard + INDEX, survey.size(shard)
-    if survey.size(path) is None:
+def _indexed(context: ScanContext, shard: str) -> Examples | None:
+    """The examples in the index beside a shard; None without an index, or with one of another shard."""
+    path, size = shard + INDEX, context.size(shard)
+    if context.size(path) is None:
         return None
     try:
-        found, facts = parse_index(survey.content(path), survey.at(path))
+        scan, metadata = parse_index(context.content(path), context.at(path))
     except UserError:
-        survey.skip("broken", path, "not a readable index; the shard itself was read")
+        context.skip("broken", path, "not a readable index; the shard itself was read")
         return None
-    table = found.examples.table()
+    table = scan.examples.table()
     ends = pc.add(table.column("offset"), table.column("length")).to_numpy()
     paths = {"tar": "container", shard.rpartition("/")[2]: "path"}
     own = all(pc.all(pc.equal(table.column(name), word)).as_py() is not False for word, name in paths.items())
-    if facts.get("bytes") != size or not own or (len(ends) and ends.max() > size):
-        survey.skip("broken", path, "not the index of this shard; the shard itself was read")
+    if metadata.get("bytes") != size or not own or (len(ends) and ends.max() > size):
+        context.skip("broken", path, "not the index of this shard; the shard itself was read")
         return None
     column = pa.repeat(pa.scalar(shard, pa.string()), table.num_rows)
     return Examples(table.set_column(table.schema.get_field_index("path"), "path", column))
 
 
-def _samples(survey: Survey, shard: str, file: BinaryIO) -> dict[str, _Sample]:
+def _samples(context: ScanContext, shard: str, file: BinaryIO) -> dict[str, _Sample]:
     """Members of a shard by sample key: as in WebDataset, the name up to the first dot of its last part."""
     samples: dict[str, _Sample] = {}
-    for member in _members(survey, shard, file):
+    for member in _members(context, shard, file):
         where = f"{shard}/{member.name}"
         path = inside(member.name)
         if not is_utf8(member.name):
-            survey.skip("broken", f"{shard}/{member.name!r}", "its name is not UTF-8")
+            context.skip("broken", f"{shard}/{member.name!r}", "its name is not UTF-8")
         elif path is None:
-            survey.skip("broken", where, OUTSIDE)
+            context.skip("broken", where, OUTSIDE)
         elif not member.isreg() or member.issparse():
             if not member.isdir():
-                survey.skip("broken", where, "not a plain file (link, device or sparse file)")
+                context.skip("broken", where, "not a plain file (link, device or sparse file)")
         else:
             folder, _, name = path.rpartition("/")
             stem, _, extension = name.partition(".")
             sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
             if extension.lower() in sample:
-                survey.skip("duplicate", where, "member occurs again; the first is kept")
+                context.skip("duplicate", where, "member occurs again; the first is kept")
             else:
                 sample[extension.lower()] = (member.offset_data, member.size)
     return samples
 
 
-def _members(survey: Survey, shard: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Headers in order, up to the first damage, which becomes a problem."""
+def _members(context: ScanContext, shard: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Member headers in order, up to the first damage, which becomes a problem."""
     size, count, last = file.seek(0, 2), 0, -1
     file.seek(0)
     try:
@@ -205,11 +205,11 @@ def _members(survey: Survey, shard: str, file: BinaryIO) -> Iterator[tarfile.Tar
                 # tarfile takes a damaged header, other than the first, for the end
                 raise tarfile.ReadError("the end mark of a tar file does not follow")
     except (tarfile.TarError, ValueError, OverflowError, EOFError, MemoryError) as error:
-        survey.skip("broken", shard, f"damaged after {count} members: {error}")
+        context.skip("broken", shard, f"damaged after {count} members: {error}")
 
 
 def _media(sample: _Sample, extension: str, allowed: tuple[str, ...]) -> tuple[int, int] | None:
-    """Where the sample's media lies: of the extension asked for, else the best known one."""
+    """(offset, length) of the sample's media: of the wanted extension, or of the best known one without it."""
     if extension:
         return sample.get(extension.lower().removeprefix("."))
     plain = next((sample[known[1:]] for known in allowed if known[1:] in sample), None)
@@ -219,35 +219,35 @@ def _media(sample: _Sample, extension: str, allowed: tuple[str, ...]) -> tuple[i
 
 
 def _labels(
-    survey: Survey, where: str, file: BinaryIO, sample: _Sample
+    context: ScanContext, where: str, file: BinaryIO, sample: _Sample
 ) -> tuple[tuple[str | int, ...], tuple[str, float, float] | None]:
-    """The labels as written; () where there are none, which becomes the problem `empty label`.
+    """The labels as written, () for none, which becomes the problem `empty label`; and the sample's origin.
 
-    And (key, start, end) of the example that `polyvit shard` made the sample of; None for other samples.
+    origin: (key, start, end) of the example that `polyvit shard` wrote the sample from; None for other samples.
     """
     name = "cls" if "cls" in sample else "json"
     offset, length = sample.get(name, (0, 0))
     if length > MAX_LABEL_BYTES:
-        survey.skip("label", where, f".{name} has {length} bytes; a label has at most {MAX_LABEL_BYTES}")
+        context.skip("label", where, f".{name} has {length} bytes; a label has at most {MAX_LABEL_BYTES}")
         return (), None
     file.seek(offset)
     try:
         text = file.read(length).decode("utf-8-sig").strip()
         value = json.loads(text) if name == "json" and text else text
     except (ValueError, RecursionError) as error:
-        survey.skip("label", where, f".{name} cannot be read: {type(error).__name__}")
+        context.skip("label", where, f".{name} cannot be read: {type(error).__name__}")
         return (), None
-    made_of = None
+    origin = None
     if isinstance(value, dict):
-        made_of = _made_of(value.get("polyvit"))
+        origin = _origin(value.get("polyvit"))
         value = next((value[field] for field in LABEL_FIELDS if field in value), None)
     values: list[Any] = value if isinstance(value, list) else [value]
     if any(type(item) not in (int, str) for item in values):
-        return (), made_of
-    return tuple(item.strip() if isinstance(item, str) else item for item in values if item != ""), made_of
+        return (), origin
+    return tuple(item.strip() if isinstance(item, str) else item for item in values if item != ""), origin
 
 
-def _made_of(value: Any) -> tuple[str, float, float] | None:
+def _origin(value: Any) -> tuple[str, float, float] | None:
     if not isinstance(value, dict) or not isinstance(value.get("key"), str):
         return None
     times = [value.get("start", 0.0), value.get("end", -1.0)]

@@ -20,7 +20,7 @@ from polyvit.data.loading.reader import load, reading_ahead
 from polyvit.data.transforms import example_rng
 from polyvit.errors import BadMedia
 from polyvit.schedule import PlannedBatch
-from polyvit.storage import Place
+from polyvit.storage import Location
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Decoder:
 
     tasks: Mapping[str, TaskConfig]
     inputs: Mapping[str, InputSection]
-    roots: Mapping[str, Place]
+    roots: Mapping[str, Location]
     seed: int
     decode_timeout_s: float | None = None
 

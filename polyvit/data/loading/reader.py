@@ -20,7 +20,7 @@ from polyvit.data.index import Example
 from polyvit.data.layouts import pixels_NHWC
 from polyvit.data.layouts.scanning import EMPTY, OUTSIDE, BadPickle, inside, load_plain
 from polyvit.errors import BadMedia
-from polyvit.storage import Place, Root, StoreUnavailable, open_root, pool
+from polyvit.storage import Location, Root, StoreUnavailable, open_root, pool
 
 Media = bytes | np.ndarray
 AHEAD = 32
@@ -31,7 +31,7 @@ ROW_GROUPS = 4
 """Parquet row groups kept in a process; a group is the smallest piece that can be read."""
 
 
-def load(example: Example, place: Place | Root) -> Media:
+def load(example: Example, place: Location | Root) -> Media:
     """The bytes of an example; uint8 [32, 32, 3] for a CIFAR row.
 
     Raises BadMedia where they are missing, empty, shorter than the index says or unreadable, and where the
@@ -73,7 +73,7 @@ def _load(example: Example, root: Root) -> Media:
     return content
 
 
-def load_many(examples: Sequence[Example], place: Place | Root) -> Iterator[Media | BadMedia]:
+def load_many(examples: Sequence[Example], place: Location | Root) -> Iterator[Media | BadMedia]:
     """What `load` gives for each example, in order; its BadMedia is given, not raised. Read ahead as there."""
     ahead = _Ahead(examples, open_root(place))
     try:
@@ -84,7 +84,7 @@ def load_many(examples: Sequence[Example], place: Place | Root) -> Iterator[Medi
 
 
 @contextmanager
-def reading_ahead(examples: Sequence[Example], place: Place | Root) -> Iterator[None]:
+def reading_ahead(examples: Sequence[Example], place: Location | Root) -> Iterator[None]:
     """Inside the block, `load` of these examples in their order finds them on their way.
 
     From a folder, each is read when it is asked for. From an object store AHEAD of them are on their way at any

@@ -1,7 +1,8 @@
 """Media at a training size, for shards: smaller pictures and clips, recordings at one rate.
 
-In: a file's bytes. Out: the bytes to train on in their place, or None where they should stay as they are, being
-small enough already or odd in some way that a copy could change. Raises BadMedia for what cannot be decoded.
+In: the bytes of a file. Out: smaller bytes to train on, or None where the file should stay as it is, because it is
+small enough already, or unusual in a way that a copy could lose. Raises BadMedia for a file that cannot be
+decoded.
 """
 
 import io
@@ -19,11 +20,11 @@ from polyvit.errors import BadMedia
 KEY_FRAMES = 32
 """Frames from one key frame to the next: a clip is decoded from the last key frame before it."""
 X264 = {"preset": "medium", "crf": "19", "tune": "fastdecode", "g": str(KEY_FRAMES), "mbtree": "0"}
-"""Without mbtree: with it x264 reads memory that it did not write, and the bytes are not the same every time."""
+"""Without mbtree, with which x264 reads uninitialised memory and does not write the same bytes every time."""
 
 
 def smaller_image(data: bytes, size: int, quality: int) -> bytes | None:
-    """A JPEG (4:2:0, of `quality`) with a short side of `size` pixels; None for a picture no larger."""
+    """A JPEG (4:2:0, of `quality`) with a short side of `size` pixels; None for a picture that is no larger."""
     image_HWC = image.decode_image(data)
     sides = _sides(image_HWC, size)
     if sides == image_HWC.shape[:2]:
@@ -42,8 +43,9 @@ def _sides(image_HWC: np.ndarray, size: int) -> tuple[int, int]:
 def smaller_video(data: bytes, size: int) -> bytes | None:
     """An MP4 (H.264, no sound) with a short side of `size` pixels at most and a key frame every 32 frames.
 
-    As many frames, at the same times, upright, sides rounded up to even ones. None: it is like that already, or
-    the file is damaged, of an unusual format or has frames without times, so that a copy might not show the same.
+    The same number of frames at the same times, upright, sides rounded up to even numbers. None: it is small
+    enough already, or the file is damaged, of an unusual format or has frames without times, so that a copy might
+    differ.
     """
     with bad_media("video"), open_container(data) as source:
         packets = video.walk(source)
@@ -56,15 +58,15 @@ def smaller_video(data: bytes, size: int) -> bytes | None:
     if not packets.whole or (small and codec == "h264"):
         return None
     try:
-        made = _encoded(data, size, rate or 25)
-        with open_container(made) as target:
-            found = video.walk(target)
+        smaller = _encoded(data, size, rate or 25)
+        with open_container(smaller) as target:
+            encoded = video.walk(target)
     except (av.error.FFmpegError, BadMedia):
         return None
-    same = len(found.times_s) == len(packets.times_s) and bool(
-        np.abs(found.times_s - packets.times_s).max() < 2e-3
+    same = len(encoded.times_s) == len(packets.times_s) and bool(
+        np.abs(encoded.times_s - packets.times_s).max() < 2e-3
     )
-    return made if same and found.whole else None
+    return smaller if same and encoded.whole else None
 
 
 def _encoded(data: bytes, size: int, rate: object) -> bytes:
@@ -72,35 +74,35 @@ def _encoded(data: bytes, size: int, rate: object) -> bytes:
     with open_container(data) as source, av.open(buffer, "w", format="mp4") as target:
         stream = source.streams.video[0]
         stream.codec_context.thread_count = 1
-        made = target.add_stream("libx264", rate=rate, options=X264)  # type: ignore[call-overload]
-        made.pix_fmt, made.codec_context.thread_count = "yuv420p", 1
-        made.time_base = made.codec_context.time_base = stream.time_base
+        output = target.add_stream("libx264", rate=rate, options=X264)  # type: ignore[call-overload]
+        output.pix_fmt, output.codec_context.thread_count = "yuv420p", 1
+        output.time_base = output.codec_context.time_base = stream.time_base
         for frame in source.decode(stream):
             frame_HWC = video.upright(frame, colours)  # the pixels that training would see
             height, width = (side + side % 2 for side in _sides(frame_HWC, size))
-            if not made.codec_context.is_open:
-                made.height, made.width = height, width
+            if not output.codec_context.is_open:
+                output.height, output.width = height, width
             if frame_HWC.shape[:2] != (height, width):
                 frame_HWC = cv2.resize(frame_HWC, (width, height), interpolation=cv2.INTER_AREA)
             small = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
             small.pts, small.time_base = frame.pts, stream.time_base
-            target.mux(made.encode(small))
-        target.mux(made.encode())
+            target.mux(output.encode(small))
+        target.mux(output.encode())
     return buffer.getvalue()
 
 
 def smaller_audio(data: bytes, sample_rate: int) -> bytes | None:
-    """A FLAC of 16 bits, mono, `sample_rate` Hz, without what else the file holds.
+    """A FLAC of 16 bits, mono, `sample_rate` Hz, without the file's other streams and tags.
 
-    None: it is a mono FLAC of that rate already, of however many bits, or it is louder than full scale, which 16
-    bits cannot hold.
+    None: it is a mono FLAC of that rate already, of any number of bits, or it exceeds full scale, which 16 bits
+    cannot hold.
     """
     try:
-        facts = soundfile.info(io.BytesIO(data))
+        info = soundfile.info(io.BytesIO(data))
     except soundfile.LibsndfileError:
         pass
     else:
-        if facts.format == "FLAC" and facts.channels == 1 and facts.samplerate == sample_rate:
+        if info.format == "FLAC" and info.channels == 1 and info.samplerate == sample_rate:
             return None
     waveform_S = audio.decode_waveform(data, sample_rate)
     if np.abs(waveform_S).max() > 1:

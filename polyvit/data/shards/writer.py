@@ -1,11 +1,12 @@
-"""Write a task's examples as WebDataset tar shards with their index: few large objects in place of many small.
+"""Write a task's examples as WebDataset tar shards with their index: few large files in place of many small ones.
 
 In: a `Scan` and where its data lie. Out, below a folder or URL: `train-000000.tar` and so on, each with its index
-`train-000000.tar.index` beside it, written last: a shard with its index is whole. Layout `webdataset` reads them.
+`train-000000.tar.index` beside it, written last: a shard that has its index is complete. Layout `webdataset` reads
+them.
 
 What is in a shard depends on the index and the options alone: the train split in a fixed random order, for
 readers that go from the first shard to the last; the other splits in key order, as an evaluation reads them. A
-sample is `000000012.jpg` (the original bytes, or what `prepare.py` makes of them) and `000000012.json`
+sample is `000000012.jpg` (the original bytes, or what `transcode.py` makes of them) and `000000012.json`
 with its labels and the key, start and end of the example that it was. So training on the shards follows the same
 plan as on the originals.
 """
@@ -29,7 +30,7 @@ from polyvit.data.layouts import INDEX
 from polyvit.data.loading import Media, load_many
 from polyvit.data.shards.transcode import smaller_audio, smaller_image, smaller_video
 from polyvit.errors import BadMedia, UserError
-from polyvit.storage import Place, StoreUnavailable, is_url, open_root
+from polyvit.storage import Location, Root, StoreUnavailable, is_url, open_root
 
 FORMAT = 1
 PER_SHARD: dict[Modality, int] = {"image": 2000, "video": 200, "audio": 1000}
@@ -54,20 +55,20 @@ class ShardOptions:
 class ShardSpec:
     """One shard to write.
 
-    first: number of its first sample in the split. made_of: hash of all that decides what is in it.
+    first: number of its first sample in the split. fingerprint: hash of all that decides what is in it.
     """
 
     name: str
     examples: Sequence[Example]
     first: int
-    made_of: str
+    fingerprint: str
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What became of a shard.
+    """The result of writing a shard.
 
-    written: False where it was there already, whole. bad: {key, path, reason, kept} of each example that cannot
+    written: False where it was there already, complete. bad: {key, path, reason, kept} of each example that cannot
         be used; kept: its bytes are in the shard nonetheless.
     """
 
@@ -88,87 +89,90 @@ def shard_specs(scan: Scan, modality: Modality, options: ShardOptions, per_shard
         if split == "train":
             order = np.random.Generator(np.random.Philox(0)).permutation(order)
         for number, first in enumerate(range(0, len(examples), step)):
-            made_of = [FORMAT, digest, split, first, step, asdict(options)]
+            inputs = [FORMAT, digest, split, first, step, asdict(options)]
             specs.append(
                 ShardSpec(
                     f"{split}-{number:06d}",
-                    [examples[place] for place in order[first : first + step]],
+                    [examples[row] for row in order[first : first + step]],
                     first,
-                    hashlib.sha256(json.dumps(made_of).encode()).hexdigest(),
+                    hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
                 )
             )
     return specs
 
 
 def write_shard(
-    spec: ShardSpec, modality: Modality, classes: Sequence[str], place: Place, out: Place, options: ShardOptions
-) -> ShardReport:
-    """Write one shard and its index, unless both are there, whole and made of the same. Raises OSError,
-    UserError.
+    spec: ShardSpec, modality: Modality, classes: Sequence[str], source: Location, out: Location,
+    options: ShardOptions,
+) -> ShardReport:  # fmt: skip
+    """Write one shard and its index, unless both are there, whole and made of the same.
+
+    spec: what belongs in the shard. modality: of its media. classes: names in label order. source: where the
+    examples lie. out: the folder or URL to write to. options: how media are re-encoded. Raises OSError, UserError.
     """
-    name = spec.name + ".tar"
-    if (found := _whole(spec, out)) is not None:
-        return found
+    root, name = open_root(out), spec.name + ".tar"
+    if (report := _whole(spec, root)) is not None:
+        return report
     with tempfile.TemporaryDirectory(prefix=".polyvit-shard-", dir=None if is_url(out) else out) as scratch:
         tar, index = Path(scratch) / name, Path(scratch) / (name + INDEX)
         with tar.open("wb") as file:
-            samples = list(_add_samples(spec, modality, place, file, options))
+            samples = list(_add_samples(spec, modality, source, file, options))
         examples = [example for example, _ in samples if example is not None]
         report = ShardReport(
             spec.name, len(examples), tar.stat().st_size, True, [bad for _, bad in samples if bad]
         )
-        facts = {"made_of": spec.made_of, "bytes": report.bytes, "bad": report.bad}
-        write_index(finish_scan(examples, classes, []), index, facts)
-        _forget(name + INDEX, out)  # of another shard of that name, which it would give wrong places for
+        metadata = {"made_of": spec.fingerprint, "bytes": report.bytes, "bad": report.bad}
+        write_index(finish_scan(examples, classes, []), index, metadata)
+        root.delete(name + INDEX)  # that of an older shard of the same name has other offsets
         for path in (tar, index):
-            _publish(path, out)
+            root.write(path.name, path)
     return report
 
 
-def write_text(name: str, text: str, out: Place) -> None:
+def write_text(name: str, text: str, out: Location) -> None:
     """A small file below `out`, such as `classes.txt`: the class names in label order. Raises OSError."""
     with tempfile.TemporaryDirectory(prefix=".polyvit-shard-", dir=None if is_url(out) else out) as scratch:
         (Path(scratch) / name).write_text(text)
-        _publish(Path(scratch) / name, out)
+        open_root(out).write(name, Path(scratch) / name)
 
 
-def _whole(spec: ShardSpec, out: Place) -> ShardReport | None:
-    """The report of a shard that is there already; None where it must be written."""
-    root, name = open_root(out), spec.name + ".tar"
+def _whole(spec: ShardSpec, root: Root) -> ShardReport | None:
+    """The report of a shard that is complete already; None where it must be written."""
+    name = spec.name + ".tar"
     try:
-        found, facts = parse_index(root.read(name + INDEX), name + INDEX)
+        scan, metadata = parse_index(root.read(name + INDEX), name + INDEX)
         with root.open(name) as file:
             size = file.seek(0, io.SEEK_END)
     except StoreUnavailable:
         raise
     except (OSError, UserError):
         return None
-    if facts.get("made_of") != spec.made_of or facts.get("bytes") != size:
+    if metadata.get("made_of") != spec.fingerprint or metadata.get("bytes") != size:
         return None
-    return ShardReport(spec.name, len(found.examples), size, False, facts["bad"])
+    return ShardReport(spec.name, len(scan.examples), size, False, metadata["bad"])
 
 
 def _add_samples(
-    spec: ShardSpec, modality: Modality, place: Place, file: BinaryIO, options: ShardOptions
+    spec: ShardSpec, modality: Modality, source: Location, file: BinaryIO, options: ShardOptions
 ) -> Iterator[tuple[Example | None, dict[str, Any] | None]]:
-    """Each example at its place in the tar file, None where it has no bytes; and what is wrong with it."""
+    """Write each example; yields its row in the shard's index (None without bytes) and what is wrong with it."""
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for number, (example, media) in enumerate(
-            zip(spec.examples, load_many(spec.examples, place), strict=True), spec.first
+            zip(spec.examples, load_many(spec.examples, source), strict=True), spec.first
         ):
             if isinstance(media, BadMedia):
                 yield None, _bad(example, media, kept=False)
                 continue
             content, error = _stored(media, modality, options)
-            facts = {"key": example.key, "start": example.start, "end": example.end}
-            described = {"label": list(example.labels), "polyvit": facts}
-            _add(tar, f"{number:09d}.json", json.dumps(described).encode())
+            origin = {"key": example.key, "start": example.start, "end": example.end}
+            document = {"label": list(example.labels), "polyvit": origin}
+            _add(tar, f"{number:09d}.json", json.dumps(document).encode())
             offset = _add(tar, f"{number:09d}.{extension_of(content, modality)}", content)
-            kept = Example(
+            row = Example(
                 example.key, spec.name + ".tar", example.labels, example.split, "tar", offset, len(content),
                 start=example.start, end=example.end,
             )  # fmt: skip
-            yield kept, _bad(example, error, kept=True) if error else None
+            yield row, _bad(example, error, kept=True) if error else None
 
 
 def _bad(example: Example, error: BadMedia, kept: bool) -> dict[str, Any]:
@@ -185,16 +189,16 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
 
 
 def _stored(media: Media, modality: Modality, options: ShardOptions) -> tuple[bytes, BadMedia | None]:
-    """The bytes to write. Those of a file that cannot be decoded stay as they are, and so does the plan."""
+    """The bytes to write, and the error of a file that cannot be decoded; its bytes are kept for the same plan."""
     if isinstance(media, np.ndarray):
         return cv2.imencode(".png", media[..., ::-1])[1].tobytes(), None
     try:
-        return _prepared(media, modality, options) or media, None
+        return _transcoded(media, modality, options) or media, None
     except BadMedia as error:
         return media, error
 
 
-def _prepared(data: bytes, modality: Modality, options: ShardOptions) -> bytes | None:
+def _transcoded(data: bytes, modality: Modality, options: ShardOptions) -> bytes | None:
     if modality == "audio":
         return smaller_audio(data, options.sample_rate) if options.sample_rate else None
     if options.size is None:
@@ -216,29 +220,8 @@ _USUAL: dict[Modality, str] = {"image": "jpg", "video": "mp4", "audio": "wav"}
 
 
 def extension_of(content: bytes, modality: Modality) -> str:
-    """A file's extension by its first bytes; the modality's usual one where they are not known. Readers need
-    some.
-    """
+    """A file's extension by its first bytes, the modality's usual one if they are unknown; readers need some."""
     for magic, offset, extension in _MAGIC:
         if content[offset : offset + len(magic)] == magic:
             return extension
     return _USUAL[modality]
-
-
-def _forget(name: str, out: Place) -> None:
-    if is_url(out):
-        from polyvit.storage import delete
-
-        delete(name, str(out))
-    else:
-        (Path(out) / name).unlink(missing_ok=True)
-
-
-def _publish(path: Path, out: Place) -> None:
-    """Put a written file below `out`: renamed into place, or uploaded."""
-    if is_url(out):
-        from polyvit.storage import upload
-
-        upload(path, str(out))
-    else:
-        path.replace(Path(out) / path.name)

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from polyvit.checkpoint import Point, open_store, read_history, store_of
+from polyvit.checkpoint import Point, open_store, read_metrics_log, store_of
 from polyvit.config import RunConfig, validate_config
 from polyvit.errors import UserError
 from polyvit.model import parameters_of
@@ -76,7 +76,7 @@ def read_run(folder: Path) -> RunSummary:
         ) from None
     result = _mapping(folder / "result.json") if (folder / "result.json").is_file() else None
     try:
-        points = read_history(folder / "history")
+        points = read_metrics_log(folder / "history")
         evaluations = _evaluations(folder, config, points)
         rows = result["tasks"] if result else {}
         last = evaluations[-1][1] if evaluations else {}

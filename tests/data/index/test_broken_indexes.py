@@ -104,9 +104,9 @@ def test_names_that_no_file_can_have_are_problems(tmp_path: Path) -> None:
     rows.append(f"good,{'m' * 11},1,11,train")
     write(tmp_path, {"train.csv": "label,youtube_id,time_start,time_end,split\n" + "\n".join(rows)})
     write(tmp_path, {"train/good/" + "m" * 11 + "_000001_000011.mp4": "x"})
-    found = scan(task("kinetics", 400, "video"), tmp_path)
-    assert [example.key for example in found.examples] == ["train/" + "m" * 11 + "_000001_000011"]
-    kinds = sorted(problem.kind for problem in found.problems)
+    result = scan(task("kinetics", 400, "video"), tmp_path)
+    assert [example.key for example in result.examples] == ["train/" + "m" * 11 + "_000001_000011"]
+    kinds = sorted(problem.kind for problem in result.problems)
     assert kinds == ["broken", "broken", "missing", "missing"]  # the fourth: there is no val.csv
 
 
@@ -145,11 +145,11 @@ def test_forged_tar_headers_give_no_example(first: bytes, tmp_path: Path) -> Non
             tar.addfile(info, io.BytesIO(content))
     (tmp_path / "train-0.tar").write_bytes(first + bytes(1024))
     tracemalloc.start()
-    found = scan(task("webdataset"), tmp_path)
+    result = scan(task("webdataset"), tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 2**27
     tracemalloc.stop()
-    assert [example.key for example in found.examples] == ["train-1/g"]
-    assert {problem.where.partition("/")[0] for problem in found.problems} == {"train-0.tar"}
+    assert [example.key for example in result.examples] == ["train-1/g"]
+    assert {problem.where.partition("/")[0] for problem in result.problems} == {"train-0.tar"}
 
 
 def test_links_are_followed_as_documented_but_not_in_circles(tmp_path: Path) -> None:
@@ -158,9 +158,9 @@ def test_links_are_followed_as_documented_but_not_in_circles(tmp_path: Path) -> 
     (tmp_path / "root" / "train").mkdir(parents=True)
     (tmp_path / "root" / "train" / "a").symlink_to(elsewhere)
     (elsewhere / "loop").symlink_to(tmp_path / "root")
-    found = scan(task("imagefolder", options={"validation_fraction": 0.0}), tmp_path / "root")
-    assert [example.path for example in found.examples] == ["train/a/1.jpg"]
-    assert load(found.examples[0], tmp_path / "root") == b"x"
+    result = scan(task("imagefolder", options={"validation_fraction": 0.0}), tmp_path / "root")
+    assert [example.path for example in result.examples] == ["train/a/1.jpg"]
+    assert load(result.examples[0], tmp_path / "root") == b"x"
 
 
 def test_a_parquet_file_with_hostile_words_is_read_for_what_it_is(tmp_path: Path) -> None:
@@ -168,8 +168,8 @@ def test_a_parquet_file_with_hostile_words_is_read_for_what_it_is(tmp_path: Path
     for number, told in enumerate((b"{", b"[]", b'{"info": {"features": {"label": {"feature": 3}}}}', b"\xff")):
         table = pa.table({"image": [b"x"], "label": [0]}).replace_schema_metadata({"huggingface": told})
         pq.write_table(table, tmp_path / f"data/train-{number}.parquet")
-    found = scan(task("parquet"), tmp_path)
-    assert len(found.examples) == 4
+    result = scan(task("parquet"), tmp_path)
+    assert len(result.examples) == 4
     deep = json.dumps({"info": {"features": {"label": {}}}}).replace("{}", '{"feature": ' * 900 + "0" + "}" * 900)
     table = pa.table({"image": [b"x"], "label": [0]}).replace_schema_metadata({"huggingface": deep})
     pq.write_table(table, tmp_path / "data/train-9.parquet")
@@ -183,9 +183,9 @@ def test_names_that_are_no_text_are_problems_of_shards(tmp_path: Path) -> None:
     block[148:156] = b"%06o\0 " % sum(block[:512])
     whole = header(b"g.jpg", b"1") + b"x".ljust(512, b"\0") + header(b"g.cls", b"1") + b"0".ljust(512, b"\0")
     (tmp_path / "train-0.tar").write_bytes(bytes(block) + b"x".ljust(512, b"\0") + whole + bytes(1024))
-    found = scan(task("webdataset"), tmp_path)
-    assert [example.key for example in found.examples] == ["train-0/g"]
-    assert [(problem.where, problem.reason) for problem in found.problems] == [
+    result = scan(task("webdataset"), tmp_path)
+    assert [example.key for example in result.examples] == ["train-0/g"]
+    assert [(problem.where, problem.reason) for problem in result.problems] == [
         ("train-0.tar/'a\\udce9b.jpg'", "its name is not UTF-8")
     ]
 
@@ -212,9 +212,9 @@ def test_numbers_that_no_class_has_are_problems(label: str, tmp_path: Path) -> N
         tmp_path,
         {"data.csv": f"path,label,split\na.jpg,0,train\nb.jpg,{label},train\n", "a.jpg": "x", "b.jpg": "x"},
     )
-    found = scan(task("csv"), tmp_path)
-    assert [(example.path, example.labels) for example in found.examples] == [("a.jpg", (0,))]
-    assert [(problem.where, problem.kind) for problem in found.problems] == [("data.csv:3", "label")]
+    result = scan(task("csv"), tmp_path)
+    assert [(example.path, example.labels) for example in result.examples] == [("a.jpg", (0,))]
+    assert [(problem.where, problem.kind) for problem in result.problems] == [("data.csv:3", "label")]
     write(tmp_path, {"data.csv": "", "vggsound.csv": f"a,1,x,train\nb,{label},x,train\n"})
     write(tmp_path, {"audio/a_000001.wav": "x"})
     assert len(scan(task("vggsound", 309, "audio"), tmp_path).examples) == 1

@@ -23,19 +23,19 @@ LISTED = [
 
 
 def test_they_are_the_list_that_they_were_made_of() -> None:
-    made = Examples.of(LISTED)
-    assert len(made) == 5
-    assert [made[n] for n in range(5)] == LISTED == list(made)
-    assert [type(value) for value in vars_of(made[3])] == [type(value) for value in vars_of(LISTED[3])]
-    assert made[-1] == made[np.int64(4)] == LISTED[4]
-    assert made == LISTED
-    assert list.__eq__(LISTED, made) is NotImplemented  # so that Python asks the other side
-    assert made != LISTED[:4]
-    assert made != [*LISTED[:4], replace(LISTED[4], row=1)]
-    assert Examples.of(made) is made
+    examples = Examples.of(LISTED)
+    assert len(examples) == 5
+    assert [examples[n] for n in range(5)] == LISTED == list(examples)
+    assert [type(value) for value in vars_of(examples[3])] == [type(value) for value in vars_of(LISTED[3])]
+    assert examples[-1] == examples[np.int64(4)] == LISTED[4]
+    assert examples == LISTED
+    assert list.__eq__(LISTED, examples) is NotImplemented  # so that Python asks the other side
+    assert examples != LISTED[:4]
+    assert examples != [*LISTED[:4], replace(LISTED[4], row=1)]
+    assert Examples.of(examples) is examples
     for wrong in (5, -6):
         with pytest.raises(IndexError):
-            made[wrong]
+            examples[wrong]
 
 
 def vars_of(example: Example) -> list[object]:
@@ -43,13 +43,13 @@ def vars_of(example: Example) -> list[object]:
 
 
 def test_views_of_views() -> None:
-    made = Examples.of(LISTED)
-    train = made.split("train")
+    examples = Examples.of(LISTED)
+    train = examples.split("train")
     assert list(train) == [LISTED[1], LISTED[3], LISTED[4]]
     assert train[1] == LISTED[3]
     assert list(train[1:]) == [LISTED[3], LISTED[4]]
     assert list(train[::-1]) == [LISTED[4], LISTED[3], LISTED[1]]
-    assert made.counts() == {"train": 3, "validation": 1, "test": 1}
+    assert examples.counts() == {"train": 3, "validation": 1, "test": 1}
     assert train.counts() == {"train": 3, "validation": 0, "test": 0}
     assert len(train.split("test")) == 0
     assert train.at(np.array([2, 0, 2])) == [LISTED[4], LISTED[1], LISTED[4]]
@@ -58,11 +58,11 @@ def test_views_of_views() -> None:
 
 
 def test_labels_are_counted_in_columns() -> None:
-    made = Examples.of(LISTED)
-    assert made.label_counts(3).tolist() == [1, 1, 2, 0, 1, 1]
-    assert made.split("train").label_counts(7).tolist() == [0, 1, 0, 0, 1, 1, 0]
-    assert made.most_labelled() == LISTED[4]
-    assert made.split("test").most_labelled() == LISTED[2]
+    examples = Examples.of(LISTED)
+    assert examples.label_counts(3).tolist() == [1, 1, 2, 0, 1, 1]
+    assert examples.split("train").label_counts(7).tolist() == [0, 1, 0, 0, 1, 1, 0]
+    assert examples.most_labelled() == LISTED[4]
+    assert examples.split("test").most_labelled() == LISTED[2]
     assert Examples.of([]).most_labelled() is None
 
 
@@ -85,11 +85,11 @@ def test_many_chunks_are_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     for example in reversed(LISTED):
         writer.append(example)
     assert len(writer) == 5
-    found = finish_scan(writer, list("uvwxyz"), [])
-    assert found.examples == LISTED
-    assert index_hash(found) == index_hash(Scan(LISTED, list("uvwxyz")))
-    write_index(found, tmp_path / "t.parquet")
-    assert read_index(tmp_path / "t.parquet") == found
+    result = finish_scan(writer, list("uvwxyz"), [])
+    assert result.examples == LISTED
+    assert index_hash(result) == index_hash(Scan(LISTED, list("uvwxyz")))
+    write_index(result, tmp_path / "t.parquet")
+    assert read_index(tmp_path / "t.parquet") == result
 
 
 def test_a_rows_list_of_any_length_gives_the_same_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -112,11 +112,11 @@ def test_a_rows_list_of_any_length_gives_the_same_index(monkeypatch: pytest.Monk
 def test_a_name_that_is_no_text_is_left_out(tmp_path: Path) -> None:
     write(tmp_path, {"train/a/1.jpg": "x", "train/b/2.jpg": "x"})
     (tmp_path / "train/a").joinpath(b"\xff.jpg".decode(errors="surrogateescape")).write_bytes(b"x")
-    found = scan(task("imagefolder", options={"validation_fraction": 0.0}), tmp_path)
-    assert [example.key for example in found.examples] == ["train/a/1.jpg", "train/b/2.jpg"]
-    (problem,) = found.problems
+    result = scan(task("imagefolder", options={"validation_fraction": 0.0}), tmp_path)
+    assert [example.key for example in result.examples] == ["train/a/1.jpg", "train/b/2.jpg"]
+    (problem,) = result.problems
     assert (problem.kind, problem.reason) == ("broken", "its name is not UTF-8")
-    write_index(found, tmp_path / "t.parquet")
+    write_index(result, tmp_path / "t.parquet")
 
 
 def test_the_stored_hash_is_of_these_rows_alone(tmp_path: Path) -> None:

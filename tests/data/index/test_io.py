@@ -36,15 +36,15 @@ def scan() -> Scan:
 
 def test_scan_is_sorted_by_key_and_keeps_the_first_of_equal_keys() -> None:
     again = replace(EXAMPLES[0], path="other.jpg")
-    found = finish_scan([*EXAMPLES, again], ["x"], [Problem("label", "l:1", "empty label")])
-    assert [example.key for example in found.examples] == ["a", "b/ü", "c", "d"]
-    assert found.examples[1].path == "b/ü.jpg"
-    assert found.problems == [
+    result = finish_scan([*EXAMPLES, again], ["x"], [Problem("label", "l:1", "empty label")])
+    assert [example.key for example in result.examples] == ["a", "b/ü", "c", "d"]
+    assert result.examples[1].path == "b/ü.jpg"
+    assert result.problems == [
         Problem("label", "l:1", "empty label"),
         Problem("duplicate", "other.jpg", "key 'b/ü' occurs again; the first is kept"),
     ]
-    assert found.counts() == {"train": 2, "validation": 1, "test": 1}
-    assert [example.key for example in found.split("train")] == ["b/ü", "d"]
+    assert result.counts() == {"train": 2, "validation": 1, "test": 1}
+    assert [example.key for example in result.split("train")] == ["b/ü", "d"]
 
 
 def test_round_trip_gives_back_the_scan(tmp_path: Path) -> None:

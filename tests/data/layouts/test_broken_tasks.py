@@ -16,7 +16,7 @@ from kit import DATA_DIR
 from PIL import Image
 from small import Heard, fresh
 
-from polyvit.checkpoint.state import Learner, TrainState
+from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.config import RunConfig, load_config
 from polyvit.data.index.io import Scan
 from polyvit.data.layouts.scanner import scan
@@ -179,7 +179,7 @@ def test_the_broken_are_named_the_odd_are_used_and_the_plan_stands(
 
 def run(config: RunConfig, feed: InlineFeed) -> tuple[TrainState, Mapping[str, float]]:
     model, optimiser, schedule = fresh(config)
-    state = train(Learner(model, optimiser), schedule, feed, config, Alone(), TrainState(), Heard())
+    state = train(TrainUnit(model, optimiser), schedule, feed, config, Alone(), TrainState(), Heard())
     return state, state.scores()
 
 

@@ -19,7 +19,7 @@ from polyvit.errors import UserError
 @pytest.fixture(autouse=True)
 def _no_clock_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of a test are seconds younger than what may be trusted."""
-    monkeypatch.setattr("polyvit.storage.root.RECENT_NS", 0)
+    monkeypatch.setattr("polyvit.storage.local.RECENT_NS", 0)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_one_new_shard_costs_no_walk_through_the_others(tmp_path: Path, monkeypa
 def test_what_is_still_changing_is_not_trusted(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyvit.storage.root.RECENT_NS", 10**12)
+    monkeypatch.setattr("polyvit.storage.local.RECENT_NS", 10**12)
     assert [index(root, tmp_path / "t.parquet") for _ in range(2)] == [False, False]
 
 

@@ -61,10 +61,10 @@ def test_more_classes_than_num_classes_is_a_user_error_and_fewer_are_fine(tmp_pa
 
 def test_task_classes_override_the_order_and_name_what_is_unknown(tmp_path: Path) -> None:
     write(tmp_path, {f"train/{name}/1.jpg": "x" for name in "abc"} | {"names.txt": "\ufeffc\r\na\r\n"})
-    found = scan(task("imagefolder", 2, classes="names.txt", options={"validation_fraction": 0}), tmp_path)
-    assert found.classes == ["c", "a"]
-    assert rows(found) == [("train/a/1.jpg", (1,), "train"), ("train/c/1.jpg", (0,), "train")]
-    assert found.problems == [Problem("label", "train/b/1.jpg", "unknown label 'b'")]
+    result = scan(task("imagefolder", 2, classes="names.txt", options={"validation_fraction": 0}), tmp_path)
+    assert result.classes == ["c", "a"]
+    assert rows(result) == [("train/a/1.jpg", (1,), "train"), ("train/c/1.jpg", (0,), "train")]
+    assert result.problems == [Problem("label", "train/b/1.jpg", "unknown label 'b'")]
 
 
 @pytest.mark.parametrize(
@@ -85,20 +85,20 @@ def test_imagenet_by_mapping_and_by_folder_names(tmp_path: Path) -> None:
     train = {f"train/n00000003/{number}.JPEG": "x" for number in range(400)}
     write(tmp_path, train | {"val/n00000001/v.JPEG": "x", "val/n00000009/w.JPEG": "x", "val/loose.JPEG": "x"})
     write(tmp_path, {"LOC_synset_mapping.txt": "n00000001 crane\nn00000002 cat, felis\nn00000003 crane\n"})
-    found = scan(task("imagenet"), tmp_path)
-    assert found.classes == ["crane (n00000001)", "cat, felis", "crane (n00000003)"]
-    assert rows(found) == sorted(
+    result = scan(task("imagenet"), tmp_path)
+    assert result.classes == ["crane (n00000001)", "cat, felis", "crane (n00000003)"]
+    assert rows(result) == sorted(
         [(path, (2,), carved(path, 0.99)) for path in train] + [("val/n00000001/v.JPEG", (0,), "test")]
     )
     assert any(0.98 <= key_fraction(path) < 0.99 for path in train)
-    assert found.problems == [
+    assert result.problems == [
         Problem("label", "val/loose.JPEG", "empty label"),
         Problem("label", "val/n00000009/w.JPEG", "unknown label 'n00000009'"),
     ]
     (tmp_path / "LOC_synset_mapping.txt").unlink()
-    found = scan(task("imagenet"), tmp_path)
-    assert found.classes == ["n00000003"]
-    assert len(found.examples) == 400
+    result = scan(task("imagenet"), tmp_path)
+    assert result.classes == ["n00000003"]
+    assert len(result.examples) == 400
 
 
 def test_pets_ids_breeds_and_bad_lines(tmp_path: Path) -> None:
@@ -107,15 +107,15 @@ def test_pets_ids_breeds_and_bad_lines(tmp_path: Path) -> None:
     trainval = "#comment\nBengal_1 6 1 2\nBengal_2 6 1 2\npug_1 28 2 18\nBengal_3 28 1 2\npug_2 28 2 18\n"
     trainval += "pug_2 38 2 18\npug_9 28 2 18\npug_2 28\n../../etc_1 28 1 1\n"
     write(tmp_path, {"annotations/trainval.txt": trainval, "annotations/test.txt": "Bengal_3 6 1 2\n"})
-    found = scan(task("pets", 37), tmp_path)
+    result = scan(task("pets", 37), tmp_path)
     splits = {name: carved(f"images/{name}", 0.9) for name in images} | {"Bengal_3": "test"}
     labels = {"Bengal": 5, "pug": 27}
-    assert rows(found) == [(f"images/{n}.jpg", (labels[n[:-2]],), splits[n]) for n in images]
-    assert (found.classes[5], found.classes[27], found.classes[36], len(found.classes)) == (
+    assert rows(result) == [(f"images/{n}.jpg", (labels[n[:-2]],), splits[n]) for n in images]
+    assert (result.classes[5], result.classes[27], result.classes[36], len(result.classes)) == (
         "Bengal", "pug", "class 37", 37,
     )  # fmt: skip
     file = "annotations/trainval.txt"
-    assert set(found.problems) == {
+    assert set(result.problems) == {
         Problem("label", f"{file}:5", "Bengal_3 has class id 28, which is pug"),
         Problem("label", f"{file}:7", "class id 38; allowed are 1..37"),
         Problem("missing", "images/pug_9.jpg", f"listed in {file}:8, not on disk"),
@@ -130,19 +130,19 @@ def test_pets_ids_breeds_and_bad_lines(tmp_path: Path) -> None:
 def test_resisc45_by_split_files_and_by_hash(tmp_path: Path) -> None:
     paths = [f"NWPU-RESISC45/{c}/{c}_{n:03d}.jpg" for c in ("dense_lake", "sea_ice") for n in range(40)]
     write(tmp_path, dict.fromkeys(paths, "x"))
-    found = scan(task("resisc45", 45), tmp_path)
-    assert rows(found) == [(p, (int("sea_ice" in p),), carved(p, 0.6, 0.8)) for p in sorted(paths)]
+    result = scan(task("resisc45", 45), tmp_path)
+    assert rows(result) == [(p, (int("sea_ice" in p),), carved(p, 0.6, 0.8)) for p in sorted(paths)]
     write(tmp_path, {"resisc45-train.txt": "sea_ice_001.jpg\nsea_ice_777.jpg\n../x/sea_ice_002.jpg\n"})
     with pytest.raises(UserError, match=r"resisc45-val\.txt is not there"):
         scan(task("resisc45", 45), tmp_path)
     write(tmp_path, {"resisc45-val.txt": "dense_lake_001.jpg\n", "resisc45-test.txt": "sea_ice_003.jpg\n"})
-    found = scan(task("resisc45", 45), tmp_path)
-    assert found.classes == ["sea_ice"]
-    assert rows(found) == [
+    result = scan(task("resisc45", 45), tmp_path)
+    assert result.classes == ["sea_ice"]
+    assert rows(result) == [
         ("NWPU-RESISC45/sea_ice/sea_ice_001.jpg", (0,), "train"),
         ("NWPU-RESISC45/sea_ice/sea_ice_003.jpg", (0,), "test"),
     ]
-    assert set(found.problems) == {
+    assert set(result.problems) == {
         Problem("missing", "NWPU-RESISC45/sea_ice/sea_ice_777.jpg", "listed in resisc45-train.txt:2, not on disk"),
         Problem("broken", "resisc45-train.txt:3", "path leaves the root"),
         Problem("label", "resisc45-val.txt:1", "unknown label 'dense_lake'"),
@@ -163,12 +163,12 @@ def cifar10(root: Path, rows_each: int = 30, **changed: Any) -> Path:
 def test_cifar10_keys_splits_and_folder(tmp_path: Path, protocol: int) -> None:
     labels = np.arange(30) % 10  # numpy labels are read as a list is
     cifar10(tmp_path, protocol=protocol, data_batch_2={b"labels": labels})
-    found = scan(task("cifar10"), tmp_path)
-    first = next(example for example in found.examples if example.key == "data_batch_2/00017")
+    result = scan(task("cifar10"), tmp_path)
+    first = next(example for example in result.examples if example.key == "data_batch_2/00017")
     assert (first.path, first.labels, first.container, first.row) == (
         "cifar-10-batches-py/data_batch_2", (7,), "cifar", 17,
     )  # fmt: skip
-    assert {e.key: e.split for e in found.examples} == {
+    assert {e.key: e.split for e in result.examples} == {
         **{
             f"data_batch_{b}/{r:05d}": carved(f"data_batch_{b}/{r:05d}", 0.98)
             for b in range(1, 6)
@@ -176,9 +176,9 @@ def test_cifar10_keys_splits_and_folder(tmp_path: Path, protocol: int) -> None:
         },
         **{f"test_batch/{r:05d}": "test" for r in range(30)},
     }
-    assert found.classes[3] == "class3"
+    assert result.classes[3] == "class3"
     inner = scan(task("cifar10"), tmp_path / "cifar-10-batches-py")
-    assert [e.key for e in inner.examples] == [e.key for e in found.examples]
+    assert [e.key for e in inner.examples] == [e.key for e in result.examples]
     assert inner.examples[0].path == "data_batch_1"
 
 
@@ -214,9 +214,9 @@ def test_kinetics_finds_every_shape_of_a_copy(tmp_path: Path) -> None:
     write(tmp_path, {"train/a_b/id1_000001_000011.mkv": "x", "train/c, d/id2_000002_000012.mp4": "x"})
     write(tmp_path, {"train/id3_000003_000013.webm": "x", "train/c, d/id4_000004_000014.mp4": "x"})
     write(tmp_path, {"validate/a b/v_000000_000010.AVI": "x"})
-    found = scan(task("kinetics", modality="video"), tmp_path)
-    assert found.classes == ["a b", "c, d"]
-    assert [(e.key, e.path, e.labels, e.split) for e in found.examples] == [
+    result = scan(task("kinetics", modality="video"), tmp_path)
+    assert result.classes == ["a b", "c, d"]
+    assert [(e.key, e.path, e.labels, e.split) for e in result.examples] == [
         ("train/id1_000001_000011", "train/a_b/id1_000001_000011.mkv", (0,), "train"),
         ("train/id2_000002_000012", "train/c, d/id2_000002_000012.mp4", (1,), "train"),
         ("train/id3_000003_000013", "train/id3_000003_000013.webm", (0,), "train"),
@@ -224,7 +224,7 @@ def test_kinetics_finds_every_shape_of_a_copy(tmp_path: Path) -> None:
     ]
     # id4 lies in another label's folder: which of the two labels is right, nobody knows
     where = "train/a b/id4_000004_000014.mp4"
-    assert found.problems == [Problem("missing", where, "listed in train.csv:5, not on disk")]
+    assert result.problems == [Problem("missing", where, "listed in train.csv:5, not on disk")]
 
 
 def test_kinetics_bad_rows_are_named(tmp_path: Path) -> None:
@@ -232,9 +232,9 @@ def test_kinetics_bad_rows_are_named(tmp_path: Path) -> None:
     write(tmp_path, {"train.csv": HEAD + "a,t,0,10,train\n", "val.csv": HEAD + bad + 'a,"q,0,10,val\n'})
     write(tmp_path, {"train/a/t_000000_000010.mp4": "x", "val/a/e_000000_000010.mp4": ""})
     write(tmp_path, {"test.csv": "youtube_id,time_start\ni,0\n"})
-    found = scan(task("kinetics", modality="video"), tmp_path)
-    assert rows(found) == [("train/a/t_000000_000010.mp4", (0,), "train")]
-    assert set(found.problems) == {
+    result = scan(task("kinetics", modality="video"), tmp_path)
+    assert rows(result) == [("train/a/t_000000_000010.mp4", (0,), "train")]
+    assert set(result.problems) == {
         Problem("label", "val.csv:2", "unknown label 'zebra'"),
         Problem("label", "val.csv:3", "empty label"),
         Problem("label", "val.csv:4", "malformed times 'x', '10'"),
@@ -259,10 +259,10 @@ def test_moments(tmp_path: Path) -> None:
     train = "run/a.mp4,run,3,0\nfly/a.mp4,fly,3,0\n../x.mp4,run,1,1\n/x.mp4,run,1,1\nrun/a.mp4,run\n"
     train += "run/b.mp4,run,1,1\n"
     write(tmp_path, {"trainingSet.csv": train, "training/run/a.mp4": "x", "validation/clap/v.mp4": "x"})
-    found = scan(task("moments", modality="video"), tmp_path)
-    assert found.classes == ["clap", "run"]
-    assert rows(found) == [("training/run/a.mp4", (1,), "train"), ("validation/clap/v.mp4", (0,), "validation")]
-    assert found.problems == [
+    result = scan(task("moments", modality="video"), tmp_path)
+    assert result.classes == ["clap", "run"]
+    assert rows(result) == [("training/run/a.mp4", (1,), "train"), ("validation/clap/v.mp4", (0,), "validation")]
+    assert result.problems == [
         Problem("label", "trainingSet.csv:2", "unknown label 'fly'"),
         Problem("broken", "trainingSet.csv:3", "path leaves the root"),
         Problem("broken", "trainingSet.csv:4", "path leaves the root"),
@@ -293,13 +293,13 @@ def test_audioset_finds_media_under_every_usual_name(tmp_path: Path) -> None:
     media += ["audio/balanced_train_segments/id4_30.ogg", "audio/balanced_train_segments/id5_30000.m4a"]
     media += ["audio/balanced_train_segments/id6.mp4"]
     write(tmp_path, dict.fromkeys([*media, "audio/balanced_train_segments/id6.mkv"], "x"))
-    found = scan(task("audioset", modality="audio"), tmp_path)
-    assert sorted(e.path for e in found.split("train")) == sorted(media)
-    assert {e.labels for e in found.split("train")} == {(0, 1)}
-    assert rows(found)[-1] == ("audio/eval_segments/ev.wav", (2,), "validation")
-    assert found.examples[-1].key == "eval_segments/ev"
-    assert found.classes == ["Speech", "Dog, bark", "Cat"]
-    assert found.problems == []
+    result = scan(task("audioset", modality="audio"), tmp_path)
+    assert sorted(e.path for e in result.split("train")) == sorted(media)
+    assert {e.labels for e in result.split("train")} == {(0, 1)}
+    assert rows(result)[-1] == ("audio/eval_segments/ev.wav", (2,), "validation")
+    assert result.examples[-1].key == "eval_segments/ev"
+    assert result.classes == ["Speech", "Dog, bark", "Cat"]
+    assert result.problems == []
 
 
 def test_audioset_bad_rows_and_options(tmp_path: Path) -> None:
@@ -307,13 +307,13 @@ def test_audioset_bad_rows_and_options(tmp_path: Path) -> None:
     train += 'a, 0.0, 10.0, "/m/a"\na, 0.0, 10.0, "/m/b"\n../a, 0.0, 10.0, "/m/a"\n'
     audioset(tmp_path, train)
     write(tmp_path, {"audio/balanced_train_segments/a.wav": "x", "audio/u.wav": "x"})
-    found = scan(task("audioset", modality="audio"), tmp_path)
-    assert [(e.key, e.labels) for e in found.examples] == [
+    result = scan(task("audioset", modality="audio"), tmp_path)
+    assert [(e.key, e.labels) for e in result.examples] == [
         ("balanced_train_segments/a", (0,)),
         ("eval_segments/ev", (2,)),
     ]
     list_ = "balanced_train_segments.csv"
-    assert found.problems == [
+    assert result.problems == [
         # in the order in which they are found: malformed rows as the list is read
         Problem("label", f"{list_}:1", "unknown label '/m/zz'"),
         Problem("label", f"{list_}:2", "empty label"),
@@ -339,15 +339,15 @@ def test_vggsound(tmp_path: Path) -> None:
     text = 'a,30,"dog, barking",train\nb,1,cat,train\nc,2,cat,test\nd,3,male speech, man,train\ne,4,cat,dev\n'
     write(tmp_path, {"vggsound.csv": text + "f,x,cat,train\ng,5,bird,test\n../h,5,cat,train\nz,7,owl,train\n"})
     write(tmp_path, dict.fromkeys(["audio/a_000030.wav", "audio/b_000001.mp4", "audio/c_000002.flac"], "x"))
-    found = scan(task("vggsound", modality="audio"), tmp_path)
+    result = scan(task("vggsound", modality="audio"), tmp_path)
     # the clip of "owl" is not on disk; its class counts all the same, so that holes shift no index
-    assert found.classes == ["cat", "dog, barking", "owl"]
-    assert rows(found) == [
+    assert result.classes == ["cat", "dog, barking", "owl"]
+    assert rows(result) == [
         ("audio/a_000030.wav", (1,), "train"),
         ("audio/b_000001.mp4", (0,), "train"),
         ("audio/c_000002.flac", (0,), "validation"),
     ]
-    assert set(found.problems) == {
+    assert set(result.problems) == {
         Problem(
             "label", "vggsound.csv:4", "malformed row: 5 fields, expected 4; a comma inside a field needs quotes"
         ),

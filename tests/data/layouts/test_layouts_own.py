@@ -25,10 +25,10 @@ def test_class_folders_name_empty_dangling_and_foreign_files(tmp_path: Path) -> 
     (tmp_path / "train/a/link.jpg").symlink_to(tmp_path / "gone.jpg")
     (tmp_path / "train/a/loop").symlink_to(tmp_path / "train")
     (tmp_path / "train/b").mkdir()
-    found = scan(task("imagefolder", options={"validation_fraction": 0.0}), tmp_path)
-    assert rows(found) == [("train/a/1.jpg", (0,), "train"), ("train/a/deep/2.PNG", (0,), "train")]
-    assert found.classes == ["a", "b"]
-    assert set(found.problems) == {
+    result = scan(task("imagefolder", options={"validation_fraction": 0.0}), tmp_path)
+    assert rows(result) == [("train/a/1.jpg", (0,), "train"), ("train/a/deep/2.PNG", (0,), "train")]
+    assert result.classes == ["a", "b"]
+    assert set(result.problems) == {
         Problem("broken", "train/a/0.jpg", "empty file"),
         Problem("broken", "train/a/x.xml", "not a file of modality image by its extension"),
         Problem("missing", "train/a/link.jpg", "a link to a file that is not there"),
@@ -43,17 +43,17 @@ def test_imagefolder_carves_by_key_hash_for_any_modality(tmp_path: Path, modalit
     names = [f"{label}/{number}.{extension}" for label in "ab" for number in range(50)]
     write(tmp_path, dict.fromkeys(names, "x"))
     options = {"validation_fraction": 0.2, "test_fraction": 0.3}
-    found = scan(task("imagefolder", modality=modality, options=options), tmp_path)
+    result = scan(task("imagefolder", modality=modality, options=options), tmp_path)
     expected = [(name, ("ab".index(name[0]),), carved(name, 0.5, 0.7)) for name in names]
-    assert rows(found) == sorted(expected)
-    assert all(found.counts().values())
+    assert rows(result) == sorted(expected)
+    assert all(result.counts().values())
 
 
 def test_imagefolder_carves_validation_only_where_it_has_no_folder(tmp_path: Path) -> None:
     names = [f"train/a/{number}.jpg" for number in range(60)]
     write(tmp_path, dict.fromkeys([*names, "test/a/t.jpg"], "x"))
-    found = scan(task("imagefolder"), tmp_path)
-    assert {path: split for path, _, split in rows(found)} == {
+    result = scan(task("imagefolder"), tmp_path)
+    assert {path: split for path, _, split in rows(result)} == {
         **{name: carved(name, 0.9) for name in names},
         "test/a/t.jpg": "test",
     }
@@ -104,13 +104,13 @@ def test_csv_with_every_option(tmp_path: Path) -> None:
         "delimiter": ";",
     }
     options |= {"label_separator": "|", "split_column": "part", "start_column": "from", "end_column": "to"}
-    found = scan(task("csv", modality="audio", options=options), tmp_path)
-    assert found.classes == ["a", "b"]
-    assert [(e.key, e.path, e.labels, e.split, e.start, e.end) for e in found.examples] == [
+    result = scan(task("csv", modality="audio", options=options), tmp_path)
+    assert result.classes == ["a", "b"]
+    assert [(e.key, e.path, e.labels, e.split, e.start, e.end) for e in result.examples] == [
         ("clips/x.wav#0.0-1.5", "clips/x.wav", (0, 1), "train", 0.0, 1.5),
         ("clips/x.wav#2.0--1.0", "clips/x.wav", (0,), "validation", 2.0, -1.0),
     ]
-    assert set(found.problems) == {
+    assert set(result.problems) == {
         Problem("label", "list.csv:4", "unknown label 'c'"),
         Problem("label", "list.csv:5", "unknown split 'oops'"),
         Problem("label", "list.csv:6", "malformed times ['5', '4']"),
@@ -127,10 +127,10 @@ def test_csv_one_table_a_split_and_whole_number_labels(tmp_path: Path) -> None:
         tmp_path, {"train.csv": "path,label\n./a.jpg,2\nb.jpg,0\n", "val.csv": "path,label\nc.jpg,-1\nd.jpg,1\n"}
     )
     write(tmp_path, dict.fromkeys(["a.jpg", "b.jpg", "c.jpg", "d.jpg"], "x"))
-    found = scan(task("csv", 3), tmp_path)
-    assert rows(found) == [("a.jpg", (2,), "train"), ("b.jpg", (0,), "train"), ("d.jpg", (1,), "validation")]
-    assert found.classes == ["0", "1", "2"]
-    assert found.problems == [Problem("label", "val.csv:2", "label -1 is below 0")]
+    result = scan(task("csv", 3), tmp_path)
+    assert rows(result) == [("a.jpg", (2,), "train"), ("b.jpg", (0,), "train"), ("d.jpg", (1,), "validation")]
+    assert result.classes == ["0", "1", "2"]
+    assert result.problems == [Problem("label", "val.csv:2", "label -1 is below 0")]
     with pytest.raises(UserError, match=r"a\.jpg has label 2; allowed are 0\.\.1"):
         scan(task("csv", 2), tmp_path)
     by_name = scan(task("csv", 2, options={"labels": "name"}), tmp_path)
@@ -144,8 +144,8 @@ def test_csv_labels_that_could_be_either_are_a_user_error(tmp_path: Path) -> Non
     write(tmp_path, {"data.csv": "path,label,split\na.jpg,1,train\n"})
     with pytest.raises(UserError, match="labels are numbers and so is class name '9'"):
         scan(task("csv", classes="names.txt"), tmp_path)
-    found = scan(task("csv", classes="names.txt", options={"labels": "index"}), tmp_path)
-    assert rows(found) == [("a.jpg", (1,), "train")]
+    result = scan(task("csv", classes="names.txt", options={"labels": "index"}), tmp_path)
+    assert rows(result) == [("a.jpg", (1,), "train")]
     with pytest.raises(UserError, match=r"data\.csv has no column 'label_id'; it has 'path', 'label', 'split'"):
         scan(task("csv", options={"label_column": "label_id"}), tmp_path)
 
@@ -176,17 +176,17 @@ def test_webdataset_labels_splits_and_offsets(tmp_path: Path) -> None:
         {"a.png": b"V", "a.json": b'{"labels": ["dog", "cat"]}', "z.jpg": b"", "z.cls": b"cat"},
     )
     shard(tmp_path / "latest.tar", {"a.jpg": b"V", "a.cls": b"cat"})
-    found = scan(task("webdataset"), tmp_path)
-    assert found.classes == ["cat", "dog"]
-    assert [(e.key, e.path, e.labels, e.split) for e in found.examples] == [
+    result = scan(task("webdataset"), tmp_path)
+    assert result.classes == ["cat", "dog"]
+    assert [(e.key, e.path, e.labels, e.split) for e in result.examples] == [
         ("my-train-000/d/a", "my-train-000.tar", (0,), "train"),
         ("my-train-000/e", "my-train-000.tar", (1,), "train"),
         ("val/000/a", "val/000.tar", (0, 1), "validation"),
     ]
-    for example, content in zip(found.examples, (b"AA", b"EEE", b"V"), strict=True):
+    for example, content in zip(result.examples, (b"AA", b"EEE", b"V"), strict=True):
         whole = (tmp_path / example.path).read_bytes()
         assert whole[example.offset : example.offset + example.length] == content
-    assert found.problems == [
+    assert result.problems == [
         Problem("label", "latest.tar", "no split in the shard's name, which other shards have"),
         Problem("broken", "val/000.tar/z", "empty file"),
     ]
@@ -197,11 +197,11 @@ def test_webdataset_labels_splits_and_offsets(tmp_path: Path) -> None:
 def test_shards_whose_names_say_no_split_are_carved_by_key(tmp_path: Path) -> None:
     members = {f"{number}.{kind}": b"1" for number in range(80) for kind in ("jpg", "cls")}
     shard(tmp_path / "part.tar", members)
-    found = scan(task("webdataset", options={"validation_fraction": 0.2, "test_fraction": 0.1}), tmp_path)
-    assert {e.key: e.split for e in found.examples} == {
+    result = scan(task("webdataset", options={"validation_fraction": 0.2, "test_fraction": 0.1}), tmp_path)
+    assert {e.key: e.split for e in result.examples} == {
         f"part/{number}": carved(f"part/{number}", 0.7, 0.9) for number in range(80)
     }
-    assert all(found.counts().values())
+    assert all(result.counts().values())
 
 
 def test_webdataset_refuses_hostile_members(tmp_path: Path) -> None:
@@ -221,10 +221,10 @@ def test_webdataset_refuses_hostile_members(tmp_path: Path) -> None:
         "k.json": b'{"label": 1.5}',
     }
     shard(tmp_path / "train.tar", hostile | {"ok.jpg": b"x", "ok.cls": b"1"})
-    found = scan(task("webdataset"), tmp_path)
-    assert [(e.key, e.labels) for e in found.examples] == [("train/ok", (1,))]
+    result = scan(task("webdataset"), tmp_path)
+    assert [(e.key, e.labels) for e in result.examples] == [("train/ok", (1,))]
     link = "not a plain file (link, device or sparse file)"
-    assert set(found.problems) == {
+    assert set(result.problems) == {
         Problem("broken", "train.tar//etc/a.jpg", "path leaves the root"),
         Problem("broken", "train.tar/../b.jpg", "path leaves the root"),
         *(Problem("broken", f"train.tar/{name}.jpg", link) for name in "cdef"),
@@ -239,22 +239,22 @@ def test_webdataset_damaged_shards_are_named(tmp_path: Path) -> None:
     shard(tmp_path / "train-0.tar", {"a.jpg": b"A" * 600, "a.cls": b"0", "b.cls": b"0", "b.jpg": b"B" * 600})
     whole = (tmp_path / "train-0.tar").read_bytes()
     write(tmp_path, {"train-1.tar": whole[: 5 * 512 + 100], "train-2.tar": "no tar at all", "train-3.tar.gz": "x"})
-    found = scan(task("webdataset"), tmp_path)
-    assert [e.key for e in found.examples] == ["train-0/a", "train-0/b", "train-1/a"]
-    reasons = {problem.where: problem.reason for problem in found.problems}
+    result = scan(task("webdataset"), tmp_path)
+    assert [e.key for e in result.examples] == ["train-0/a", "train-0/b", "train-1/a"]
+    reasons = {problem.where: problem.reason for problem in result.problems}
     assert reasons.keys() == {"train-1.tar", "train-2.tar", "train-3.tar.gz"}
     assert reasons["train-1.tar"] == "damaged after 2 members: the end mark of a tar file does not follow"
     assert reasons["train-2.tar"].startswith("damaged after 0 members: ")
     for cut, message in {3 * 512: "end mark", 8 * 512 + 1: "unexpected end|does not lie in the file"}.items():
         write(tmp_path, {"train-1.tar": whole[:cut]})
-        found = scan(task("webdataset"), tmp_path)
+        result = scan(task("webdataset"), tmp_path)
         # the member that the cut goes through is no example: its bytes are not all there
-        assert [e.key for e in found.examples] == [
+        assert [e.key for e in result.examples] == [
             "train-0/a",
             "train-0/b",
             *(["train-1/a"] if cut > 2048 else []),
         ]
-        reason = next(problem.reason for problem in found.problems if problem.where == "train-1.tar")
+        reason = next(problem.reason for problem in result.problems if problem.where == "train-1.tar")
         assert re.search(message, reason)
     assert reasons["train-3.tar.gz"] == "compressed shard; unpack it to a plain .tar"
 
@@ -276,14 +276,14 @@ def test_parquet_as_on_the_hub(tmp_path: Path) -> None:
     columns = {"id": [1, 2, 3], "image": pictures(3), "label": [2, None, 0]}
     parquet(tmp_path / "data/train-00000-of-00001.parquet", columns, features)
     parquet(tmp_path / "data/test-00000-of-00001.parquet", {"image": pictures(2), "label": [-1, 1]}, features)
-    found = scan(task("parquet"), tmp_path)
-    assert found.classes == ["cat", "dog", "fox"]
-    assert [(e.key, e.labels, e.split, e.offset, e.row) for e in found.examples] == [
+    result = scan(task("parquet"), tmp_path)
+    assert result.classes == ["cat", "dog", "fox"]
+    assert [(e.key, e.labels, e.split, e.offset, e.row) for e in result.examples] == [
         ("data/test-00000-of-00001/00001", (1,), "test", 0, 1),
         ("data/train-00000-of-00001/00000", (2,), "train", 1, 0),
         ("data/train-00000-of-00001/00002", (0,), "train", 1, 2),
     ]
-    assert found.problems == [
+    assert result.problems == [
         Problem("label", "data/test-00000-of-00001.parquet:0", "label -1 is below 0"),
         Problem("label", "data/train-00000-of-00001.parquet:1", "empty label"),
     ]
@@ -296,9 +296,9 @@ def test_parquet_names_lists_binary_and_options(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has columns jpeg, tags, none of image.*options\.media_column"):
         scan(task("parquet"), tmp_path)
     options = {"media_column": "jpeg", "label_column": "tags"}
-    found = scan(task("parquet", options=options), tmp_path)
-    assert (found.classes, [e.labels for e in found.examples]) == (["x", "y"], [(0, 1), (0,)])
-    assert [(problem.where, problem.reason) for problem in found.problems] == [
+    result = scan(task("parquet", options=options), tmp_path)
+    assert (result.classes, [e.labels for e in result.examples]) == (["x", "y"], [(0, 1), (0,)])
+    assert [(problem.where, problem.reason) for problem in result.problems] == [
         ("train/bad.parquet", "not a readable Parquet file (ArrowInvalid)"),
         ("train/empty.parquet", "empty file"),
     ]

@@ -12,7 +12,7 @@ import torch
 from small import ArrayFeed, Heard, fresh, small_config
 from torch import Tensor
 
-from polyvit.checkpoint.state import Learner, TrainState
+from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.data.loading.device_prefetch import (
     CudaCopies,
     DeviceMinibatch,
@@ -150,7 +150,7 @@ def test_training_on_copies_ends_with_the_same_bits(monkeypatch: pytest.MonkeyPa
             for where in ("polyvit.training.loop", "polyvit.evaluation.evaluator"):
                 monkeypatch.setattr(f"{where}.on_device", lambda steps, device: staged(steps, PlainCopies()))
         state, heard = TrainState(), Heard()
-        train(Learner(model, optimiser), schedule, ArrayFeed(config), config, Alone(), state, heard)
+        train(TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, Alone(), state, heard)
         assert state.global_step == len(schedule)
         ends.append((model.state_dict(), heard.scores))
     assert ends[0][1] == ends[1][1]

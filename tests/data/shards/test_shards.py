@@ -11,7 +11,6 @@ from kit import task, write
 from PIL import Image
 from s3_kit import s3_server
 
-from polyvit.checkpoint.store import under
 from polyvit.data.decode.image import decode_image
 from polyvit.data.index.io import Scan
 from polyvit.data.layouts.scanner import scan
@@ -25,7 +24,7 @@ from polyvit.data.shards.writer import (
     write_text,
 )
 from polyvit.errors import BadMedia
-from polyvit.storage.root import Place
+from polyvit.storage.location import Location, under
 from polyvit.synthetic.write import write_synthetic
 
 PLAIN = ShardOptions()
@@ -33,9 +32,9 @@ PLAIN = ShardOptions()
 
 def picture(height: int, width: int, kind: str = "JPEG") -> bytes:
     ramp_HWC = np.indices((height, width)).sum(0).astype(np.uint8)[..., None].repeat(3, -1)
-    made = io.BytesIO()
-    Image.fromarray(ramp_HWC).save(made, kind)
-    return made.getvalue()
+    buffer = io.BytesIO()
+    Image.fromarray(ramp_HWC).save(buffer, kind)
+    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -46,12 +45,12 @@ def root(tmp_path: Path) -> Path:
     return write(tmp_path / "data", files)
 
 
-def found_in(root: Place) -> Scan:
+def found_in(root: Location) -> Scan:
     return scan(task("imagefolder", options={"validation_fraction": 0.0}), root)
 
 
 def write_all(
-    root: Place, out: Place, options: ShardOptions = PLAIN, found: Scan | None = None, per_shard: int = 7
+    root: Location, out: Location, options: ShardOptions = PLAIN, found: Scan | None = None, per_shard: int = 7
 ) -> list[ShardReport]:
     if isinstance(out, Path):
         out.mkdir(exist_ok=True)
@@ -147,9 +146,9 @@ def test_pictures_are_made_smaller_and_small_ones_left_alone(root: Path, tmp_pat
 
 
 def test_broken_files_are_named_and_those_without_bytes_left_out(root: Path, tmp_path: Path) -> None:
-    found = found_in(root)
+    result = found_in(root)
     (root / "train/b/01.JPEG").unlink()  # after the scan
-    reports = write_all(root, tmp_path / "out", ShardOptions(size=24), found)
+    reports = write_all(root, tmp_path / "out", ShardOptions(size=24), result)
     bad = sorted((entry["key"], entry["path"], entry["kept"]) for report in reports for entry in report.bad)
     assert bad == [
         ("train/a/broken.jpg", "train/a/broken.jpg", True), ("train/b/01.JPEG", "train/b/01.JPEG", False),
@@ -157,7 +156,7 @@ def test_broken_files_are_named_and_those_without_bytes_left_out(root: Path, tmp
     reasons = {entry["key"]: entry["reason"] for report in reports for entry in report.bad}
     assert reasons["train/b/01.JPEG"] == "file is missing"
     keys = [example.key for example in scan(task("webdataset"), tmp_path / "out").examples]
-    assert keys == [example.key for example in found.examples if example.key != "train/b/01.JPEG"]
+    assert keys == [example.key for example in result.examples if example.key != "train/b/01.JPEG"]
 
 
 def test_an_index_of_another_shard_is_passed_over(root: Path, tmp_path: Path) -> None:
@@ -165,22 +164,22 @@ def test_an_index_of_another_shard_is_passed_over(root: Path, tmp_path: Path) ->
     write_all(root, out)
     (out / "train-000001.tar.index").write_bytes((out / "train-000002.tar.index").read_bytes())
     (out / "train-000000.tar.index").write_bytes(b"no index")
-    found = scan(task("webdataset"), out)
-    assert plan_of(found) == plan_of(found_in(root))
-    assert [(problem.kind, problem.where) for problem in found.problems] == [
+    result = scan(task("webdataset"), out)
+    assert plan_of(result) == plan_of(found_in(root))
+    assert [(problem.kind, problem.where) for problem in result.problems] == [
         ("broken", "train-000000.tar.index"), ("broken", "train-000001.tar.index"),
     ]  # fmt: skip
-    for example in found.examples:
+    for example in result.examples:
         assert load(example, out)
 
 
 def test_rows_of_cifar_and_cut_recordings(tmp_path: Path) -> None:
     write_synthetic(tmp_path / "kit", tasks=["cifar10"], classes=2, train=8, evaluation=2, side=32)
-    found = scan(task("cifar10"), tmp_path / "kit/cifar10")
-    write_all(tmp_path / "kit/cifar10", tmp_path / "out", found=found)
+    result = scan(task("cifar10"), tmp_path / "kit/cifar10")
+    write_all(tmp_path / "kit/cifar10", tmp_path / "out", found=result)
     there = scan(task("webdataset"), tmp_path / "out")
-    assert plan_of(there) == plan_of(found)
-    for mine, yours in zip(found.examples, there.examples, strict=True):
+    assert plan_of(there) == plan_of(result)
+    for mine, yours in zip(result.examples, there.examples, strict=True):
         content = load(yours, tmp_path / "out")
         assert isinstance(content, bytes)
         np.testing.assert_array_equal(decode_image(content), load(mine, tmp_path / "kit/cifar10"))
@@ -189,15 +188,15 @@ def test_rows_of_cifar_and_cut_recordings(tmp_path: Path) -> None:
     )
     config = task("csv", 1, "audio", options={"start_column": "start", "end_column": "end", "test_fraction": 0.0,
                                               "validation_fraction": 0.0})  # fmt: skip
-    found = scan(config, root)
-    specs = shard_specs(found, "audio", PLAIN, None)
+    result = scan(config, root)
+    specs = shard_specs(result, "audio", PLAIN, None)
     (tmp_path / "sounds").mkdir()
     for spec in specs:
-        write_shard(spec, "audio", found.classes, root, tmp_path / "sounds", PLAIN)
+        write_shard(spec, "audio", result.classes, root, tmp_path / "sounds", PLAIN)
     for index in (tmp_path / "sounds").glob("*.index"):
         index.unlink()
     there = scan(task("webdataset", 1, "audio"), tmp_path / "sounds")
-    assert [(e.key, e.start, e.end) for e in there.examples] == [(e.key, e.start, e.end) for e in found.examples]
+    assert [(e.key, e.start, e.end) for e in there.examples] == [(e.key, e.start, e.end) for e in result.examples]
 
 
 def test_shards_in_a_bucket_are_those_of_a_folder(root: Path, tmp_path: Path) -> None:

@@ -49,23 +49,27 @@ def moving(
 def walked(data: bytes) -> tuple[tuple[int, int], np.ndarray, list[int]]:
     """Sides, times, and the numbers of the key frames."""
     with open_container(data) as container:
-        found = walk(container)
-        assert found.whole
+        packets = walk(container)
+        assert packets.whole
         assert container.streams.video[0].codec_context.name == "h264"
         assert not container.streams.audio
-    return (found.height, found.width), found.times_s, [i for i, p in enumerate(found.stored) if p.is_keyframe]
+    return (
+        (packets.height, packets.width),
+        packets.times_s,
+        [i for i, p in enumerate(packets.stored) if p.is_keyframe],
+    )
 
 
 def test_a_clip_keeps_its_frames_and_times_and_gets_key_frames() -> None:
     data = moving(80, (120, 160))
-    made = smaller_video(data, 64)
-    assert made is not None
-    sides, times_s, keys = walked(made)
+    smaller = smaller_video(data, 64)
+    assert smaller is not None
+    sides, times_s, keys = walked(smaller)
     assert sides == (64, 86)  # 85.3, rounded and made even
     assert max(np.diff([*keys, 80])) <= KEY_FRAMES
     assert np.allclose(times_s, np.arange(80) / 25, atol=1e-3)
-    assert smaller_video(made, 64) is None
-    assert smaller_video(data, 64) == made
+    assert smaller_video(smaller, 64) is None
+    assert smaller_video(data, 64) == smaller
     same_size = smaller_video(data, 500)
     assert same_size is not None
     assert psnr(read_clip(same_size, 20, 4), read_clip(data, 20, 4)) > 35
@@ -92,10 +96,10 @@ def test_the_bytes_do_not_depend_on_what_the_memory_held(tmp_path: Path) -> None
 def test_uneven_times_and_another_codec() -> None:
     ticks = (0, 4, 5, 20, 21, 22, 60, 64, 65, 90)
     data = moving(10, (64, 64), "mpeg4", "matroska", ticks)
-    made = smaller_video(data, 64)
-    assert made is not None
-    assert np.allclose(walked(made)[1], np.array(ticks) / 100, atol=2e-3)
-    assert psnr(read_clip(made, 10, 1), read_clip(data, 10, 1)) > 32
+    smaller = smaller_video(data, 64)
+    assert smaller is not None
+    assert np.allclose(walked(smaller)[1], np.array(ticks) / 100, atol=2e-3)
+    assert psnr(read_clip(smaller, 10, 1), read_clip(data, 10, 1)) > 32
 
 
 def test_what_could_change_stays_as_it_is() -> None:
@@ -121,9 +125,9 @@ def test_every_video_of_the_kit() -> None:
     for path in files:
         data = path.read_bytes()
         theirs = read_clip(data, 8, 2)
-        made = smaller_video(data, min(theirs.shape[1:3]) * 3 // 4)
-        assert made is not None
-        ours = read_clip(made, 8, 2)
+        smaller = smaller_video(data, min(theirs.shape[1:3]) * 3 // 4)
+        assert smaller is not None
+        ours = read_clip(smaller, 8, 2)
         assert (ours.shape[1] > ours.shape[2]) == (theirs.shape[1] > theirs.shape[2])
         small = [cv2.resize(frame, ours.shape[2:0:-1], interpolation=cv2.INTER_AREA) for frame in theirs]
         assert psnr(ours, np.stack(small)) > 30, path
@@ -134,14 +138,14 @@ def test_a_recording_becomes_mono_flac_at_the_rate() -> None:
     stereo_SC = 0.5 * np.stack([np.sin(2 * np.pi * 440 * seconds), np.sin(2 * np.pi * 660 * seconds)], axis=1)
     buffer = io.BytesIO()
     soundfile.write(buffer, stereo_SC, 44_100, format="WAV")
-    made = smaller_audio(buffer.getvalue(), RATE)
-    assert made is not None
-    facts = soundfile.info(io.BytesIO(made))
+    smaller = smaller_audio(buffer.getvalue(), RATE)
+    assert smaller is not None
+    facts = soundfile.info(io.BytesIO(smaller))
     assert (facts.format, facts.channels, facts.samplerate, facts.frames) == ("FLAC", 1, RATE, 2 * RATE)
     expected_S = decode_waveform(buffer.getvalue(), RATE)
-    np.testing.assert_allclose(decode_waveform(made, RATE), expected_S, atol=1 / 2**15)
-    assert smaller_audio(made, RATE) is None
-    assert smaller_audio(made, 8000) is not None
+    np.testing.assert_allclose(decode_waveform(smaller, RATE), expected_S, atol=1 / 2**15)
+    assert smaller_audio(smaller, RATE) is None
+    assert smaller_audio(smaller, 8000) is not None
 
 
 def test_sound_above_full_scale_stays_and_what_is_no_sound_is_bad() -> None:
@@ -156,6 +160,6 @@ def test_a_picture_that_is_small_enough_stays() -> None:
     picture_HWC = np.indices((40, 60)).sum(0).astype(np.uint8)[..., None].repeat(3, -1)
     data = cv2.imencode(".png", picture_HWC)[1].tobytes()
     assert smaller_image(data, 40, 90) is None
-    made = smaller_image(data, 20, 90)
-    assert made is not None
-    assert cv2.imdecode(np.frombuffer(made, np.uint8), cv2.IMREAD_COLOR).shape == (20, 30, 3)
+    smaller = smaller_image(data, 20, 90)
+    assert smaller is not None
+    assert cv2.imdecode(np.frombuffer(smaller, np.uint8), cv2.IMREAD_COLOR).shape == (20, 30, 3)

@@ -8,7 +8,7 @@ import pytest
 from runs_kit import CURVE, VALUES, run_config, sweep_of_four, write_run, write_singles
 from s3_kit import s3_server
 
-from polyvit.checkpoint.store import open_store, under, write_manifest
+from polyvit.checkpoint.store import open_store, write_manifest
 from polyvit.errors import UserError
 from polyvit.model import parameters_of
 from polyvit.reports.compare.comparison import (
@@ -23,6 +23,7 @@ from polyvit.reports.compare.comparison import (
     write_csv,
 )
 from polyvit.reports.compare.run_summary import read_run, read_runs
+from polyvit.storage.location import under
 
 # -------------------------------------------------------------------------------------------------- reading
 

@@ -1,6 +1,6 @@
 """What the layouts share: the scan in progress, lists and tables, labels as people write them.
 
-In: a task and its place, as a `ScanContext`. Out: examples and problems.
+In: a task and its location, as a `ScanContext`. Out: examples and problems.
 Read: context, tables, labels, cifar_pickle, shard_cache.
 """
 

@@ -4,7 +4,7 @@ from .context import EMPTY as EMPTY
 from .context import EXTENSIONS as EXTENSIONS
 from .context import OUTSIDE as OUTSIDE
 from .context import SPLIT_NAMES as SPLIT_NAMES
-from .context import Survey as Survey
+from .context import ScanContext as ScanContext
 from .context import carve as carve
 from .context import carve_fractions as carve_fractions
 from .context import inside as inside
@@ -15,7 +15,7 @@ from .context import split_of as split_of
 from .labels import Row as Row
 from .labels import Rows as Rows
 from .labels import label_rows as label_rows
-from .shard_cache import kept_rows as kept_rows
+from .shard_cache import cached_rows as cached_rows
 from .tables import need_columns as need_columns
 from .tables import ordered_names as ordered_names
 from .tables import read_lines as read_lines

@@ -1,5 +1,7 @@
 """Read a CIFAR python batch without trusting it: a pickle reader that can build arrays and plain types only.
 
+In: the bytes of a file. Out: a dictionary.
+
 A pickle may name any function to call; this reader knows those of numpy's array reconstruction alone, and
 maps them to stand-ins of its own, so that neither foreign code nor numpy's own state setters run on the
 file's bytes. Python 2 byte strings come out as text (latin-1), bytes keys of other writers too.

@@ -2,10 +2,10 @@
 
 Reading lists is in `tables.py`, labels as people write them in `labels.py`.
 
-In: one task and its folder, as a `Survey`. Out: examples and problems gathered on it, then `Survey.finish`.
-Each folder is listed once and every listed file is a dictionary look-up in that listing, so a million rows cost no
-million `stat` calls or requests from here. Listings are sorted: the result never depends on the
-order in which a file system names its entries.
+In: one task and its folder, as a `ScanContext`. Out: the examples and problems added to it, as a `Scan`.
+Each folder is listed once and every file that a list names is looked up in that listing, so a million rows do not
+cost a million `stat` calls or requests. Listings are sorted: the result never depends on the order in which a file
+system names its entries.
 """
 
 import difflib
@@ -44,18 +44,23 @@ OUTSIDE = "path leaves the root"
 EMPTY = "empty file"
 
 
-class Survey:
-    """One scan in progress: the task, its folder, and what was found there so far.
+class ScanContext:
+    """One scan in progress: the task, its folder, the examples and the problems so far.
 
     classes: the names in `task.classes`, or None where the layout's own list counts.
     read: the stamp of every file that was read, as it was before.
-    parts: a folder where a layout may keep what it found in one file for the next scan; None: nowhere.
+    shard_cache: a folder where a layout may keep the rows of one shard for the next scan; None: nowhere.
     """
 
     def __init__(
-        self, name: str, task: TaskConfig, root: Root, classes: list[str] | None = None, parts: Path | None = None
+        self,
+        name: str,
+        task: TaskConfig,
+        root: Root,
+        classes: list[str] | None = None,
+        shard_cache: Path | None = None,
     ) -> None:
-        self.name, self.task, self.root, self.classes, self.parts = name, task, root, classes, parts
+        self.name, self.task, self.root, self.classes, self.shard_cache = name, task, root, classes, shard_cache
         self.examples = ExampleWriter()
         self.problems: list[Problem] = []
         self.read: dict[str, str] = {}
@@ -63,32 +68,32 @@ class Survey:
         self._coming: dict[str, Future[Folder]] = {}
 
     def skip(self, kind: Literal["missing", "label", "broken", "duplicate"], where: str, reason: str) -> None:
-        """Leave one thing out, by name."""
+        """Leave one file or row out, and say which and why."""
         self.problems.append(Problem(kind, where, reason))
 
     def folder(self, path: str) -> Folder:
         """The listing of a folder, '' for the root; empty where there is no such folder."""
         if path not in self._folders:
-            coming = self._coming.pop(path, None)
+            request = self._coming.pop(path, None)
             try:
-                found = coming.result() if coming else self.root.folder(path)
+                listing = request.result() if request else self.root.folder(path)
             except StoreUnavailable as error:
                 raise UserError(f"tasks.{self.name}: {error}") from None
-            self._folders[path] = self._readable(path, found)
+            self._folders[path] = self._readable(path, listing)
         return self._folders[path]
 
-    def _readable(self, path: str, found: Folder) -> Folder:
-        """The folder without names that are no text, which become problems."""
-        bad = {name for name in (*found.files, *found.folders) if not name.isascii() and not is_utf8(name)}
+    def _readable(self, path: str, listing: Folder) -> Folder:
+        """The listing without names that are not UTF-8; these become problems."""
+        bad = {name for name in (*listing.files, *listing.folders) if not name.isascii() and not is_utf8(name)}
         if not bad:
-            return found
+            return listing
         for name in sorted(bad):
             self.skip("broken", ascii(f"{path}/{name}"), "its name is not UTF-8")
-        files = {name: size for name, size in found.files.items() if name not in bad}
-        return Folder(files, tuple(name for name in found.folders if name not in bad), found.stamp)
+        files = {name: size for name, size in listing.files.items() if name not in bad}
+        return Folder(files, tuple(name for name in listing.folders if name not in bad), listing.stamp)
 
     def expect(self, folders: Iterable[str]) -> None:
-        """Folders that will be listed soon: those of an object store are asked for all at once."""
+        """Announce folders that will be listed soon, so that an object store is asked for all of them at once."""
         if self.root.remote:
             for path in folders:
                 if path not in self._folders and path not in self._coming:
@@ -108,16 +113,16 @@ class Survey:
         self.read[path] = self.root.file_stamp(path)
         return self.root.read(path)
 
-    def part(self) -> "Survey":
-        """A survey of the same root for one piece of the work, which another thread may do."""
-        made = Survey(self.name, self.task, self.root, self.classes, self.parts)
-        made._folders = self._folders
-        return made
+    def fork(self) -> "ScanContext":
+        """A context of the same root for one piece of the work, which another thread may do."""
+        fork = ScanContext(self.name, self.task, self.root, self.classes, self.shard_cache)
+        fork._folders = self._folders
+        return fork
 
-    def join(self, part: "Survey") -> None:
-        """Take over what a part found wrong, and what it read."""
-        self.problems += part.problems
-        self.read |= part.read
+    def join(self, fork: "ScanContext") -> None:
+        """Take over the problems of a fork, and the stamps of the files that it read."""
+        self.problems += fork.problems
+        self.read |= fork.read
 
     def stamps(self) -> dict[str, dict[str, str]] | None:
         """What the scan saw: stamps of every folder and file; None where one of them may still be changing."""
@@ -130,23 +135,26 @@ class Survey:
         folder, _, name = path.rpartition("/")
         return self.folder(folder).files.get(name)
 
-    def add(self, example: Example, listed: str = "") -> None:
-        """Keep an example if its file is there and holds bytes; else leave it out by name.
+    def add(self, example: Example, named_in: str = "") -> None:
+        """Keep an example if its file is there and holds bytes; otherwise it becomes a problem.
 
-        listed: the list and line that names the file, such as `val.csv:3`; '' where the folder itself does.
+        named_in: the list and line that names the file, such as `val.csv:3`; '' where it comes from a listing.
         """
-        if self.usable(example.path, listed):
+        if self.usable(example.path, named_in):
             self.examples.append(example)
 
-    def usable(self, path: str, listed: "str | pa.Array" = "", row: int = 0) -> bool:
-        """Whether a file is there and holds bytes; a problem where not. `listed` may be a column, of row `row`."""
+    def usable(self, path: str, named_in: "str | pa.Array" = "", row: int = 0) -> bool:
+        """Whether a file is there and holds bytes; a problem where not.
+
+        named_in: as in `add`, or a column of them, of which row `row` counts.
+        """
         if ("\0" in path or ".." in path) and inside(path) is None:
             self.skip("broken", path, OUTSIDE)
             return False
         size = self.size(path)
         if size is None:
-            listed = listed if isinstance(listed, str) else listed[row].as_py()
-            self.skip("missing", path, f"listed in {listed}, not on disk" if listed else "not on disk")
+            named_in = named_in if isinstance(named_in, str) else named_in[row].as_py()
+            self.skip("missing", path, f"listed in {named_in}, not on disk" if named_in else "not on disk")
         elif size == DANGLING:
             self.skip("missing", path, "a link to a file that is not there")
         elif size == 0:
@@ -161,9 +169,9 @@ class Survey:
             self.skip("label", where, unknown_label(name))
         return index
 
-    def names(self, found: Iterable[str]) -> list[str]:
-        """Class names in label order: `task.classes`, else the sorted unique names `found` in train."""
-        return self.classes if self.classes is not None else sorted({name for name in found if name})
+    def names(self, train_names: Iterable[str]) -> list[str]:
+        """Class names in label order: `task.classes`, else the sorted unique `train_names`."""
+        return self.classes if self.classes is not None else sorted({name for name in train_names if name})
 
     def by_stem(self, folder: str) -> dict[str, str]:
         """Media files of one folder as {name without extension: path}; the best extension of several."""
@@ -179,13 +187,13 @@ class Survey:
 
     def media(self, folder: str) -> list[str]:
         """Media files under a folder, at any depth, as sorted paths; other files become problems."""
-        found = []
+        paths = []
         for path in self.files(folder):
             if path.lower().endswith(EXTENSIONS[self.task.modality]):
-                found.append(path)
+                paths.append(path)
             else:
                 self.skip("broken", path, f"not a file of modality {self.task.modality} by its extension")
-        return found
+        return paths
 
     def files(self, folder: str) -> list[str]:
         """Every file under a folder, at any depth, as sorted paths."""
@@ -198,7 +206,7 @@ class Survey:
     def _walk(self, folder: str, above: tuple[str, ...]) -> Iterator[str]:
         real = self.root.real(folder)
         if any(f"{upper}/".startswith(f"{real}/") for upper in above):
-            return  # a link to a folder that holds it: walking it would not end
+            return  # a link to a folder above it: following it would not end
         prefix = f"{folder}/" if folder else ""
         listing = self.folder(folder)
         self.expect(prefix + name for name in listing.folders)
@@ -248,7 +256,7 @@ def carve(key: str, train: float, validation: float = 1.0) -> Split:
 
 
 def split_of(name: str) -> Split | None:
-    """The split that a file's or a folder's name speaks of, where exactly one does.
+    """The split that the name of a file or folder contains, if it contains exactly one.
 
     A word counts where no letter touches it: `imagenet-train-0001.tar` and `val_00.parquet`, but not
     `latest`.
@@ -258,16 +266,16 @@ def split_of(name: str) -> Split | None:
     return splits.pop() if len(splits) == 1 else None
 
 
-def read_options(survey: Survey, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def read_options(context: ScanContext, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """`task.options` over `defaults`; null keeps the default.
 
     Raises UserError for an unknown key (with the nearest known one) and for a value of another type.
     """
     problems, values = [], dict(defaults)
-    for key, value in survey.task.options.items():
-        where = f"tasks.{survey.name}.options.{key}"
+    for key, value in context.task.options.items():
+        where = f"tasks.{context.name}.options.{key}"
         if not defaults:
-            problems.append(f"{where}: layout {survey.task.layout} takes no options")
+            problems.append(f"{where}: layout {context.task.layout} takes no options")
         elif key not in defaults:
             nearest = difflib.get_close_matches(key, defaults, n=1, cutoff=0)[0]
             problems.append(f"{where}: no such option; nearest is {nearest!r}, known are {', '.join(defaults)}")
@@ -278,11 +286,11 @@ def read_options(survey: Survey, defaults: Mapping[str, Any]) -> dict[str, Any]:
                 problems.append(f"{where}: {value!r} given, a {kind.__name__} is expected")
             values[key] = value
     if problems:
-        raise UserError(f"tasks.{survey.name}.options cannot be used", problems)
+        raise UserError(f"tasks.{context.name}.options cannot be used", problems)
     return values
 
 
-def carve_fractions(survey: Survey, options: Mapping[str, Any]) -> tuple[float, float]:
+def carve_fractions(context: ScanContext, options: Mapping[str, Any]) -> tuple[float, float]:
     """Options `validation_fraction` and `test_fraction` as thresholds (train below, validation below).
 
     Raises UserError where they are negative or leave nothing for train.
@@ -290,7 +298,7 @@ def carve_fractions(survey: Survey, options: Mapping[str, Any]) -> tuple[float, 
     validation, test = float(options["validation_fraction"]), float(options["test_fraction"])
     if validation < 0 or test < 0 or validation + test >= 1:
         raise UserError(
-            f"tasks.{survey.name}.options: validation_fraction={validation:g} and test_fraction={test:g} must"
+            f"tasks.{context.name}.options: validation_fraction={validation:g} and test_fraction={test:g} must"
             " be at least 0 and together below 1"
         )
     return 1 - validation - test, 1 - test

@@ -1,7 +1,7 @@
 """Labels as people write them, in CSV cells, `.cls` files and Parquet columns: names or indices.
 
-In: rows whose labels are text or whole numbers. Out: a `Scan` with label indices; whatever cannot be
-understood is a `Problem` that names its row.
+In: rows whose labels are text or whole numbers. Out: a `Scan` with label indices; a label that
+cannot be understood is a `Problem` that names its row.
 """
 
 import re
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from polyvit.data.index import CHUNK, SCHEMA, Example, ExampleWriter, Scan
-from polyvit.data.layouts.scanning.context import Survey, unknown_label
+from polyvit.data.layouts.scanning.context import ScanContext, unknown_label
 from polyvit.errors import UserError
 
 LABEL_MODES = ("auto", "name", "index")
@@ -25,7 +25,7 @@ _WHOLE = re.compile(r"-?[0-9]+")
 class Row:
     """An example whose labels are still as written: class names, or indices as text or int.
 
-    where: the place to name in a problem, such as `train.csv:17`.
+    where: the row to name in a problem, such as `train.csv:17`.
     """
 
     example: Example
@@ -34,7 +34,7 @@ class Row:
 
 
 class Rows:
-    """Rows in columns: a million of them take tens of megabytes, not hundreds."""
+    """Rows in columns: a million take tens of megabytes, not hundreds."""
 
     def __init__(self) -> None:
         self._fresh: list[Row] = []
@@ -60,7 +60,7 @@ class Rows:
         self._fresh = []
 
     def written(self) -> list[tuple[str | int, ...]]:
-        """Every set of labels that occurs, once."""
+        """Every distinct set of labels, once."""
         self._flush()
         return list(self._known)
 
@@ -76,42 +76,41 @@ class Rows:
         return {label for code in self._train for label in written[code] if label != ""}
 
     def chunks(self) -> Iterator[tuple[pa.Table, Sequence[int], pa.Array]]:
-        """Examples without labels, the place of each one's labels in `written`, where it is listed; given once."""
+        """(examples without labels, positions of their labels in `written`, `where` of each); every chunk once."""
         while self._done:
             yield self._done.pop(0)
 
 
-def label_rows(survey: Survey, rows: Rows, mode: str, classes: list[str] | None) -> Scan:
-    """Turn written labels into indices, add the rows, finish.
+def label_rows(context: ScanContext, rows: Rows, mode: str, classes: list[str] | None) -> Scan:
+    """Turn written labels into indices, add the rows to the scan and finish it.
 
     classes: the known names in label order, or None: the sorted unique names of the train rows. mode: `name`,
-    `index`, or `auto`, which takes indices where every train label is a whole number. What `auto` cannot
-    decide (some labels are numbers and some are not; class names that are numbers) is a UserError that asks
-    for a mode.
+    `index`, or `auto`, which takes indices where every train label is a whole number. Raises UserError, which asks
+    for a mode, where `auto` cannot decide: some labels are numbers and some are not, or class names are numbers.
     """
-    if _by_index(survey, mode, rows.label_words(), classes):
-        names = classes if classes is not None else [str(index) for index in range(survey.task.num_classes)]
+    if _by_index(context, mode, rows.label_words(), classes):
+        names = classes if classes is not None else [str(index) for index in range(context.task.num_classes)]
         indices: dict[str, int] | None = None
     else:
         names = classes if classes is not None else sorted(map(str, rows.train_words()))
         indices = {name: index for index, name in enumerate(names)}
-    found = [_indices(labels, indices) for labels in rows.written()]
+    label_sets = [_indices(labels, indices) for labels in rows.written()]
     for table, codes, wheres in rows.chunks():
-        kept = []
-        for place, (path, code) in enumerate(zip(table.column("path").to_pylist(), codes, strict=True)):
-            labels = found[code]
+        usable = []
+        for row, (path, code) in enumerate(zip(table.column("path").to_pylist(), codes, strict=True)):
+            labels = label_sets[code]
             if isinstance(labels, str):
-                survey.skip("label", wheres[place].as_py(), labels)
-            elif survey.usable(path, wheres, place):
-                kept.append(place)
-        labelled = pa.array([found[codes[place]] for place in kept], SCHEMA.field("labels").type)
+                context.skip("label", wheres[row].as_py(), labels)
+            elif context.usable(path, wheres, row):
+                usable.append(row)
+        labelled = pa.array([label_sets[codes[row]] for row in usable], SCHEMA.field("labels").type)
         column = SCHEMA.get_field_index("labels")
-        survey.examples.extend(table.take(pa.array(kept, pa.int64())).set_column(column, "labels", labelled))
-    return survey.finish(names)
+        context.examples.extend(table.take(pa.array(usable, pa.int64())).set_column(column, "labels", labelled))
+    return context.finish(names)
 
 
-def _by_index(survey: Survey, mode: str, labels: set[str | int], classes: list[str] | None) -> bool:
-    key = f"tasks.{survey.name}.options.labels"
+def _by_index(context: ScanContext, mode: str, labels: set[str | int], classes: list[str] | None) -> bool:
+    key = f"tasks.{context.name}.options.labels"
     if mode not in LABEL_MODES:
         raise UserError(f"{key}={mode!r}: allowed are {', '.join(map(repr, LABEL_MODES))}")
     if mode != "auto":
@@ -132,8 +131,8 @@ def _by_index(survey: Survey, mode: str, labels: set[str | int], classes: list[s
 
 
 def _indices(labels: Sequence[str | int], indices: Mapping[str, int] | None) -> tuple[int, ...] | str:
-    """Labels as sorted indices without repetition; in words, what is wrong where one is no good."""
-    found = set()
+    """Labels as sorted indices without repetition; where one is wrong, a text that says why."""
+    result = set()
     for label in labels:
         whole = indices is None and _WHOLE.fullmatch(str(label))
         if whole and len(str(label)) > LONGEST:
@@ -143,5 +142,5 @@ def _indices(labels: Sequence[str | int], indices: Mapping[str, int] | None) -> 
             return unknown_label(str(label))
         if index < 0:
             return f"label {index} is below 0"
-        found.add(index)
-    return tuple(sorted(found)) or "empty label"
+        result.add(index)
+    return tuple(sorted(result)) or "empty label"

@@ -1,7 +1,7 @@
-"""What walking a tar shard found, kept for the next scan: one new shard must not cost the reading of all others.
+"""The rows of tar shards, kept for the next scan: after one new shard the others are not read again.
 
-In: a shard without an index beside it, and what reads it. Out: its rows, from the cache where the shard's stamp
-is the one that it had. Shards with an index need none of this.
+In: a shard without an index beside it, and a function that reads it. Out: its rows, from the cache where the
+shard's stamp is the same as then. A shard with an index does not need this.
 """
 
 import contextlib
@@ -13,35 +13,38 @@ from dataclasses import asdict
 from typing import Any
 
 from polyvit.data.index import Example, Problem, beside_name
-from polyvit.data.layouts.scanning.context import Survey
+from polyvit.data.layouts.scanning.context import ScanContext
 from polyvit.data.layouts.scanning.labels import Row
 
 
-def kept_rows(part: Survey, shard: str, given: list[Any], read: Callable[[], Iterable[Row]]) -> Iterable[Row]:
-    """The rows of a shard, and its problems on `part`, a survey of this shard alone.
+def cached_rows(
+    context: ScanContext, shard: str, settings: list[Any], read: Callable[[], Iterable[Row]]
+) -> Iterable[Row]:
+    """The rows of a shard; its problems are added to `context`.
 
-    given: what else the rows depend on. read: walks the shard, adding problems to `part`.
+    context: of this shard alone. settings: what else the rows depend on. read: reads the shard and adds
+    problems to `context`.
     """
-    stamp = part.root.file_stamp(shard)
-    if part.parts is None or not stamp:
+    stamp = context.root.file_stamp(shard)
+    if context.shard_cache is None or not stamp:
         return read()
-    asked = json.dumps([part.at(shard), stamp, part.task.modality, *given])
-    path = part.parts / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json.gz"
+    question = json.dumps([context.at(shard), stamp, context.task.modality, *settings])
+    path = context.shard_cache / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json.gz"
     try:
         document = json.loads(gzip.decompress(path.read_bytes()))
         rows = [_row(shard, entry) for entry in document["rows"]]
         problems = [Problem(**entry) for entry in document["problems"]]
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         rows = list(read())
-        document = {"rows": [_entry(row) for row in rows], "problems": [asdict(p) for p in part.problems]}
+        document = {"rows": [_entry(row) for row in rows], "problems": [asdict(p) for p in context.problems]}
         with contextlib.suppress(OSError):  # a cache that cannot be written costs the next scan a walk
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = beside_name(path)
             beside.write_bytes(gzip.compress(json.dumps(document).encode(), 1, mtime=0))
             beside.replace(path)
         return rows
-    part.read[shard] = stamp
-    part.problems += problems
+    context.read[shard] = stamp
+    context.problems += problems
     return rows
 
 

@@ -9,23 +9,23 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 
-from polyvit.data.layouts.scanning.context import Survey
+from polyvit.data.layouts.scanning.context import ScanContext
 from polyvit.errors import UserError
 
 
-def read_lines(survey: Survey, path: str) -> Iterator[tuple[int, str]]:
+def read_lines(context: ScanContext, path: str) -> Iterator[tuple[int, str]]:
     """The lines of a text file as (number from 1, text without line end); a byte-order mark is dropped.
 
-    Blank lines are passed over. Raises UserError where the file is missing, unreadable or not UTF-8.
+    Blank lines are skipped. Raises UserError where the file is missing, unreadable or not UTF-8.
     """
-    full = survey.at(path)
+    full = context.at(path)
     try:
-        content = survey.content(path)
+        content = context.content(path)
         content.decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(
-            f"tasks.{survey.name}: {full} is not there; layout {survey.task.layout} needs it. Put the list"
-            f" there, or set tasks.{survey.name}.root to the folder that holds it"
+            f"tasks.{context.name}: {full} is not there; layout {context.task.layout} needs it. Put the list"
+            f" there, or set tasks.{context.name}.root to the folder that holds it"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{full} is not UTF-8 text (byte {error.start}); save it again as UTF-8") from None
@@ -37,15 +37,15 @@ def read_lines(survey: Survey, path: str) -> Iterator[tuple[int, str]]:
 
 
 def read_rows(
-    survey: Survey, path: str, fields: int = 0, comment: str = "", delimiter: str = ","
+    context: ScanContext, path: str, fields: int = 0, comment: str = "", delimiter: str = ","
 ) -> Iterator[tuple[str, list[str]]]:
     """Rows of a CSV file as (`file:line`, stripped fields); one line is one row.
 
-    Each line is parsed alone, so a stray quote spoils its own line and not the rest of the file. fields: how
-    many a row must have (0: any); any other row becomes a problem. comment: start of lines to pass over.
-    Raises UserError as `read_lines`.
+    Each line is parsed alone, so that a stray quote damages its own line only. path: the file. fields: how many a
+    row must have (0: any); other rows become problems. comment: start of lines that are skipped. delimiter: one
+    character. Raises UserError as `read_lines`.
     """
-    for number, line in read_lines(survey, path):
+    for number, line in read_lines(context, path):
         if comment and line.startswith(comment):
             continue
         where = f"{path}:{number}"
@@ -55,47 +55,52 @@ def read_rows(
             else:
                 row = next(csv.reader([line], strict=True, skipinitialspace=True, delimiter=delimiter))
         except (csv.Error, StopIteration) as error:
-            survey.skip("label", where, f"malformed row: {error}")
+            context.skip("label", where, f"malformed row: {error}")
             continue
         if fields and len(row) != fields:
             hint = "; a comma inside a field needs quotes" if len(row) > fields else ""
-            survey.skip("label", where, f"malformed row: {len(row)} fields, expected {fields}{hint}")
+            context.skip("label", where, f"malformed row: {len(row)} fields, expected {fields}{hint}")
             continue
         yield where, [cell.strip() for cell in row]
 
 
 def read_table(
-    survey: Survey, path: str, delimiter: str = ","
+    context: ScanContext, path: str, delimiter: str = ","
 ) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
     """A CSV file with a header line: (column names, rows as (`file:line`, {column: cell})).
 
     Raises UserError as `read_lines`, and where the file is empty or a column's name occurs twice.
     """
-    rows = read_rows(survey, path, delimiter=delimiter)
+    rows = read_rows(context, path, delimiter=delimiter)
     header = next(rows, ("", []))[1]
     if not header or len(set(header)) != len(header):
-        raise UserError(f"{survey.at(path)} needs a header line of distinct column names, found {header}")
+        raise UserError(f"{context.at(path)} needs a header line of distinct column names, found {header}")
 
     def cells() -> Iterator[tuple[str, dict[str, str]]]:
         for where, row in rows:
             if len(row) == len(header):
                 yield where, dict(zip(header, row, strict=True))
             else:
-                survey.skip("label", where, f"malformed row: {len(row)} fields, expected {len(header)}")
+                context.skip("label", where, f"malformed row: {len(row)} fields, expected {len(header)}")
 
     return header, cells()
 
 
-def need_columns(survey: Survey, path: str, header: Sequence[str], columns: Iterable[str], hint: str = "") -> None:
-    """Raise UserError where a column is not in the header."""
+def need_columns(
+    context: ScanContext, path: str, header: Sequence[str], columns: Iterable[str], hint: str = ""
+) -> None:
+    """Raise UserError where a column is not in the header.
+
+    path: the table's file. header: its column names. columns: those that are needed. hint: the end of the message.
+    """
     if missing := [column for column in columns if column not in header]:
         raise UserError(
-            f"tasks.{survey.name}: {survey.at(path)} has no column {', '.join(map(repr, missing))}; it has"
+            f"tasks.{context.name}: {context.at(path)} has no column {', '.join(map(repr, missing))}; it has"
             f" {', '.join(map(repr, header))}{hint}"
         )
 
 
-def ordered_names(survey: Survey, path: str, numbered: Sequence[tuple[str, str, str]]) -> list[str]:
+def ordered_names(context: ScanContext, path: str, numbered: Sequence[tuple[str, str, str]]) -> list[str]:
     """Class names from (where, index as text, name) rows, whose indices must be 0..n-1, each once.
 
     Raises UserError otherwise: a hole or a repetition would shift every label.
@@ -103,8 +108,8 @@ def ordered_names(survey: Survey, path: str, numbered: Sequence[tuple[str, str, 
     names: dict[int, str] = {}
     for where, index, name in numbered:
         if not index.isdecimal() or len(index) > 9 or int(index) in names or not name:
-            raise UserError(f"{survey.at(where)}: class {name!r} has index {index!r}, not a new number from 0")
+            raise UserError(f"{context.at(where)}: class {name!r} has index {index!r}, not a new number from 0")
         names[int(index)] = name
     if sorted(names) != list(range(len(names))) or not names:
-        raise UserError(f"{survey.at(path)}: its {len(names)} class indices must be 0..{len(names) - 1}")
+        raise UserError(f"{context.at(path)}: its {len(names)} class indices must be 0..{len(names) - 1}")
     return [names[index] for index in range(len(names))]
