@@ -11,13 +11,20 @@ from polyvit.config.tasks import TaskBase
 class Config(Protocol):
     """The sections of a `RunConfig` that are looked at here; `run.py` imports this file."""
 
-    model: ModelConfig
-    tasks: Mapping[str, TaskBase]
-    modalities: tuple[str, ...]
-    schedule: ScheduleConfig
-    optim: OptimConfig
-    train: TrainConfig
-    sweep: SweepConfig
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def tasks(self) -> Mapping[str, TaskBase]: ...
+    @property
+    def modalities(self) -> tuple[str, ...]: ...
+    @property
+    def schedule(self) -> ScheduleConfig: ...
+    @property
+    def optim(self) -> OptimConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def sweep(self) -> SweepConfig: ...
 
 
 def cross_field_problems(config: Config) -> list[str]:

@@ -1,4 +1,6 @@
 from .cifar import pixels_NHWC as pixels_NHWC
 from .index_cache import scan_task as scan_task
+from .scanner import load_layout as load_layout
 from .scanner import scan as scan
+from .scanning import Layout as Layout
 from .webdataset import INDEX as INDEX

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from polyvit.data.index import Example, Scan, Split
 from polyvit.data.layouts.scanning import (
+    Layout,
     ScanContext,
     name_problem,
     need_columns,
@@ -89,3 +90,6 @@ def _stems(ytid: str, start: float, end: float) -> Iterator[str]:
         first, last = int(start * scale), int(end * scale)
         yield from (f"{ytid}_{first}", f"{ytid}_{first}_{last}", f"{ytid}_{first:06d}")
     yield from (f"{ytid}_{start:.3f}", f"{ytid}_{start:.1f}")
+
+
+LAYOUT = Layout(scan_audioset, EXPECTS)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from polyvit.data.index import Example, Scan
-from polyvit.data.layouts.scanning import BadPickle, ScanContext, carve, load_plain, read_options
+from polyvit.data.layouts.scanning import BadPickle, Layout, ScanContext, carve, load_plain, read_options
 from polyvit.errors import UserError
 
 TRAIN_BELOW = 0.98
@@ -115,3 +115,7 @@ def _load(context: ScanContext, path: str) -> dict[str, Any]:
             f"tasks.{context.name}: {full} cannot be read ({error.strerror or error}); layout"
             f" {context.task.layout} needs it"
         ) from None
+
+
+CIFAR10 = Layout(scan_cifar10, EXPECTS10)
+CIFAR100 = Layout(scan_cifar100, EXPECTS100)

@@ -26,6 +26,7 @@ from polyvit.data.index import Example, Scan, Split
 from polyvit.data.layouts.scanning import (
     OUTSIDE,
     SPLIT_NAMES,
+    Layout,
     Row,
     Rows,
     ScanContext,
@@ -127,3 +128,6 @@ def _address(
 def _labels(cell: str, separator: str) -> tuple[str, ...]:
     """A cell's labels; an empty cell has none, and becomes a problem."""
     return tuple(part.strip() for part in (cell.split(separator) if separator else [cell]) if part.strip())
+
+
+LAYOUT = Layout(scan_csv, EXPECTS)

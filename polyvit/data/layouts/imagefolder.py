@@ -10,8 +10,8 @@ Options: validation_fraction = 0.1 and test_fraction = 0.1, the shares that are 
 
 from polyvit.data.index import Example, Scan, Split
 from polyvit.data.layouts.scanning import (
-    EXTENSIONS,
     SPLIT_NAMES,
+    Layout,
     ScanContext,
     carve,
     carve_fractions,
@@ -65,5 +65,8 @@ def _add_classes(context: ScanContext, top: str, split: Split, names: list[str],
                 row_split = carve(path, *below) if split == "train" else split
                 context.add(Example(path, path, (index,), row_split))
     for name in context.folder(top).files:
-        if name.lower().endswith(EXTENSIONS[context.task.modality]):
+        if name.lower().endswith(context.task.extensions):
             context.skip("label", prefix + name, "file outside a class folder")
+
+
+LAYOUT = Layout(scan_imagefolder, EXPECTS)

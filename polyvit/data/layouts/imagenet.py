@@ -9,7 +9,7 @@ is the test set of the paper's table. No options.
 import re
 
 from polyvit.data.index import Example, Scan
-from polyvit.data.layouts.scanning import ScanContext, carve, read_lines, read_options
+from polyvit.data.layouts.scanning import Layout, ScanContext, carve, read_lines, read_options
 from polyvit.errors import UserError
 
 EXPECTS = "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, with LOC_synset_mapping.txt where all 1000 classes count"
@@ -51,3 +51,6 @@ def _add_folders(context: ScanContext, top: str, indices: dict[str, int]) -> Non
         if index is not None:
             split = carve(path, TRAIN_BELOW) if top == "train" else "test"
             context.add(Example(path, path, (index,), split))
+
+
+LAYOUT = Layout(scan_imagenet, EXPECTS)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 
 from polyvit.data.index import Example, Scan, Split
-from polyvit.data.layouts.scanning import ScanContext, name_problem, need_columns, read_options, read_table
+from polyvit.data.layouts.scanning import Layout, ScanContext, name_problem, need_columns, read_options, read_table
 from polyvit.errors import UserError
 
 EXPECTS = "train.csv, val.csv (and test.csv), and clips at <split>/<label>/<id>_<start>_<end>.mp4"
@@ -108,3 +108,6 @@ def _add(
         return
     path = clips.get((_folder_form(row["label"]), stem)) or clips.get(("", stem)) or usual
     context.add(Example(f"{LISTS[split][0]}/{stem}", path, (index,), split), where)
+
+
+LAYOUT = Layout(scan_kinetics, EXPECTS)

@@ -8,6 +8,7 @@ position of the label in `task.classes`. No options.
 from polyvit.data.index import Example, Scan, Split
 from polyvit.data.layouts.scanning import (
     OUTSIDE,
+    Layout,
     ScanContext,
     inside,
     ordered_names,
@@ -47,3 +48,6 @@ def scan_moments(context: ScanContext) -> Scan:
             full = f"{folder}/{path}"
             context.add(Example(full, full, (class_index,), split), where)
     return context.finish(names)
+
+
+LAYOUT = Layout(scan_moments, EXPECTS)

@@ -21,6 +21,7 @@ from polyvit.config import Modality
 from polyvit.data.index import Example, Scan, Split
 from polyvit.data.layouts.scanning import (
     EMPTY,
+    Layout,
     Row,
     Rows,
     ScanContext,
@@ -153,3 +154,6 @@ def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
         return [str(name) for name in feature["names"]]
     except (KeyError, IndexError, TypeError, ValueError):
         return None
+
+
+LAYOUT = Layout(scan_parquet, EXPECTS)

@@ -8,7 +8,7 @@ index: class id - 1; class name: the breed in the image's name. trainval is carv
 from collections import Counter, defaultdict
 
 from polyvit.data.index import Example, Scan
-from polyvit.data.layouts.scanning import ScanContext, carve, name_problem, read_lines, read_options
+from polyvit.data.layouts.scanning import Layout, ScanContext, carve, name_problem, read_lines, read_options
 
 EXPECTS = "images/<Breed>_<n>.jpg and annotations/{trainval,test}.txt"
 NUM_CLASSES = 37
@@ -56,3 +56,6 @@ def _rows(context: ScanContext, path: str) -> list[tuple[str, str, int]]:
 
 def _breed(image: str) -> str:
     return image.rpartition("_")[0]
+
+
+LAYOUT = Layout(scan_pets, EXPECTS)

@@ -6,7 +6,7 @@ RESISC45 has no official split: without these files the hash of the key gives 60
 """
 
 from polyvit.data.index import Example, Scan, Split
-from polyvit.data.layouts.scanning import OUTSIDE, ScanContext, carve, inside, read_lines, read_options
+from polyvit.data.layouts.scanning import OUTSIDE, Layout, ScanContext, carve, inside, read_lines, read_options
 from polyvit.errors import UserError
 
 FOLDER = "NWPU-RESISC45"
@@ -54,3 +54,6 @@ def _from_lists(context: ScanContext) -> Scan:
             full = f"{FOLDER}/{name}/{file.rpartition('/')[2]}"
             context.add(Example(full, full, (index,), split), where)
     return context.finish(names)
+
+
+LAYOUT = Layout(scan_resisc45, EXPECTS)

@@ -5,51 +5,28 @@ layouts, their rules and their options are in the docstrings of the files beside
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from polyvit.config import TaskConfig
+from polyvit.config import LAYOUTS, TaskConfig, load_attribute
 from polyvit.data.index import Scan
-from polyvit.data.layouts import (
-    audioset,
-    cifar,
-    csvfile,
-    imagefolder,
-    imagenet,
-    kinetics,
-    moments,
-    parquet,
-    pets,
-    resisc45,
-    vggsound,
-    webdataset,
-)
-from polyvit.data.layouts.scanning import ScanContext
+from polyvit.data.layouts.scanning import Layout, ScanContext
 from polyvit.errors import UserError
 from polyvit.storage import Location, Root, StoreUnavailable, open_root
-
-LAYOUTS: dict[str, tuple[Callable[[ScanContext], Scan], str]] = {
-    "imagenet": (imagenet.scan_imagenet, imagenet.EXPECTS),
-    "cifar10": (cifar.scan_cifar10, cifar.EXPECTS10),
-    "cifar100": (cifar.scan_cifar100, cifar.EXPECTS100),
-    "pets": (pets.scan_pets, pets.EXPECTS),
-    "resisc45": (resisc45.scan_resisc45, resisc45.EXPECTS),
-    "kinetics": (kinetics.scan_kinetics, kinetics.EXPECTS),
-    "moments": (moments.scan_moments, moments.EXPECTS),
-    "audioset": (audioset.scan_audioset, audioset.EXPECTS),
-    "vggsound": (vggsound.scan_vggsound, vggsound.EXPECTS),
-    "imagefolder": (imagefolder.scan_imagefolder, imagefolder.EXPECTS),
-    "csv": (csvfile.scan_csv, csvfile.EXPECTS),
-    "webdataset": (webdataset.scan_webdataset, webdataset.EXPECTS),
-    "parquet": (parquet.scan_parquet, parquet.EXPECTS),
-}
-"""{layout: (its scan, what it expects in the folder)}; `polyvit.config.run.Layout` has the same names."""
 
 Stamps = dict[str, dict[str, str]]
 """{"folders": {path: stamp}, "files": {path: stamp}}: equal stamps mean an equal scan."""
 SHOWN_PROBLEMS = 10
 """Problems that the message of an empty scan shows."""
+
+
+def load_layout(name: str) -> Layout:
+    """The layout of a name in `polyvit.config.LAYOUTS`; its file is imported on first use."""
+    layout = load_attribute(LAYOUTS[name])
+    if not isinstance(layout, Layout):
+        raise UserError(f"layout {name}: {LAYOUTS[name]} is not a polyvit.data.layouts.Layout")
+    return layout
 
 
 def scan(task: TaskConfig, location: Location | Root, name: str = "<name>") -> Scan:
@@ -71,7 +48,7 @@ def scan_with_stamps(
     the rows of single shards are kept for the next scan.
     """
     root = open_root(location)
-    function, expects = LAYOUTS[task.layout]
+    layout = load_layout(task.layout)
     try:
         state = root.state()
     except StoreUnavailable as error:
@@ -79,16 +56,16 @@ def scan_with_stamps(
     if state != "folder":
         raise UserError(
             f"tasks.{name}: {root.at('')} is not {'a folder' if state else 'there'}; layout {task.layout} expects"
-            f" in it: {expects}. Put the data there, or set tasks.{name}.root (or data.root, the folder that"
+            f" in it: {layout.expects}. Put the data there, or set tasks.{name}.root (or data.root, the folder that"
             f" holds {name}/)"
         )
     context = ScanContext(name, task, root, read_classes(task, root, name), shard_cache)
     try:
         with _no_collections():
-            result = function(context)
+            result = layout.scan(context)
     except StoreUnavailable as error:
         raise UserError(f"tasks.{name}: {error}") from None
-    _check(result, task, root, name, expects)
+    _check(result, task, root, name, layout.expects)
     return result, context.stamps()
 
 

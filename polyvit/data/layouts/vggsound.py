@@ -8,7 +8,7 @@ Options: folder = `audio`, where the media are.
 """
 
 from polyvit.data.index import Example, Scan, Split
-from polyvit.data.layouts.scanning import ScanContext, name_problem, read_options, read_rows
+from polyvit.data.layouts.scanning import Layout, ScanContext, name_problem, read_options, read_rows
 
 LIST = "vggsound.csv"
 EXPECTS = f"{LIST} and audio/<ytid>_<start:06d>.(wav|flac|mp4|...)"
@@ -38,3 +38,6 @@ def scan_vggsound(context: ScanContext) -> Scan:
             path = media.get(stem, f"{folder}/{stem}.wav")
             context.add(Example(stem, path, (index,), split), where)
     return context.finish(names)
+
+
+LAYOUT = Layout(scan_vggsound, EXPECTS)

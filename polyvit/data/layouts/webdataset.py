@@ -26,8 +26,8 @@ import pyarrow.compute as pc
 
 from polyvit.data.index import Example, Examples, Scan, Split, parse_index
 from polyvit.data.layouts.scanning import (
-    EXTENSIONS,
     OUTSIDE,
+    Layout,
     Row,
     Rows,
     ScanContext,
@@ -126,7 +126,7 @@ def _walk(
         with context.open(shard) as file:
             for name, sample in _samples(context, shard, file).items():
                 where = f"{shard}/{name}"
-                address = _media(sample, extension or "", EXTENSIONS[context.task.modality])
+                address = _media(sample, extension or "", context.task.extensions)
                 if address is None:
                     context.skip("missing", where, f"no {extension or context.task.modality} in the sample")
                 elif address[1] == 0:
@@ -254,3 +254,6 @@ def _origin(value: Any) -> tuple[str, float, float] | None:
     if not all(isinstance(time, int | float) and math.isfinite(time) for time in times):
         return None
     return value["key"], float(times[0]), float(times[1])
+
+
+LAYOUT = Layout(scan_webdataset, EXPECTS)

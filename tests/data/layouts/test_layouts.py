@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 from kit import carved, rows, task, write
 
-from polyvit.config import LAYOUTS as CONFIG_LAYOUTS
+from polyvit.config import LAYOUTS
 from polyvit.data.index.io import Problem, key_fraction
-from polyvit.data.layouts.scanner import LAYOUTS, scan
+from polyvit.data.layouts import Layout
+from polyvit.data.layouts.scanner import load_layout, scan
 from polyvit.errors import UserError
 
 # ------------------------------------------------------------------------------------------- what all share
 
 
 def test_every_layout_of_the_config_has_a_scan() -> None:
-    assert sorted(LAYOUTS) == sorted(CONFIG_LAYOUTS)
+    layouts = {name: load_layout(name) for name in LAYOUTS}
+    assert all(isinstance(layout, Layout) and layout.expects for layout in layouts.values())
+    assert len({layout.scan for layout in layouts.values()}) == len(LAYOUTS)
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))

@@ -1,9 +1,9 @@
 from .cifar_pickle import BadPickle as BadPickle
 from .cifar_pickle import load_plain as load_plain
 from .context import EMPTY as EMPTY
-from .context import EXTENSIONS as EXTENSIONS
 from .context import OUTSIDE as OUTSIDE
 from .context import SPLIT_NAMES as SPLIT_NAMES
+from .context import Layout as Layout
 from .context import ScanContext as ScanContext
 from .context import carve as carve
 from .context import carve_fractions as carve_fractions

@@ -10,26 +10,18 @@ system names its entries.
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 
-from polyvit.config import Modality, TaskConfig
+from polyvit.config import TaskConfig
 from polyvit.data.index import Example, ExampleWriter, Problem, Scan, Split, finish_scan, key_fraction
 from polyvit.errors import UserError
 from polyvit.storage import DANGLING, Folder, Root, StoreUnavailable, pool
-
-_VIDEO = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
-EXTENSIONS: dict[Modality, tuple[str, ...]] = {
-    "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
-    "video": _VIDEO,
-    # A video container is a recording too: its sound track is what an audio task reads.
-    "audio": (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".aiff", ".aif", *_VIDEO),
-}
-"""File extensions that count as media of a modality, best first where one stem has several."""
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "training": "train",
@@ -42,6 +34,14 @@ SPLIT_NAMES: dict[str, Split] = {
 _ODD = re.compile(r"/[/.]|\0")
 OUTSIDE = "path leaves the root"
 EMPTY = "empty file"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How data lie on disk: the function that scans them, and what it expects in the folder, in words."""
+
+    scan: "Callable[[ScanContext], Scan]"
+    expects: str
 
 
 class ScanContext:
@@ -175,7 +175,7 @@ class ScanContext:
 
     def by_stem(self, folder: str) -> dict[str, str]:
         """Media files of one folder as {name without extension: path}; the best extension of several."""
-        order = {extension: rank for rank, extension in enumerate(EXTENSIONS[self.task.modality])}
+        order = {extension: rank for rank, extension in enumerate(self.task.extensions)}
         best: dict[str, tuple[int, str]] = {}
         for name in self.folder(folder).files:
             stem, _, extension = name.rpartition(".")
@@ -189,7 +189,7 @@ class ScanContext:
         """Media files under a folder, at any depth, as sorted paths; other files become problems."""
         paths = []
         for path in self.files(folder):
-            if path.lower().endswith(EXTENSIONS[self.task.modality]):
+            if path.lower().endswith(self.task.extensions):
                 paths.append(path)
             else:
                 self.skip("broken", path, f"not a file of modality {self.task.modality} by its extension")
