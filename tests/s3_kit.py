@@ -1,14 +1,19 @@
 """Servers that speak the protocols of S3 and of Google's store, on the loopback interface."""
 
+import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from nodes_kit import free_port
 
 
 @contextmanager
 def s3_server(bucket: str = "bucket") -> Iterator[str]:
     """`s3://bucket` with the endpoint in its query, as pyarrow takes it. Needs moto; credentials are set."""
-    import os
-
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -29,13 +34,6 @@ def gs_server(bucket: str = "bucket") -> Iterator[str]:
 
     In a process of its own: pyarrow's client holds the interpreter's lock while it waits.
     """
-    import socket
-    import subprocess
-    import sys
-    import time
-
-    from nodes_kit import free_port
-
     port = free_port()
     command = ["start", "--host", "127.0.0.1", "--port", str(port), "--in-memory", "--default-bucket", bucket]
     server = subprocess.Popen([sys.executable, "-m", "gcp_storage_emulator", *command], stderr=subprocess.DEVNULL)
