@@ -26,9 +26,10 @@ from pipelines.runtime import Stopped, command_line, console
 from polyvit.checkpoint import TrainState, best_step, folder_name, open_store, under
 from polyvit.config import RunConfig, apply_override, load_config, validate_config, with_absolute_paths
 from polyvit.errors import UserError
+from polyvit.evaluation import result_rows
 from polyvit.model import parameters_of
 from polyvit.model.pretrained import check_init
-from polyvit.reports import draw_schedule, result_rows
+from polyvit.reports import draw_schedule
 from polyvit.schedule import build_schedule
 
 _RESUMABLE = ("train", "data", "feed", "tracking", "storage")

@@ -35,19 +35,19 @@ COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit inspect`."""
-    made = command_line.parser(
+    parser = command_line.parser(
         "inspect", "A report on the data: counts, classes, broken files, duplicates, contact sheets."
     )
-    command_line.add_config(made)
-    how_many = made.add_mutually_exclusive_group()
+    command_line.add_config(parser)
+    how_many = parser.add_mutually_exclusive_group()
     how_many.add_argument("--sample", type=command_count, default=SAMPLE, metavar="N",
                           help="decode so many examples of each task (default: %(default)s)")  # fmt: skip
     how_many.add_argument("--all", action="store_true", help="decode every example")
-    made.add_argument("--out", metavar="DIR", type=Path, default=Path("inspection"), help="default: %(default)s")
-    made.add_argument("--file-seconds", type=float, default=60.0, metavar="S",
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("inspection"), help="default: %(default)s")
+    parser.add_argument("--file-seconds", type=float, default=60.0, metavar="S",
                       help="a file that takes longer to decode is broken (default: %(default)s)")  # fmt: skip
-    made.add_argument("--no-mlflow", action="store_true", help="do not log the report as a run to MLflow")
-    return command_line.run(made, _body, argv)
+    parser.add_argument("--no-mlflow", action="store_true", help="do not log the report as a run to MLflow")
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def inspect_data(
 
     sample: examples a task to decode; None: all. Raises UserError where the data of any task cannot be used.
     """
-    from pipelines.batch import draw_sheets, look_at_all
+    from pipelines.batch import draw_sheets, examine_all
 
     console.print("starting Ray ...")
     with tempfile.TemporaryDirectory(prefix="polyvit-inspect-") as temporary, cluster():
@@ -119,11 +119,11 @@ def inspect_data(
             indexes = build_indexes(config, Path(temporary), train=True)
         except UserError as error:
             raise UserError(f"{error.message} (--only TASK looks at the others)", error.problems) from None
-        looks = look_at_all(config, indexes, sample, file_seconds)
+        examined = examine_all(config, indexes, sample, file_seconds)
         reports = {}
         for name, task in config.tasks.items():
             spec, root = config.model.input(task.modality), str(indexes.roots[name])
-            reports[name] = report_task(name, task, spec, root, indexes.scans[name], looks.pop(name))
+            reports[name] = report_task(name, task, spec, root, indexes.scans[name], examined.pop(name))
         console.print("drawing contact sheets ...")
         return reports, draw_sheets(config, indexes, reports, out)
 
@@ -143,7 +143,7 @@ def print_reports(reports: Mapping[str, TaskReport]) -> None:
             *report.examples.values(),
             present,
             report.task.num_classes,
-            len(report.seen),
+            len(report.examined),
             len(report.broken),
         ]
         table.add_row(name, *(f"{number:,}" for number in numbers), typical(report))
@@ -198,7 +198,7 @@ def log(
     values = {f"findings/{severity}": sum(f.severity == severity for f in findings) for severity in SEVERITIES}
     for name, report in reports.items():
         values |= {f"{name}/{split}": count for split, count in report.examples.items()}
-        values |= {f"{name}/decoded": len(report.seen), f"{name}/broken": len(report.broken)}
+        values |= {f"{name}/decoded": len(report.examined), f"{name}/broken": len(report.broken)}
     try:
         tracker = Tracker.start(
             config, f"inspect-{config.name}-{time.strftime('%Y%m%d-%H%M%S')}", {"polyvit.kind": "inspection"}

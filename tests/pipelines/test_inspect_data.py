@@ -14,8 +14,8 @@ from small import write_yaml
 from pipelines import cli, inspect
 from pipelines.batch.inspect_job import chunks, pick
 from polyvit.config.loader import load_config
-from polyvit.reports.inspect.examine import Facts
-from polyvit.reports.inspect.task_report import Look, report_task
+from polyvit.reports.inspect.examine import MediaInfo
+from polyvit.reports.inspect.task_report import ExampleReport, report_task
 
 pytestmark = pytest.mark.ray
 
@@ -134,15 +134,15 @@ def test_the_sheet_shows_many_classes_of_train_and_suspects_go_apart(pair_root: 
     looks = []
     for i, example in enumerate(found.examples):
         flat = i % 7 == 0
-        facts = Facts(contrast=0 if flat else 90, brightest=200, reason="broken" if i % 11 == 0 else "")
-        looks.append(Look(example.key, example.path, example.split, example.labels, None, facts))
+        facts = MediaInfo(contrast=0 if flat else 90, brightest=200, reason="broken" if i % 11 == 0 else "")
+        looks.append(ExampleReport(example.key, example.path, example.split, example.labels, None, facts))
     report = report_task("shapes", task, config.model.image, "root", found, looks)
     chosen = pick(report, seed=1)
     assert len(chosen) == 8
-    assert {look.labels for look in chosen} == {(0,), (1,), (2,)}
-    assert {look.split for look in chosen} == {"train"}
-    assert [look.labels for look in chosen] == sorted(look.labels for look in chosen)
-    assert not any(look.facts and (look.facts.flat or look.facts.reason) for look in chosen)
+    assert {example.labels for example in chosen} == {(0,), (1,), (2,)}
+    assert {example.split for example in chosen} == {"train"}
+    assert [example.labels for example in chosen] == sorted(example.labels for example in chosen)
+    assert not any(example.info and (example.info.flat or example.info.reason) for example in chosen)
     assert chosen == pick(report, seed=1) != pick(report, seed=2)
     suspects = pick(report, seed=1, suspects=True)
-    assert all(look.facts and look.facts.flat and not look.facts.reason for look in suspects)
+    assert all(example.info and example.info.flat and not example.info.reason for example in suspects)

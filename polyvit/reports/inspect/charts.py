@@ -11,9 +11,9 @@ import numpy as np
 
 from polyvit.config import AudioInput, ImageInput, VideoInput
 from polyvit.data.index import SPLITS
-from polyvit.reports.compare import FAINT, INK, PALETTE, amount, picture
 from polyvit.reports.inspect.examine import SILENT_DB, ZERO_DB
 from polyvit.reports.inspect.task_report import TaskReport
+from polyvit.reports.style import FAINT, INK, PALETTE, amount, picture
 
 MOST_BARS = 24
 """Classes that get a bar with a name each; more are drawn as a curve."""
@@ -29,7 +29,7 @@ def draw_numbers(report: TaskReport, path: Path) -> str:
     named = bars <= MOST_BARS
     height = 2.6 + (max(0.0, 0.155 * bars - 1.3) if named else 0.0)
     left = 4.6 if named else 4.2
-    says = f"{report.name}: {bars} classes with examples, {len(report.seen)} examples decoded"
+    says = f"{report.name}: {bars} classes with examples, {len(report.examined)} examples decoded"
     about = f"Blue: train; orange: {report.task.eval_split}. Dashed: the model's input"
     about += ", and where silence begins. " if isinstance(report.spec, AudioInput) else ". "
     about += "Distributions are of the examples decoded, all splits."

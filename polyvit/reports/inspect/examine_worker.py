@@ -1,6 +1,6 @@
 """`inspection.examine` in a process of its own, which a file may crash, hang or swell.
 
-In: an example's media. Out: its `Facts`; a file on which the process died has that as its reason. The child is
+In: an example's media. Out: its `MediaInfo`; a file on which the process died has that as its reason. The child is
 `python -m polyvit.reports.inspect.examine_worker` (see `polyvit/data/isolation/worker.py`).
 """
 
@@ -21,7 +21,7 @@ from polyvit.data.isolation import (
     send,
 )
 from polyvit.data.loading import Media
-from polyvit.reports.inspect.examine import Facts, examine
+from polyvit.reports.inspect.examine import MediaInfo, examine
 
 
 class Examiner:
@@ -40,7 +40,7 @@ class Examiner:
         """The process id of the child."""
         return self._child.pid
 
-    def facts(self, media: Media, task: str, start_s: float = 0.0, end_s: float = -1.0) -> Facts:
+    def examine(self, media: Media, task: str, start_s: float = 0.0, end_s: float = -1.0) -> MediaInfo:
         """As `inspection.examine`; pixels that need no decoding are looked at here."""
         if isinstance(media, np.ndarray):
             config = self.config.tasks[task]
@@ -48,8 +48,8 @@ class Examiner:
         try:
             answer, _ = self._child.ask({"task": task, "segment_s": [start_s, end_s]}, media, self.seconds)
         except DecoderDied as error:
-            return Facts(bytes=len(media), reason=error.reason)
-        return Facts(**answer)
+            return MediaInfo(bytes=len(media), reason=error.reason)
+        return MediaInfo(**answer)
 
     def close(self) -> None:
         """End the child."""
@@ -68,8 +68,8 @@ def serve(descriptor: int) -> None:
         while True:
             asked, media = receive(connection)
             task = config.tasks[asked["task"]]
-            facts = examine(media, task, config.model.input(task.modality), *asked["segment_s"])
-            send(connection, facts.document())
+            info = examine(media, task, config.model.input(task.modality), *asked["segment_s"])
+            send(connection, info.document())
 
 
 if __name__ == "__main__":

@@ -17,21 +17,16 @@ from polyvit.errors import UserError
 from polyvit.reports.compare.comparison import Comparison, compare, read_runs
 from polyvit.reports.compare.curves import draw_losses, draw_metrics, smooth, training_share
 from polyvit.reports.compare.heat_maps import (
-    OTHER,
-    PALETTE,
-    SCHEDULE_COLOURS,
     _column_colours,
     _is_best,
-    amount,
     draw_differences,
     draw_forgetting,
     draw_key,
-    percent,
-    run_styles,
-    settings_words,
 )
 from polyvit.reports.compare.page import write_report
+from polyvit.reports.compare.run_styles import SCHEDULE_COLOURS, run_styles, settings_words
 from polyvit.reports.compare.tradeoffs import _place_labels, draw_alone, draw_pareto
+from polyvit.reports.style import OTHER, PALETTE, amount, percent
 from polyvit.schedule.schedule import build_schedule
 
 

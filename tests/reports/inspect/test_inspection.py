@@ -1,4 +1,4 @@
-"""The data doctor's parts: facts of one example, what is said of a task, the page."""
+"""The data report's parts: facts of one example, what is said of a task, the page."""
 
 import io
 import math
@@ -17,11 +17,11 @@ from small import small_config
 
 from polyvit.config.run import AudioInput, ImageInput, VideoInput
 from polyvit.data.index.io import Example, Problem, Scan
-from polyvit.reports.inspect.examine import ZERO_DB, Facts, examine, sample_positions
+from polyvit.reports.inspect.examine import ZERO_DB, MediaInfo, examine, sample_positions
 from polyvit.reports.inspect.examine_worker import Examiner
 from polyvit.reports.inspect.findings import Finding, find
 from polyvit.reports.inspect.page import write_page
-from polyvit.reports.inspect.task_report import Look, TaskReport, distribution, report_task
+from polyvit.reports.inspect.task_report import ExampleReport, TaskReport, distribution, report_task
 from polyvit.synthetic.media import encode_mp4
 
 IMAGE, VIDEO = ImageInput(size=(16, 16)), VideoInput(frames=4, size=(16, 16), tubelet_size=(2, 8, 8))
@@ -50,7 +50,7 @@ def test_facts_of_a_picture() -> None:
     array_HWC[0, 0] = (200, 3, 0)
     content = picture(array_HWC)
     facts = examine(content, made, IMAGE)
-    assert facts == Facts(bytes=len(content), form="PNG", width=40, height=30, contrast=200, brightest=200)
+    assert facts == MediaInfo(bytes=len(content), form="PNG", width=40, height=30, contrast=200, brightest=200)
     assert not facts.flat
     assert examine(array_HWC, made, IMAGE) == replace(facts, bytes=None, form="pixels")
     # Colours that do not vary are one colour, however far apart the three numbers are.
@@ -103,7 +103,7 @@ def test_facts_of_a_recording() -> None:
     nothing = examine(sound(np.zeros(800)), made, AUDIO)
     assert nothing.level_db == ZERO_DB
     assert nothing.silent
-    assert examine(sound(np.zeros(0)), made, AUDIO) == Facts(
+    assert examine(sound(np.zeros(0)), made, AUDIO) == MediaInfo(
         bytes=len(sound(np.zeros(0))), form="WAV", sample_rate=16000, channels=1, reason="audio: no samples"
     )
 
@@ -141,24 +141,24 @@ def test_facts_come_from_the_child_as_from_here(examiner: Examiner) -> None:
     config = small_config()
     tone_S = 0.1 * np.sin(np.arange(16000))
     for media in (picture(NOISE_THWC[0]), b"no picture"):
-        assert examiner.facts(media, "picture") == examine(media, config.tasks["picture"], config.model.image)
+        assert examiner.examine(media, "picture") == examine(media, config.tasks["picture"], config.model.image)
     listener = Examiner(config, "audio", seconds=30.0)
-    assert listener.facts(sound(tone_S), "sound") == examine(
+    assert listener.examine(sound(tone_S), "sound") == examine(
         sound(tone_S), config.tasks["sound"], config.model.audio
     )
-    assert listener.facts(sound(tone_S), "sound", 0.25, 0.5).seconds == 0.25
+    assert listener.examine(sound(tone_S), "sound", 0.25, 0.5).seconds == 0.25
     listener.close()
-    assert examiner.facts(NOISE_THWC[0], "picture").form == "pixels"
+    assert examiner.examine(NOISE_THWC[0], "picture").form == "pixels"
 
 
 def test_a_file_that_kills_the_decoder_is_named_and_the_next_one_is_looked_at(examiner: Examiner) -> None:
     content = picture(NOISE_THWC[0])
-    assert examiner.facts(content, "picture").reason == ""
+    assert examiner.examine(content, "picture").reason == ""
     os.kill(examiner.pid, signal.SIGSEGV)
-    assert examiner.facts(content, "picture") == Facts(
+    assert examiner.examine(content, "picture") == MediaInfo(
         bytes=len(content), reason="the decoder died on it (SIGSEGV)"
     )
-    assert examiner.facts(content, "picture").reason == ""
+    assert examiner.examine(content, "picture").reason == ""
 
 
 # ------------------------------------------------------------------------------------------------- findings
@@ -171,7 +171,7 @@ def example(key: str, split: str, *labels: int, **more: float) -> Example:
 def report(
     examples: list[Example],
     digests: dict[str, str] | None = None,
-    facts: dict[str, Facts] | None = None,
+    facts: dict[str, MediaInfo] | None = None,
     problems: tuple[Problem, ...] = (),
     classes: tuple[str, ...] = ("cat", "dog", "hen house"),
     name: str = "pets",
@@ -182,9 +182,9 @@ def report(
     keys = {"num_classes": len(classes), "modality": "image", "classes": classes_file, **keys}
     made = task("imagefolder" if keys["modality"] == "image" else "kinetics", **keys)  # type: ignore[arg-type]
     spec = IMAGE if keys["modality"] == "image" else VIDEO
-    sound_one = Facts(bytes=9, width=20, height=20, contrast=99, brightest=200)
+    sound_one = MediaInfo(bytes=9, width=20, height=20, contrast=99, brightest=200)
     looks = [
-        Look(e.key, e.path, e.split, e.labels, ((digests or {}).get(e.key, e.key)).encode(),
+        ExampleReport(e.key, e.path, e.split, e.labels, ((digests or {}).get(e.key, e.key)).encode(),
              (facts or {}).get(e.key, sound_one))
         for e in examples
     ]  # fmt: skip
@@ -260,7 +260,7 @@ def test_rare_and_frequent_classes() -> None:
 
 
 def test_broken_files_are_an_error_where_a_run_would_stop() -> None:
-    bad = Facts(reason="image: cut short")
+    bad = MediaInfo(reason="image: cut short")
     assert found(report(plenty(), facts={"train00": bad}))["broken"].severity == "warning"  # 1 of 24
     kinds = found(report(plenty(), facts={f"train0{i}": bad for i in range(3)}))  # 3 of 24
     assert kinds["broken"].severity == "error"
@@ -270,9 +270,9 @@ def test_broken_files_are_an_error_where_a_run_would_stop() -> None:
 
 def test_empty_content() -> None:
     facts = {
-        "train00": Facts(contrast=3, brightest=200), "train01": Facts(level_db=-60.1),
-        "train02": Facts(contrast=99, brightest=200, still=True),
-        "train03": Facts(contrast=0, brightest=0, still=True), "train04": Facts(level_db=-59.9),
+        "train00": MediaInfo(contrast=3, brightest=200), "train01": MediaInfo(level_db=-60.1),
+        "train02": MediaInfo(contrast=99, brightest=200, still=True),
+        "train03": MediaInfo(contrast=0, brightest=0, still=True), "train04": MediaInfo(level_db=-59.9),
     }  # fmt: skip
     kinds = found(report(plenty(), facts=facts))
     assert kinds["one colour"].examples == ("train00.jpg", "train03.jpg")
@@ -312,13 +312,13 @@ def test_pieces_of_one_source_in_two_splits() -> None:
 
 
 def test_media_against_the_input_of_the_model() -> None:
-    tiny = Facts(width=7, height=90, contrast=99, brightest=200)
+    tiny = MediaInfo(width=7, height=90, contrast=99, brightest=200)
     kinds = found(report(plenty(), facts={e.key: tiny for e in plenty()}))
     assert kinds["small"].says == "24 of 24 looked at: pictures smaller than half the model's input (16 pixels)"
     large = replace(tiny, width=65, height=65)
     assert "large" in found(report(plenty(), facts={e.key: large for e in plenty()}))
     assert found(report(plenty(), facts={"train00": large, "train01": large})) == {}  # under a tenth
-    clip = Facts(width=20, height=20, fps=10.0, seconds=0.7, frames=70, contrast=99, brightest=200)
+    clip = MediaInfo(width=20, height=20, fps=10.0, seconds=0.7, frames=70, contrast=99, brightest=200)
     kinds = found(report(plenty(), facts={e.key: clip for e in plenty()}, modality="video"))
     assert "shorter than 7 frames (4 at stride 2)" not in str(kinds)  # exactly 7 frames in its segment
     short = replace(clip, seconds=0.6)
@@ -327,7 +327,7 @@ def test_media_against_the_input_of_the_model() -> None:
 
 
 def test_counts_and_distributions_as_data() -> None:
-    bad = Facts(reason="image: cut short")
+    bad = MediaInfo(reason="image: cut short")
     made = report([*plenty(), example("z", "test", 0, 2)], facts={"train00": bad}, loss="sigmoid").document()
     assert made["classes"] == {
         "cat": {"train": 6, "validation": 2, "test": 1},
