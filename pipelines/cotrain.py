@@ -28,9 +28,9 @@ from polyvit.config import RunConfig, apply_override, load_config, validate_conf
 from polyvit.errors import UserError
 from polyvit.evaluation import result_rows
 from polyvit.model import parameters_of
-from polyvit.model.pretrained import check_init
 from polyvit.reports import draw_schedule
 from polyvit.schedule import build_schedule
+from polyvit.training import check_init
 
 _RESUMABLE = ("train", "data", "feed", "tracking", "storage")
 """Sections that a resumed run may change: where and how fast, not what is learned."""

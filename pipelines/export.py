@@ -32,13 +32,13 @@ BATCH_VIEWS = 16
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit export`."""
-    made = command_line.parser("export", "Cut one task out of a trained model: torch.export, ONNX, int8.")
-    made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
-    made.add_argument("--task", required=True, metavar="NAME", help="the task whose head is taken")
-    made.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the files")
-    made.add_argument("--int8", action="store_true", help="a third file, with weights quantised to int8")
-    made.add_argument("--data", metavar="ROOT", type=Path, help="measure the files on ROOT/NAME (see data.root)")
-    return command_line.run(made, _body, argv)
+    parser = command_line.parser("export", "Cut one task out of a trained model: torch.export, ONNX, int8.")
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    parser.add_argument("--task", required=True, metavar="NAME", help="the task whose head is taken")
+    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the files")
+    parser.add_argument("--int8", action="store_true", help="a third file, with weights quantised to int8")
+    parser.add_argument("--data", metavar="ROOT", type=Path, help="measure the files on ROOT/NAME (see data.root)")
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -57,8 +57,10 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     out = arguments.out.expanduser().absolute()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        told = description(config, name, pad_names(names, config.tasks[name].num_classes), document["global_step"])
-        (out / "task.json").write_text(json.dumps(told, indent=1) + "\n")
+        task_description = description(
+            config, name, pad_names(names, config.tasks[name].num_classes), document["global_step"]
+        )
+        (out / "task.json").write_text(json.dumps(task_description, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error}); give another folder") from None
     rows = export_task(model, config, name, out, arguments.int8, held)
@@ -96,10 +98,10 @@ def export_task(
     runs[f"{name}.pt2"] = export_torch(module, out / f"{name}.pt2")
     runs[f"{name}.onnx"] = export_onnx(module, out / f"{name}.onnx")
     for file in (f"{name}.pt2", f"{name}.onnx"):
-        if (found := difference(runs[file], reference, module.spec)) > TOLERANCE:
+        if (measured := difference(runs[file], reference, module.spec)) > TOLERANCE:
             (out / file).unlink()
             raise UserError(
-                f"{file} differs from the model by {found:.2g}, more than {TOLERANCE:g}; do not use it"
+                f"{file} differs from the model by {measured:.2g}, more than {TOLERANCE:g}; do not use it"
             )
     if int8:
         console.print(f"writing {name}.int8.onnx ...", markup=False)
@@ -115,8 +117,8 @@ def export_task(
     }
     if held is not None:
         console.print("measuring on data ...")
-        for file, found in accuracy(runs, held, config, name).items():
-            rows[file] |= found
+        for file, measured in accuracy(runs, held, config, name).items():
+            rows[file] |= measured
     return rows
 
 
@@ -129,11 +131,11 @@ def _held_out(config: "RunConfig", name: str, root: Path, names: Sequence[str]) 
     folder = root / name
     if not folder.is_dir():
         raise UserError(f"--data {root}: there is no folder {folder}; give the folder that holds {name}/")
-    found = scan(task, folder, name)
-    examples = found.split(task.eval_split)
+    index = scan(task, folder, name)
+    examples = index.split(task.eval_split)
     if not examples:
-        raise UserError(f"--data {root}: {name} has no {task.eval_split} examples ({found.counts()})")
-    if names and found.classes[: len(names)] != list(names)[: len(found.classes)]:
+        raise UserError(f"--data {root}: {name} has no {task.eval_split} examples ({index.counts()})")
+    if names and index.classes[: len(names)] != list(names)[: len(index.classes)]:
         raise UserError(f"--data {root}: the classes of {name} are not those that the model was trained on")
     decoder = Decoder({name: task}, {name: config.model.input(task.modality)}, {name: folder}, config.seed)
     requests = evaluation_requests(name, examples, max(1, BATCH_VIEWS // task.eval_views), 0, 1)

@@ -42,20 +42,20 @@ class Estimate:
 
     def problems(self) -> list[str]:
         """What cannot end well: memory, disk."""
-        found = []
+        problems = []
         for task, need in self.pass_bytes.items():
             if self.state_bytes + need > self.memory_free:
-                found.append(
+                problems.append(
                     f"tasks.{task}: a step needs {(self.state_bytes + need) / 1e9:.2f} GB at the least, "
                     f"{self.memory_free / 1e9:.2f} GB are free on {self.device}; "
                     "set train.activation_checkpointing=true, a smaller model, or train on more memory"
                 )
         if self.disk_bytes > self.disk_free:
-            found.append(
+            problems.append(
                 f"storage: checkpoints need {self.disk_bytes / 1e9:.2f} GB, {self.disk_free / 1e9:.2f} GB are "
                 "free; lower train.keep_checkpoints, or give another storage or train.checkpoint_dir"
             )
-        return found
+        return problems
 
 
 def estimate(config: RunConfig, schedule: Schedule, device: torch.device, rounds: int = 2) -> Estimate:
@@ -96,10 +96,10 @@ def _parts(config: RunConfig) -> int:
 
 def _one_each(config: RunConfig) -> dict[Modality, str]:
     """The task of each modality that takes the most memory: the one with the largest head."""
-    found: dict[Modality, str] = {}
+    task_of: dict[Modality, str] = {}
     for name, task in sorted(config.tasks.items(), key=lambda item: item[1].num_classes):
-        found[task.modality] = name
-    return found
+        task_of[task.modality] = name
+    return task_of
 
 
 def _seconds_an_example(model: PolyViT, config: RunConfig, name: str, device: torch.device, rounds: int) -> float:

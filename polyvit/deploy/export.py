@@ -254,8 +254,8 @@ def accuracy(runs: Mapping[str, Runner], minibatches: Iterable[Minibatch], confi
             logits = average_views(torch.from_numpy(run(media)), minibatch.views, task)
             losses = example_losses(logits, labels, task.loss)
             states[key].update(logits.numpy(), minibatch.labels, losses.numpy())
-    found = {key: {"metric": task.metric, "examples": s.examples, **s.results()} for key, s in states.items()}
-    return {key: {**each, "value": each.get(task.metric)} for key, each in found.items()}
+    results = {key: {"metric": task.metric, "examples": s.examples, **s.results()} for key, s in states.items()}
+    return {key: {**each, "value": each.get(task.metric)} for key, each in results.items()}
 
 
 # ----------------------------------------------------------------------------------------- description

@@ -11,11 +11,11 @@ from use_kit import CLASSES, trained, write_checkpoint
 
 from polyvit.checkpoint.state import Learner, TrainState, load_trained
 from polyvit.config.run import RunConfig
-from polyvit.deploy.extend import add_results, assemble, extension_config, freeze_parts, start_from, write_extended
-from polyvit.deploy.package import write_release
+from polyvit.deploy.extend import add_results, assemble, extension_config, write_extended
+from polyvit.deploy.package import write_package
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
-from polyvit.model.pretrained.from_vit import initialise
+from polyvit.training.initialisation import copy_checkpoint, freeze_parts, initialise_model
 from polyvit.training.loop import train
 from polyvit.training.step import Alone
 
@@ -90,12 +90,12 @@ def test_what_cannot_be_frozen() -> None:
 
 def test_extending_keeps_the_old_tasks_to_the_bit(base: tuple[Path, RunConfig], tmp_path: Path) -> None:
     folder, _ = base
-    write_release(folder, tmp_path / "base")
+    write_package(folder, tmp_path / "base")
     old, old_config, document = load_trained(tmp_path / "base")
     config = extension_config(old_config, small_config("optim.lr=0.1"), tmp_path / "base")
     model, optimiser, schedule = fresh(config)
     freeze_parts(model, config.optim.frozen)
-    report = initialise(model, str(config.init.path))
+    report = initialise_model(model, config)
     assert set(report.loaded) == {name for name, _ in model.named_parameters() if name.startswith("shared.")}
     assert all(name.startswith(("tokenizers.audio", "adaptors.audio", "heads.")) for name in report.random)
     state = train(Learner(model, optimiser), schedule, ArrayFeed(config), config, Alone(), TrainState(), Heard())
@@ -123,7 +123,7 @@ def test_a_new_modality_starts_from_the_adaptor_blocks_of_an_old_one(base: tuple
     folder, _ = base
     model, _, _ = fresh(small_config())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    report = start_from(model, folder)
+    report = copy_checkpoint(model, folder)
     state = model.state_dict()
     blocks = [name for name in state if name.startswith("adaptors.audio.")]
     assert len(blocks) > 8
@@ -147,7 +147,7 @@ def test_an_extended_model_has_the_results_of_all_its_tasks(base: tuple[Path, Ru
     document = json.loads((folder / "state.json").read_text())
     write_extended(tmp_path / "extended", model, small_config(), document, half)
     add_results(tmp_path / "extended", {"picture": {**result, "value": 0.75}, "sound": {**result, "value": 0.5}})
-    write_release(tmp_path / "extended", tmp_path / "release")
+    write_package(tmp_path / "extended", tmp_path / "release")
     card = (tmp_path / "release" / "model_card.md").read_text()
     results = card.partition("## Data")[0]
     rows = {line.split(" | ")[0].strip("| "): line for line in results.splitlines() if line.startswith("| ")}
@@ -161,9 +161,9 @@ def test_a_checkpoint_that_does_not_fit(base: tuple[Path, RunConfig]) -> None:
     folder, _ = base
     model, _, _ = fresh(small_config("model.width=32", "model.l_adapt=0"))
     with pytest.raises(UserError, match=r"model.width=32: the checkpoint has 16"):
-        start_from(model, folder)
+        copy_checkpoint(model, folder)
     model, _, _ = fresh(small_config("tasks.picture.num_classes=6"))
     with pytest.raises(
         UserError, match=r"heads.picture.weight: the model has \(6, 16\), the checkpoint \(5, 16\)"
     ):
-        start_from(model, folder)
+        copy_checkpoint(model, folder)
