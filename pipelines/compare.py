@@ -19,7 +19,7 @@ from rich.table import Table
 from pipelines.runtime import command_line, console
 from polyvit.errors import UserError
 from polyvit.reports import amount
-from polyvit.reports.compare import Comparison, compare, leaderboard, parameters_saved, read_runs
+from polyvit.reports.compare import Comparison, compare, leaderboard, parameters_saved, read_runs, write_report
 
 MOST_RUNS = 7
 """Columns of the table of tasks on the terminal, which so fits 100 letters: the best runs; the files have all."""
@@ -96,8 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from polyvit.reports.compare import write_report
-
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a file; give a folder")
     runs, baselines = read_runs(arguments.runs), read_runs(arguments.baseline)

@@ -14,17 +14,15 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
 from pipelines.runtime import command_line, console
+from polyvit.config import RunConfig
+from polyvit.data.layouts import scan
+from polyvit.data.loading import Decoder, Minibatch, evaluation_requests
 from polyvit.errors import UserError
-
-if TYPE_CHECKING:
-    from polyvit.config import RunConfig
-    from polyvit.data.loading import Minibatch
-    from polyvit.deploy import Runner
 
 BATCH_VIEWS = 16
 """Views of one forward pass in the measurement on data."""
@@ -42,9 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.tracking import model_folder
-    from polyvit.checkpoint import load_trained
-    from polyvit.deploy import check_tasks, class_names, description, pad_names, require_onnx
+    from pipelines.tracking import model_folder  # start-up: MLflow, torch
+    from polyvit.checkpoint import load_trained  # start-up: torch
+    from polyvit.deploy import (  # start-up: torch
+        check_tasks,
+        class_names,
+        description,
+        pad_names,
+        require_onnx,
+    )
 
     require_onnx()
     folder = model_folder(arguments.model)
@@ -70,14 +74,14 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def export_task(
-    model: Any, config: "RunConfig", name: str, out: Path, int8: bool, held: "Iterator[Minibatch] | None" = None
+    model: Any, config: RunConfig, name: str, out: Path, int8: bool, held: Iterator[Minibatch] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Write the files and measure them: {file: {bytes, latency_ms, difference, value, ...}}; `model` for the model
     itself. Raises UserError where ONNX Runtime's answers are not the model's.
     """
     import torch
 
-    from polyvit.deploy import (
+    from polyvit.deploy import (  # start-up: torch
         TOLERANCE,
         TaskModel,
         accuracy,
@@ -93,7 +97,7 @@ def export_task(
     torch.set_num_threads(1)  # as ONNX Runtime here: figures that can be compared, whatever else the machine does
     module = TaskModel(model, config, name).eval()
     reference = torch_runner(module)
-    runs: dict[str, Runner] = {"model": reference}
+    runs = {"model": reference}
     console.print(f"writing {name}.pt2 and {name}.onnx ...", markup=False)
     runs[f"{name}.pt2"] = export_torch(module, out / f"{name}.pt2")
     runs[f"{name}.onnx"] = export_onnx(module, out / f"{name}.onnx")
@@ -122,11 +126,8 @@ def export_task(
     return rows
 
 
-def _held_out(config: "RunConfig", name: str, root: Path, names: Sequence[str]) -> "Iterator[Minibatch]":
+def _held_out(config: RunConfig, name: str, root: Path, names: Sequence[str]) -> Iterator[Minibatch]:
     """The task's evaluation split, decoded here; scanned now, so that mistakes show before anything is written."""
-    from polyvit.data.layouts import scan
-    from polyvit.data.loading import Decoder, evaluation_requests
-
     task = config.tasks[name]
     folder = root / name
     if not folder.is_dir():

@@ -19,9 +19,13 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.runtime import command_line, console
+from pipelines.cotrain import cotrain, new_run, print_results
+from pipelines.evaluate import evaluate_checkpoint
+from pipelines.index import task_roots
+from pipelines.runtime import cluster, command_line, console
+from polyvit.checkpoint import load_trained
 from polyvit.config import RunConfig, load_config
-from polyvit.deploy import ROLES, add_results, assemble, extension_config, write_extended
+from polyvit.deploy import ROLES, add_results, assemble, extension_config, write_extended, write_package
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,12 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.cotrain import cotrain, new_run, print_results
-    from pipelines.index import task_roots
-    from pipelines.runtime import cluster
-    from pipelines.tracking import model_folder
-    from polyvit.checkpoint import load_trained
-    from polyvit.deploy import write_package
+    from pipelines.tracking import model_folder  # start-up: MLflow
 
     folder = model_folder(arguments.model)
     old, trained, document = load_trained(folder)
@@ -92,8 +91,6 @@ def old_tasks(trained: RunConfig, requested: RunConfig, root: Path | None) -> Ru
 
 
 def _evaluated(when: str, model: Any, config: RunConfig, folder: Path) -> dict[str, dict[str, Any]]:
-    from pipelines.evaluate import evaluate_checkpoint
-
     console.print(f"evaluating the old tasks, {when} ...")
     return evaluate_checkpoint(model, config, folder)
 

@@ -26,7 +26,7 @@ from pipelines.predict import command_count
 from pipelines.runtime import cluster, command_line, console
 from polyvit.config import RunConfig, load_config
 from polyvit.errors import UserError
-from polyvit.reports.inspect import SEVERITIES, Finding, TaskReport, find, report_task
+from polyvit.reports.inspect import SEVERITIES, Finding, TaskReport, find, report_task, write_page
 
 SAMPLE = 200
 """Examples of a task that are decoded unless the user says how many."""
@@ -51,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from polyvit.reports.inspect import write_page
-
     config = load_config(arguments.config, arguments.overrides, arguments.only)
     _check_roots(config)  # before anything is started
     out = _folder(arguments.out)
@@ -110,7 +108,7 @@ def inspect_data(
 
     sample: examples a task to decode; None: all. Raises UserError where the data of any task cannot be used.
     """
-    from pipelines.batch import draw_sheets, examine_all
+    from pipelines.batch import draw_sheets, examine_all  # start-up: Ray Data
 
     console.print("starting Ray ...")
     with tempfile.TemporaryDirectory(prefix="polyvit-inspect-") as temporary, cluster():
@@ -193,7 +191,7 @@ def log(
     config: RunConfig, reports: Mapping[str, TaskReport], findings: Sequence[Finding], files: Mapping[str, Path]
 ) -> str | None:
     """The report as an MLflow run; returns its id. A store that cannot be used costs a warning, not the report."""
-    from pipelines.tracking import Tracker
+    from pipelines.tracking import Tracker  # start-up: MLflow
 
     values = {f"findings/{severity}": sum(f.severity == severity for f in findings) for severity in SEVERITIES}
     for name, report in reports.items():

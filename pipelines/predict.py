@@ -68,8 +68,14 @@ def _here(arguments: argparse.Namespace) -> dict[str, Any]:
     """Answer FILEs on this machine."""
     import torch
 
-    from pipelines.tracking import model_folder
-    from polyvit.deploy import IsolatedDecoder, Limits, Predictor, as_json_line, check_tasks
+    from pipelines.tracking import model_folder  # start-up: MLflow, torch
+    from polyvit.deploy import (  # start-up: torch
+        IsolatedDecoder,
+        Limits,
+        Predictor,
+        as_json_line,
+        check_tasks,
+    )
 
     if not arguments.files:
         raise UserError("give FILEs to classify, or --input and --output for a job")
@@ -95,8 +101,8 @@ def _here(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _job(arguments: argparse.Namespace) -> dict[str, Any]:
     """Answer everything in --input, on Ray."""
-    from pipelines.batch import PredictJob, list_files, predict_files
-    from pipelines.tracking import model_folder
+    from pipelines.batch import PredictJob, list_files, predict_files  # start-up: torch, pyarrow
+    from pipelines.tracking import model_folder  # start-up: MLflow, torch
 
     if arguments.files or arguments.output is None:
         raise UserError("a job takes --input and --output DIR, and no FILEs")

@@ -105,7 +105,7 @@ def predict_files(folder: Path, paths: Sequence[str], job: PredictJob) -> dict[s
 
     Raises UserError where the output folder holds another job.
     """
-    from pipelines.runtime import cluster
+    from pipelines.runtime import cluster  # start-up: Ray
 
     model, config, document = load_trained(folder)
     tasks = check_tasks(config, job.tasks)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from polyvit.config import Modality, RunConfig
-from polyvit.data.decode import open_container
+from polyvit.data.decode import detect_modality, open_container
 from polyvit.data.isolation import (
     TOO_MUCH_MEMORY,
     Child,
@@ -25,6 +25,7 @@ from polyvit.data.isolation import (
     run_child,
     send,
 )
+from polyvit.data.loading import token_dtype, token_shape
 from polyvit.deploy.predict import Group, Prepared, prepare
 from polyvit.errors import BadMedia
 
@@ -88,8 +89,6 @@ class IsolatedDecoder:
 
 def _prepared(header: dict[str, Any], payload: bytes, config: RunConfig) -> Prepared:
     """Tokens from a frame; what does not fit the config is refused."""
-    from polyvit.data.loading import token_dtype, token_shape
-
     modality, groups, start = header["modality"], [], 0
     shape, dtype = token_shape(config.model.input(modality)), token_dtype(modality)
     for group in header["groups"]:
@@ -130,8 +129,6 @@ def _check_pixels(width: int, height: int, limits: Limits) -> None:
 
 
 def _answer(data: bytes, asked: dict[str, Any], config: RunConfig, limits: Limits) -> tuple[dict[str, Any], bytes]:
-    from polyvit.data.decode import detect_modality
-
     try:
         if limits.pixels is not None or limits.seconds is not None:
             # A header that cannot be read is the decoder's to name.

@@ -21,6 +21,7 @@ from torch import Tensor
 from polyvit.checkpoint import find_checkpoint, load_trained
 from polyvit.config import AudioTask, Modality, RunConfig, TaskConfig
 from polyvit.data.decode import detect_modality
+from polyvit.data.index import index_classes
 from polyvit.data.loading import EVAL_BATCH, evaluation_tokens
 from polyvit.errors import BadMedia, UserError
 from polyvit.evaluation import average_views
@@ -234,8 +235,6 @@ def class_names(checkpoint: Path, config: RunConfig, document: Mapping[str, Any]
 
     A task of which neither is known is left out; `Predictor` calls its classes by their numbers.
     """
-    from polyvit.data.index import index_classes
-
     in_checkpoint = document.get("classes") or {}
     names = {name: list(in_checkpoint[name]) for name in config.tasks if in_checkpoint.get(name)}
     for name in config.tasks:

@@ -20,7 +20,6 @@ from polyvit.cost.cluster_model import (
     Hardware,
     StepCost,
     checkpoint_bytes,
-    cores_for,
     local_batches,
     reduction,
     run_cost,
@@ -192,7 +191,13 @@ def test_cores_that_a_look_ahead_needs() -> None:
         replace(made, decode_s=work, compute_s=1.0, exposed_s=0.0, update_s=0.0, copy_s=0.0) for work in (8.0, 2.0)
     )
     costs, order = {"h": heavy, "l": light}, list("lhlhhllh")
-    assert [cores_for(order, costs, ahead) for ahead in (1, 2, 4, 8, 99)] == [8.0, 8.0, 6.5, 5.0, 5.0]
+    assert [scaling_check.cores_for(order, costs, ahead) for ahead in (1, 2, 4, 8, 99)] == [
+        8.0,
+        8.0,
+        6.5,
+        5.0,
+        5.0,
+    ]
 
 
 def test_the_nine_tasks_need_more_cores_for_video_than_for_the_rest() -> None:

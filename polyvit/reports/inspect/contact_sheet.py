@@ -129,17 +129,17 @@ def _sides(spec: ModelInput) -> tuple[int, ...]:
 def _stored(sample: Sample, task: TaskConfig, spec: ModelInput) -> np.ndarray:
     """Before anything is done to it: image_HWC, the clip's video_THWC, or the whole recording's spectrogram_TF."""
     if isinstance(task, ImageTask):
-        from polyvit.data.decode import decode_image
+        from polyvit.data.decode import decode_image  # start-up: only this decoder
 
         return sample.media if isinstance(sample.media, np.ndarray) else decode_image(sample.media)
     assert isinstance(sample.media, bytes)
     if isinstance(task, VideoTask) and isinstance(spec, VideoInput):
-        from polyvit.data.decode import read_clip
+        from polyvit.data.decode import read_clip  # start-up: only this decoder
 
         stride = task.augment.frame_stride
         return read_clip(sample.media, spec.frames, stride, None, sample.start_s, sample.end_s)
     if isinstance(task, AudioTask) and isinstance(spec, AudioInput):
-        from polyvit.data.decode import decode_waveform, log_mel
+        from polyvit.data.decode import decode_waveform, log_mel  # start-up: only this decoder
 
         waveform_S = decode_waveform(sample.media, spec.sample_rate, sample.start_s, sample.end_s)
         return (log_mel(waveform_S, spec) - spec.mean) / spec.std

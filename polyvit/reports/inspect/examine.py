@@ -116,7 +116,7 @@ def _examine_image(media: Media, known: dict[str, Any]) -> None:
     else:
         from PIL import Image
 
-        from polyvit.data.decode import decode_image
+        from polyvit.data.decode import decode_image  # start-up: only this decoder
 
         with contextlib.suppress(Exception), Image.open(io.BytesIO(media)) as picture:
             known.update(form=picture.format, width=picture.width, height=picture.height)
@@ -127,7 +127,7 @@ def _examine_image(media: Media, known: dict[str, Any]) -> None:
 def _examine_video(
     media: bytes, known: dict[str, Any], count: int, stride: int, segment_s: tuple[float, float]
 ) -> None:
-    from polyvit.data.decode import read_clip
+    from polyvit.data.decode import read_clip  # start-up: only this decoder
 
     with contextlib.suppress(Exception):
         _read_video_header(media, known, segment_s)
@@ -158,7 +158,7 @@ def _read_video_header(media: bytes, known: dict[str, Any], segment_s: tuple[flo
 
 
 def _examine_audio(media: bytes, known: dict[str, Any], sample_rate: int, segment_s: tuple[float, float]) -> None:
-    from polyvit.data.decode import decode_waveform
+    from polyvit.data.decode import decode_waveform  # start-up: only this decoder
 
     with contextlib.suppress(Exception):
         _read_audio_header(media, known)
