@@ -4,7 +4,7 @@
     python -m pipelines.compare ...
 
 RUN is a run's folder, its name in `runs/`, or a folder of runs such as a sweep's `trials`. Runs of one task (made
-with `cotrain --only TASK`) are what co-training is measured against. No Ray, no training: numbers that runs left.
+with `cotrain --only TASK`) are what co-training is measured against. Needs no Ray: it reads what runs wrote.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from polyvit.reports import amount
 from polyvit.reports.compare import Comparison, compare, leaderboard, parameters_saved, read_runs, write_report
 
 MOST_RUNS = 7
-"""Columns of the table of tasks on the terminal, which so fits 100 letters: the best runs; the files have all."""
+"""Runs in the terminal's table of tasks, the best ones, so that it fits 100 letters; the files have all."""
 
 
 def print_comparison(comparison: Comparison, title: str) -> None:

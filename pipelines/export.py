@@ -76,8 +76,12 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 def export_task(
     model: Any, config: RunConfig, name: str, out: Path, int8: bool, held: Iterator[Minibatch] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Write the files and measure them: {file: {bytes, latency_ms, difference, value, ...}}; `model` for the model
-    itself. Raises UserError where ONNX Runtime's answers are not the model's.
+    """Write the files and measure them: {file: {bytes, latency_ms, difference, value, ...}}; `model` stands for
+    the model itself.
+
+    model, config: as trained. name: the task. out: the folder. int8: whether to write a quantised file too. held:
+    the evaluation split, to measure accuracy on; None: accuracy is not measured. Raises UserError where a file's
+    answers are not the model's.
     """
     import torch
 

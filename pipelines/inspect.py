@@ -3,7 +3,7 @@
     polyvit inspect CONFIG [key=value ...] [--sample N | --all] [--out DIR] [--no-mlflow] [--json FILE]
     python -m pipelines.inspect ...                     the same, for `ray job submit`
 
-Scans the data, looks at examples on the cluster (`batch/inspect_job.py`), says what to do (`findings.py`).
+Scans the data, examines examples on the cluster (`batch/inspect_job.py`), says what to do (`findings.py`).
 DIR gets contact sheets, pictures of the numbers and report.html, one page with all of it; MLflow gets a run with
 these. Exit status 0, whatever was found; 2 where the config or the data cannot be used at all.
 """
@@ -26,7 +26,7 @@ from pipelines.predict import command_count
 from pipelines.runtime import cluster, command_line, console
 from polyvit.config import RunConfig, load_config
 from polyvit.errors import UserError
-from polyvit.reports.inspect import SEVERITIES, Finding, TaskReport, find, report_task, write_page
+from polyvit.reports.inspect import SEVERITIES, Finding, TaskReport, find_problems, report_task, write_page
 
 SAMPLE = 200
 """Examples of a task that are decoded unless the user says how many."""
@@ -57,7 +57,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     reports, sheets = inspect_data(
         config, out, None if arguments.all else arguments.sample, arguments.file_seconds
     )
-    findings = find(config, reports)
+    findings = find_problems(config, reports)
     again = _again(arguments)
     files = write_page(config, reports, findings, sheets, out, again)
     print_reports(reports)
@@ -104,7 +104,7 @@ def _folder(out: Path) -> Path:
 def inspect_data(
     config: RunConfig, out: Path, sample: int | None, file_seconds: float
 ) -> tuple[dict[str, TaskReport], dict[str, dict[str, str]]]:
-    """Scan, look, draw: the report of each task, and its contact sheets in `out` with what they show.
+    """Scan, examine, draw: the report of each task, and its contact sheets in `out` with what they show.
 
     sample: examples a task to decode; None: all. Raises UserError where the data of any task cannot be used.
     """

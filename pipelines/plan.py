@@ -1,4 +1,4 @@
-"""Look before you spend: what a run would do, what it needs, and what stands in its way.
+"""What a run would do, what it needs, and what stands in its way, before any time is spent.
 
     polyvit plan CONFIG [key=value ...] [--picture FILE.png] [--no-measure] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""Labels for media files: a few, here and now, or millions, as a Ray Data job.
+"""Predictions for media files: a few on this machine, or millions as a Ray Data job.
 
     polyvit predict MODEL FILE ... [--task NAME ...] [--top-k 5] [--modality image|video|audio]
     polyvit predict MODEL --input FOLDER_OR_LIST --output DIR [--task NAME ...] ...
@@ -6,7 +6,7 @@
 
 MODEL is a checkpoint's folder, a run's, or `models:/name@alias`. With FILEs there is one line of JSON a file on
 stdout: path, modality and for each task its best classes, or `error` with the reason; exit status 2 where a file
-could not be used, after all others were answered. Files are decoded in a process of their own, so that one which
+could not be used, after all others were answered. Files are decoded in a child process, so that a file which
 crashes or stalls its decoder costs its own line alone. With --input the answers go to Parquet files in DIR, and a
 job that was stopped goes on where it was (`pipelines/batch/batch_predict.py`).
 """

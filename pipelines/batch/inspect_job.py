@@ -4,7 +4,7 @@
     a few sound examples a task --[Ray tasks: augment, patchify, draw]--> PNG
 
 In: a config and the indexes of its tasks. A row is a chunk of examples of one task, pickled for this job alone. A
-file that crashes or hangs a decoder takes a child process with it (`examine_worker.py`) and is named.
+file that crashes or hangs a decoder ends a child process only (`examine_worker.py`) and is named.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ Chunk = tuple[str, list[tuple[bool, Example]]]
 
 
 def chunks(config: RunConfig, indexes: Indexes, sample: int | None) -> Iterator[Chunk]:
-    """What is to be read."""
+    """The examples to read, in chunks of one task. sample: examples a task to decode; None: all of them."""
     for name, scan in indexes.scans.items():
         splits = {split: scan.split(split) for split in SPLITS}
         sizes: dict[str, int] = {split: len(in_split) for split, in_split in splits.items()}
@@ -141,7 +141,7 @@ def _config(config: str) -> RunConfig:
 # ---------------------------------------------------------------------------------------- contact sheets
 
 
-def pick(report: TaskReport, seed: int, suspects: bool = False) -> list[ExampleReport]:
+def choose_examples(report: TaskReport, seed: int, suspects: bool = False) -> list[ExampleReport]:
     """Up to ROWS examples for a contact sheet, in the order of their labels.
 
     Sound ones of many classes, of train where it has any; `suspects`: those that show or sound nothing.
@@ -170,7 +170,7 @@ def draw_sheets(
     rows = []
     for name, report in reports.items():
         for kind, suspects in (("sheet", False), ("suspects", True)):
-            if chosen := pick(report, config.seed, suspects):
+            if chosen := choose_examples(report, config.seed, suspects):
                 examples = _examples(indexes.scans[name], chosen)
                 rows.append({"sheet": pickle.dumps((name, kind, examples, report.classes))})
     if not rows:

@@ -24,7 +24,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class DecodeCost:
-    """CPU of one training example, whole: read, decode, augment, patchify.
+    """CPU time of one training example: read, decode, augment, patchify.
 
     seconds = fixed_s + per_value_s x numbers in its tokens. encoded: bytes of its file, for the storage.
     """

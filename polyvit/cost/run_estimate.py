@@ -1,4 +1,4 @@
-"""What a run takes on the device at hand: a few real steps are timed, memory is counted, disk is added up.
+"""What a run takes on this machine: a few real steps are timed, memory is counted, disk is added up.
 
 One task of each modality is run at its own shapes with a few examples; the others of the modality take as long per
 example (their heads differ only). A prediction for this machine, not for a cluster: `cluster_model.py` has that.

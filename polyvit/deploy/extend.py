@@ -123,8 +123,10 @@ def assemble(
 def write_extended(
     folder: Path, model: PolyViT, config: RunConfig, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
-    """A checkpoint's folder of the model put together; `old`, `new`: the `state.json` of its halves. Of results it
-    has those of the new tasks; see `add_results`.
+    """Write the model that `assemble` made as a checkpoint.
+
+    folder: created if absent. model, config: as `assemble` returns them. old, new: `state.json` of the old model
+    and of the run that trained the new tasks. Its results are those of the new tasks; see `add_results`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, folder)
@@ -143,7 +145,7 @@ def write_extended(
 
 
 def add_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Results of tasks that a checkpoint's last evaluation lacks, into it: for its model card."""
+    """Add results of tasks that the checkpoint's last evaluation lacks, so that its model card has them."""
     document = read_document(folder)
     step, evaluations = document["global_step"], document["evaluations"]
     known = evaluations[-1]["tasks"] if evaluations else {}

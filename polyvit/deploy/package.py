@@ -20,7 +20,7 @@ from polyvit.evaluation import protocol
 from polyvit.model import PolyViT, parameter_table
 
 _TRAINING = ("read", "bad", "quarantine", "microbatches")
-"""Keys of `state.json` that only a run that goes on would read."""
+"""Keys of `state.json` that only a resumed run reads."""
 
 
 def write_package(model_path: Path, folder: Path) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def write_package(model_path: Path, folder: Path) -> dict[str, Any]:
     classes = class_names(checkpoint, config, trained)
     document = {key: value for key, value in trained.items() if key not in _TRAINING}
     document |= {"classes": classes, "averaged": config.optim.ema_decay is not None}
-    # The averaged weights lie in model.safetensors here: there are no others.
+    # model.safetensors holds the averaged weights here, and there are no others.
     document["config"] = {**trained["config"], "optim": {**trained["config"]["optim"], "ema_decay": None}}
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, folder)

@@ -3,7 +3,7 @@
 In: a file's bytes or path, and which tasks to answer. Out: for each task its best classes. A file is decoded and
 cut into tokens by `prepare`, which needs the config alone and so can run in another process than the model;
 `Predictor` runs the model on what several files gave. Preprocessing and averaging over views are the
-evaluation's own functions (`data.example.evaluation_tokens`, `evaluate.average_views`), with each task's
+evaluation's own functions (`evaluation_tokens`, `average_views`), with each task's
 `eval_*` settings. Legend: V views of one file, W views of several, N tokens, P patch_dim, D width, K classes.
 """
 
@@ -34,7 +34,7 @@ FILES_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Group:
-    """Tasks that see a file alike, and its tokens [V, N, P] for them."""
+    """Tasks whose evaluation prepares a file in the same way, and its tokens [V, N, P] for them."""
 
     tasks: tuple[str, ...]
     tokens: np.ndarray
@@ -91,7 +91,7 @@ def prepare(
 
 
 def _sight(task: TaskConfig) -> str:
-    """What of a task decides the tokens of its evaluation views; equal texts, equal tokens."""
+    """The settings of a task that decide its evaluation tokens, as text: equal texts give equal tokens."""
     keys = {"eval_clips"} if isinstance(task, AudioTask) else {"augment", "eval_clips", "eval_crops"}
     return task.model_dump_json(include=keys)
 
@@ -185,7 +185,7 @@ class Predictor:
     def logits(self, prepared: Sequence[Prepared]) -> list[dict[str, Tensor]]:
         """logits_K of every task of every file, float32 on the CPU, views averaged as the task's evaluation does.
 
-        Files of like shape share forward passes, and tasks that see a file alike share its features.
+        Files of one shape share forward passes; tasks that prepare a file in the same way share its features.
         """
         results: list[dict[str, Tensor]] = [{} for _ in prepared]
         alike: dict[tuple[Modality, tuple[str, ...]], list[tuple[int, np.ndarray]]] = {}
@@ -212,7 +212,10 @@ class Predictor:
             return {name: self.model.heads[name](features_WD).float().cpu() for name in tasks}
 
     def best(self, task: str, logits_K: Tensor, top_k: int) -> list[dict[str, Any]]:
-        """The `top_k` most probable classes, best first. Of a sigmoid task each probability stands for itself."""
+        """The `top_k` most probable classes, best first. logits_K: float32 [K].
+
+        Of a sigmoid task each probability stands for itself.
+        """
         sigmoid = self.config.tasks[task].loss == "sigmoid"
         probabilities_K = logits_K.sigmoid() if sigmoid else logits_K.softmax(dim=-1)
         # By logits: probabilities near 1 round to ties.

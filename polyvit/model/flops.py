@@ -14,7 +14,7 @@ PEAK_BFLOAT16 = {
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Dense FLOP/s of a device in `precision`, as its maker says; None for a CPU, float32, or an unknown device."""
+    """Dense FLOP/s of a device, as its maker says; None for a CPU, an unknown device, or another precision."""
     if precision != "bfloat16":
         return None
     return next((peak for part, peak in PEAK_BFLOAT16.items() if part in device_name), None)

@@ -27,9 +27,10 @@ _STYLE: dict[Any, Any] = {
 def picture(
     path: Path, width: float, height: float, title: str, about: str = "", stretch: bool = True
 ) -> Iterator[Figure]:
-    """A figure, inches, that is written to `path` in the end: a bold title that says what to see, faint lines.
+    """A figure that is written to `path` as a PNG when the block ends.
 
-    It is made wide enough for these; what is drawn grows with it where it may `stretch`.
+    width, height: in inches; the figure becomes wider where its text needs it. title: in bold, says what to see.
+    about: faint lines below it. stretch: whether what is drawn grows with a wider figure.
     """
     wanted = width
     width = max(width, 0.3 + 0.107 * len(title), *(0.3 + 0.069 * len(line) for line in ["", *about.splitlines()]))

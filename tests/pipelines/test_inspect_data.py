@@ -12,7 +12,7 @@ from pipelines_kit import pair_document, scanned
 from small import write_yaml
 
 from pipelines import cli, inspect
-from pipelines.batch.inspect_job import chunks, pick
+from pipelines.batch.inspect_job import choose_examples, chunks
 from polyvit.config.loader import load_config
 from polyvit.reports.inspect.examine import MediaInfo
 from polyvit.reports.inspect.task_report import ExampleReport, report_task
@@ -137,12 +137,12 @@ def test_the_sheet_shows_many_classes_of_train_and_suspects_go_apart(pair_root: 
         facts = MediaInfo(contrast=0 if flat else 90, brightest=200, reason="broken" if i % 11 == 0 else "")
         looks.append(ExampleReport(example.key, example.path, example.split, example.labels, None, facts))
     report = report_task("shapes", task, config.model.image, "root", found, looks)
-    chosen = pick(report, seed=1)
+    chosen = choose_examples(report, seed=1)
     assert len(chosen) == 8
     assert {example.labels for example in chosen} == {(0,), (1,), (2,)}
     assert {example.split for example in chosen} == {"train"}
     assert [example.labels for example in chosen] == sorted(example.labels for example in chosen)
     assert not any(example.info and (example.info.flat or example.info.reason) for example in chosen)
-    assert chosen == pick(report, seed=1) != pick(report, seed=2)
-    suspects = pick(report, seed=1, suspects=True)
+    assert chosen == choose_examples(report, seed=1) != choose_examples(report, seed=2)
+    suspects = choose_examples(report, seed=1, suspects=True)
     assert all(example.info and example.info.flat and not example.info.reason for example in suspects)

@@ -1,4 +1,4 @@
-"""Numbers from finished runs: who is best, by how much, what was forgotten, what models alone would do.
+"""Numbers from finished runs: which is best, by how much, what was forgotten, what single-task models reach.
 
 In: `RunSummary`s (`run_summary.py`). Out: a `Comparison`, and from it rows, cells, fronts. Nothing is drawn.
 """
@@ -27,7 +27,7 @@ __all__ = [
 
 SCHEDULE, L_ADAPT, SEED = "schedule.kind", "model.l_adapt", "seed"
 _NOT_COMPARED = ("name", "source", "storage", "tracking", "sweep", "feed")
-"""Sections of a config that say where a run lives and not what it is."""
+"""Sections of a config that say where a run is stored and not what it does."""
 _NOT_COMPARED_TASK_KEYS = ("train_examples", "licence", "source", "classes", "root")
 _FIRST_KEYS = (SCHEDULE, L_ADAPT, SEED)
 
@@ -73,7 +73,7 @@ class Comparison:
         return mean_of(run.values, self.shared)
 
     def worst(self, run: RunSummary) -> tuple[str, float] | None:
-        """The task that lies furthest below its baseline (or least above it), and by how much."""
+        """The task furthest below its baseline (or least above it), and its difference to the baseline."""
         gaps = differences(run.values, self.baselines)
         return min(gaps.items(), key=lambda item: (item[1], item[0])) if gaps else None
 
@@ -82,7 +82,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[RunSummary], baselines: Sequence[RunSummary] = ()) -> Comparison:
-    """Runs side by side. Runs of one task are baselines where others have several; so are those in `baselines`.
+    """Runs side by side. Where some runs have several tasks, runs of one task are baselines, as `baselines` are.
 
     Where no baseline run is given, the values in `sweep.baselines` of the runs' configs are taken. Raises
     UserError where nothing can be compared.
@@ -125,7 +125,7 @@ def _rank(comparison: Comparison, run: RunSummary) -> tuple[bool, float, str]:
 
 
 def baselines_of(alone: Sequence[RunSummary]) -> dict[str, Baseline]:
-    """By task, what runs of one task reached; of several the best, the strictest to be measured against.
+    """By task, what runs of one task reached. Where a task has several runs, the best counts.
 
     Raises UserError for a run of several tasks.
     """
@@ -188,8 +188,11 @@ def forgetting(run: RunSummary) -> dict[str, float]:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Of (cost, gain), the places of those that no other beats (no dearer and no worse, and one of both better),
-    by cost. Of equal points the first stands for all."""
+    """Positions in `points`, (cost, gain) each, of those that no other point beats, by cost.
+
+    A point beats another if it costs no more and gains no less, and is better in one of the two. Of equal points
+    the first is kept.
+    """
     best, front = -math.inf, []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
         if points[i][1] > best:
@@ -199,8 +202,10 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def parameters_saved(run: RunSummary, baselines: Mapping[str, Baseline]) -> tuple[int, float] | None:
-    """Parameters of one single-task model for each of the run's tasks, all together, and how many times the run's
-    own that is. None unless every task has a baseline of known size."""
+    """Parameters of all single-task models of the run's tasks together, and that number over the run's own.
+
+    None unless every task has a baseline of known size.
+    """
     sizes = [baselines[task].parameters if task in baselines else None for task in run.config.tasks]
     if any(size is None for size in sizes):
         return None

@@ -23,7 +23,7 @@ _BINS = 240
 
 
 def smooth(values: Sequence[float], keep: float = 0.7) -> list[float]:
-    """Exponential moving average, without the pull towards its start: each point weighs `keep` times the next."""
+    """Exponential moving average, corrected for its start: each point weighs `keep` times as much as the next."""
     total, weight, smoothed = 0.0, 0.0, []
     for value in values:
         total, weight = keep * total + value, keep * weight + 1
@@ -32,7 +32,7 @@ def smooth(values: Sequence[float], keep: float = 0.7) -> list[float]:
 
 
 def training_share(schedule: Schedule, task: str, bins: int) -> np.ndarray:
-    """[bins] over the run: the share of a bin's minibatches that are of the task."""
+    """float64 [bins], 0 to 1: the share of the minibatches of each part of the run that are of the task."""
     edges = np.linspace(0, len(schedule), bins + 1)
     steps = schedule.steps_of(task) if task in schedule.tasks else np.zeros(0, int)
     trained = np.searchsorted(steps, edges, side="right")

@@ -1,6 +1,6 @@
-"""A comparison as files: leaderboard.csv, pictures, and report.html, one page that needs nothing but itself.
+"""A comparison as files: leaderboard.csv, pictures, and report.html, one page that loads nothing.
 
-In: `RunSummary`s. Out: a folder; the page holds the pictures inside, loads nothing, and opens from anywhere.
+In: `RunSummary`s. Out: a folder. The page has its pictures inside, so it can be moved and opened anywhere.
 """
 
 import shlex
@@ -46,10 +46,11 @@ class Section:
 def write_report(
     runs: Sequence[RunSummary], out: Path, title: str, baselines: Sequence[RunSummary] = (), command: str = ""
 ) -> dict[str, Path]:
-    """Everything about `runs` into the folder `out`, made if absent. Returns the files written, by name.
+    """Write leaderboard, pictures and page. Returns the files, by name.
 
-    baselines: runs of one task each; those among `runs` count too (see `compare`). command: what makes this report
-    again. Raises UserError where nothing can be compared or `out` cannot be written.
+    runs: to compare. out: the folder, created if absent. title: of the page. baselines: runs of one task each;
+    those among `runs` count too (see `compare`). command: the shell line that makes this report again; "": it is
+    put together from the runs' folders. Raises UserError where nothing can be compared or `out` cannot be written.
     """
     comparison = compare(runs, baselines)
     try:
@@ -96,7 +97,7 @@ def draw_all(comparison: Comparison, out: Path) -> list[Section]:
 
 
 def _drawn_keys(comparison: Comparison) -> list[str]:
-    """Schedule and L_adapt first; of the others only keys that every run was given a value for on purpose."""
+    """Keys that get a heat map: schedule and L_adapt first, then those that a sweep varied."""
     few = [key for key, values in comparison.keys.items() if len(set(map(str, values.values()))) <= MOST_VALUES]
     first = [key for key in (SCHEDULE, L_ADAPT) if key in few]
     swept = {key for run in comparison.runs for key in run.config.sweep.space} - {SEED}

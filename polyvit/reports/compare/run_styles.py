@@ -19,8 +19,8 @@ METRIC_WORDS = {"top1": "top-1", "map": "mAP"}
 def run_styles(comparison: Comparison) -> dict[str, tuple[str, Any]]:
     """A colour and a dash for each run by name: the same in all pictures, and for runs that differ in seed alone.
 
-    The first key with few enough values gives the colour, what is left tells dashes; where that is not enough, the
-    best settings get a colour each and the others are grey.
+    The first key with few enough values decides the colour, and the other keys decide the dash. Where that cannot
+    tell the runs apart, the best settings get a colour each and the others are grey.
     """
     names = [run.name for run in comparison.runs]
     settings = {name: settings_words(comparison, name) for name in names}
@@ -40,7 +40,7 @@ def run_styles(comparison: Comparison) -> dict[str, tuple[str, Any]]:
 
 
 def settings_words(comparison: Comparison, name: str, key: str | None = None) -> str:
-    """A run's label without its seed and without what `key` says; with the seed where it says nothing else."""
+    """A run's label without the seed and without the words for `key`; the seed stays where nothing else would."""
     parts = comparison.labels[name].split(", ")
     left_out = {key_words(k, comparison.keys[k][name]) for k in (SEED, key) if k in comparison.keys}
     kept = ", ".join(part for part in parts if part not in left_out)

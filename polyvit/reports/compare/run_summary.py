@@ -1,4 +1,4 @@
-"""What a run's folder says, as one value: settings, metrics, curves, parameters.
+"""What a run's folder holds, as one object: settings, metrics, curves, parameters.
 
 In: a folder as `polyvit cotrain` leaves it (config.json, result.json, parameters.json, history/, step_*/), of a
 run that came to its end or not. Nothing is trained or evaluated here.
@@ -156,7 +156,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _evaluations(folder: Path, config: RunConfig, points: Sequence[Point]) -> list[tuple[int, dict[str, float]]]:
-    """Of the newest checkpoint and of the curves; they tell the same, and either may reach further."""
+    """Evaluations in the newest checkpoint and in the curves. Both hold the same; either may reach further."""
     by_step: dict[int, dict[str, float]] = {}
     if state := _newest_state(folder):
         for evaluation in json.loads(state)["evaluations"]:
@@ -173,8 +173,8 @@ def _evaluations(folder: Path, config: RunConfig, points: Sequence[Point]) -> li
 
 
 def _newest_state(folder: Path) -> str | None:
-    """`state.json` of the newest checkpoint: here, or where the run keeps them. A store that is out of reach costs
-    a warning, for the curves are here.
+    """`state.json` of the newest checkpoint: here, or where the run keeps them. A store that cannot be
+    reached costs a warning only, because the curves are here.
     """
     for path in sorted(folder.glob("step_*/state.json"), reverse=True):
         return path.read_text()

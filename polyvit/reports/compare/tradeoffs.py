@@ -13,7 +13,7 @@ from polyvit.reports.style import INK, OTHER, PALETTE, amount, percent, picture
 
 MOST_LABELS = 14
 _OFFSETS = [(9, 0), (9, 5), (9, -5), (-9, 0), (9, 9), (9, -9), (-9, 5), (-9, -5)]
-"""Of a label from its point, in points (1/72 inch), best first."""
+"""Of a label from its point on the chart, in 1/72 inch, best first."""
 
 
 def draw_pareto(comparison: Comparison, path: Path) -> str | None:
@@ -58,7 +58,7 @@ def draw_pareto(comparison: Comparison, path: Path) -> str | None:
             _colours_legend(figure, comparison, {name: colour for name, (colour, _) in styles.items()})
         figure.draw_without_rendering()
         line = [(xs[i + k], ys[i]) for i in range(len(front) - 1) for k in (0, 1)]
-        if seeds:  # too many to name: colours say the rest
+        if seeds:  # there are too many to name all; the legend explains the colours
             marks = [(x, y, text if i in front or i == len(runs) else "") for i, (x, y, text) in enumerate(marks)]
         _place_labels(axes, marks, set(front) | ({len(marks) - 1} if alone else set()), line)
     return says
@@ -119,7 +119,7 @@ def _place_labels(
 ) -> None:
     """A label beside each point where it hides no point, label or level part of `line`; `first` choose first.
 
-    What finds no place has none: the tables name every run.
+    A label that finds no place is left out: the tables name every run.
     """
     from matplotlib.transforms import Bbox
 

@@ -6,7 +6,7 @@ from .examine import sample_positions as sample_positions
 from .examine_worker import Examiner as Examiner
 from .findings import SEVERITIES as SEVERITIES
 from .findings import Finding as Finding
-from .findings import find as find
+from .findings import find_problems as find_problems
 from .page import write_page as write_page
 from .task_report import ExampleReport as ExampleReport
 from .task_report import TaskReport as TaskReport

@@ -1,6 +1,6 @@
 """Pictures of a task's numbers: examples of each class, and sizes, durations, levels as distributions.
 
-In: a `TaskReport`. Out: a PNG; the function returns what it says, in a sentence. Style and colours: `pictures`.
+In: a `TaskReport`. Out: a PNG; the function returns what it shows, in a sentence.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from polyvit.reports.inspect.task_report import TaskReport
 from polyvit.reports.style import FAINT, INK, PALETTE, amount, picture
 
 MOST_BARS = 24
-"""Classes that get a bar with a name each; more are drawn as a curve."""
+"""Up to so many classes get a bar with a name each; more are drawn as a curve."""
 FEW_VALUES = 6
-"""Distinct numbers that get a bar each; more are drawn as a histogram."""
+"""Up to so many distinct numbers get a bar each; more are drawn as a histogram."""
 _TRAIN, _HELD = PALETTE[0], PALETTE[4]
 
 

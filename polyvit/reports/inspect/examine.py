@@ -1,7 +1,7 @@
 """What one example is: what its header and its decoded media tell, and what is wrong with it.
 
-In: an example's media, as `data.source.load` gives them, and its task. Out: `MediaInfo`. Called in the decoding
-process (`examine_worker.py`), for media may be hostile; it decodes with the functions that training decodes with.
+In: an example's media, as `data.source.load` gives them, and its task. Out: `MediaInfo`. Called in
+a child process (`examine_worker.py`), because media may be hostile; it decodes with the functions of training.
 Which examples are looked at: `sample_positions`.
 """
 
@@ -24,8 +24,8 @@ SILENT_DB = -60.0
 ZERO_DB = -200.0
 """Stands for the level of digital zero."""
 FLAT = 8
-"""Grey levels between the darkest and the brightest pixel of each colour, up to which a picture shows nothing:
-JPEG and H.264 turn one colour into a few neighbouring ones."""
+"""A picture shows nothing where each colour channel spans no more levels than this: JPEG and H.264 turn one
+colour into a few neighbouring ones."""
 STILL = 1e-3
 """Share of a clip's pixels that differ from its first frame, below which nothing moves: 13 x 13 of 420 x 420."""
 BLACK = 16

@@ -1,4 +1,4 @@
-"""`inspection.examine` in a process of its own, which a file may crash, hang or swell.
+"""`examine` in a child process, which a file may crash, hang, or fill the memory of.
 
 In: an example's media. Out: its `MediaInfo`; a file on which the process died has that as its reason. The child is
 `python -m polyvit.reports.inspect.examine_worker` (see `polyvit/data/isolation/worker.py`).
@@ -25,9 +25,9 @@ from polyvit.reports.inspect.examine import MediaInfo, examine
 
 
 class Examiner:
-    """One such process, for files of one modality, one at a time; not to be shared by threads.
+    """A child process that examines files of one modality, one at a time. Threads must not share it.
 
-    seconds: most time for one file.
+    seconds: time limit for one file.
     """
 
     def __init__(self, config: RunConfig, modality: Modality, seconds: float) -> None:
@@ -41,7 +41,7 @@ class Examiner:
         return self._child.pid
 
     def examine(self, media: Media, task: str, start_s: float = 0.0, end_s: float = -1.0) -> MediaInfo:
-        """As `inspection.examine`; pixels that need no decoding are looked at here."""
+        """As the function `examine`. Pixels need no decoding and are examined in this process."""
         if isinstance(media, np.ndarray):
             config = self.config.tasks[task]
             return examine(media, config, self.config.model.input(config.modality))

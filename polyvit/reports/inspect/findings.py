@@ -40,7 +40,10 @@ _LEFT_OUT = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about one task. kind: a word to sort by; count: examples or classes; says, do: sentences."""
+    """One finding about one task.
+
+    kind: a word to sort by. count: of examples or classes. says: what is wrong. do: what to do about it.
+    """
 
     task: str
     severity: Severity
@@ -51,8 +54,8 @@ class Finding:
     examples: tuple[str, ...] = ()
 
 
-def find(config: RunConfig, reports: Mapping[str, TaskReport]) -> list[Finding]:
-    """Everything that is to be said, worst first, then in the order of tasks and checks."""
+def find_problems(config: RunConfig, reports: Mapping[str, TaskReport]) -> list[Finding]:
+    """All findings, worst first, then in the order of tasks and checks."""
     trained = train_contents(reports)
     findings = []
     for report in reports.values():
@@ -67,7 +70,7 @@ def find(config: RunConfig, reports: Mapping[str, TaskReport]) -> list[Finding]:
 
 
 def left_out(report: TaskReport) -> list[Finding]:
-    """What the scan found on a list or on disk and could not use, by kind."""
+    """Entries that the scan could not use, by kind."""
     kinds: defaultdict[str, list[str]] = defaultdict(list)
     for problem in report.problems:
         kinds[problem.kind].append(f"{problem.where}: {problem.reason}")
@@ -204,7 +207,7 @@ def shared_sources(report: TaskReport) -> list[Finding]:
 
 
 def other_tasks(report: TaskReport, trained: Mapping[bytes, str]) -> list[Finding]:
-    """Held-out examples that another task trains on: co-training sees them all the same."""
+    """Held-out examples that another task trains on: co-training sees them too."""
     split = report.task.eval_split
     held = [
         (example, trained.get(example.digest or b"")) for example in report.examples_read if example.split == split
@@ -242,7 +245,7 @@ def _reason(example: ExampleReport) -> str:
 
 
 def empty_content(report: TaskReport) -> list[Finding]:
-    """Media that decode and show or sound nothing."""
+    """Media that can be decoded, but are silent, of one colour, or still."""
     checks: list[tuple[str, str, str, Callable[[MediaInfo], bool]]] = [
         ("silent", f"silent (RMS below {SILENT_DB:g} dBFS)", "A silent recording teaches its label to silence:"
          " delete them, or look for a broken export.", lambda info: info.silent),
@@ -264,7 +267,7 @@ def empty_content(report: TaskReport) -> list[Finding]:
 
 
 def fit(report: TaskReport) -> list[Finding]:
-    """Media that the model's input stretches, repeats, or shrinks a lot."""
+    """Media that do not fit the model's input: too small, too large, too short."""
     task, spec, name = report.task, report.spec, report.name
     findings = []
     if isinstance(spec, ImageInput):

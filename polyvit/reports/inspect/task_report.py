@@ -40,7 +40,7 @@ class ExampleReport:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """One task. counts_KS: examples of each class in each of SPLITS. hashed, decoded: how many were.
+    """One task. counts_KS: int64, examples of each of K classes in each of SPLITS. hashed: how many examples were.
 
     duplicates: groups of examples with one content. shared_sources: sources (a video's id, a file that is cut into
     segments) that several splits have, with those splits.
@@ -62,7 +62,7 @@ class TaskReport:
 
     @property
     def examined(self) -> list[ExampleReport]:
-        """Examples that were decoded, or could not be."""
+        """Examples that were to be decoded, with those that could not be."""
         return [example for example in self.examples_read if example.info is not None]
 
     @property
@@ -76,7 +76,7 @@ class TaskReport:
         return [example for example in self.examined if example.info and example.info.reason]
 
     def values(self, measure: str) -> np.ndarray:
-        """A measure of every example that was decoded and has it."""
+        """float64 [n]: a measure of the n examples that were decoded and have it."""
         known = [getattr(example.info, measure) for example in self.decoded]
         return np.array([value for value in known if value is not None], dtype=float)
 
@@ -115,7 +115,7 @@ class TaskReport:
 
 
 def distribution(values: np.ndarray) -> dict[str, float]:
-    """Smallest, 5 %, middle, 95 % and largest."""
+    """Smallest, 5 %, middle, 95 % and largest of `values`, float [n] with n > 0."""
     names = ("min", "p5", "median", "p95", "max")
     return {n: round(float(v), 4) for n, v in zip(names, np.percentile(values, (0, 5, 50, 95, 100)), strict=True)}
 

@@ -19,7 +19,7 @@ from polyvit.config.run import AudioInput, ImageInput, VideoInput
 from polyvit.data.index.io import Example, Problem, Scan
 from polyvit.reports.inspect.examine import ZERO_DB, MediaInfo, examine, sample_positions
 from polyvit.reports.inspect.examine_worker import Examiner
-from polyvit.reports.inspect.findings import Finding, find
+from polyvit.reports.inspect.findings import Finding, find_problems
 from polyvit.reports.inspect.page import write_page
 from polyvit.reports.inspect.task_report import ExampleReport, TaskReport, distribution, report_task
 from polyvit.synthetic.media import encode_mp4
@@ -202,7 +202,7 @@ def plenty(first: str = "", **keys: object) -> list[Example]:
 
 
 def found(*reports: TaskReport) -> dict[str, Finding]:
-    findings = find(small_config(), {each.name: each for each in reports})
+    findings = find_problems(small_config(), {each.name: each for each in reports})
     order = [finding.severity for finding in findings]
     assert order == sorted(order, key=("error", "warning", "note").index)
     assert len({(f.task, f.kind) for f in findings}) == len(findings)
@@ -350,7 +350,7 @@ def test_the_page_holds_everything_loads_nothing_and_escapes_names(tmp_path: Pat
     Image.new("RGB", (30, 20)).save(tmp_path / "pets_sheet.png")
     config, reports = small_config(), {"pets": made}
     sheets = {"pets": {"pets_sheet.png": "what <it> shows"}}
-    files = write_page(config, reports, find(config, reports), sheets, tmp_path, "polyvit inspect 'a b'")
+    files = write_page(config, reports, find_problems(config, reports), sheets, tmp_path, "polyvit inspect 'a b'")
     assert files.keys() == {"report.html", "pets_numbers.png", "pets_sheet.png"}
     page = files["report.html"].read_text()
     assert page.count("data:image/png;base64,") == 2
