@@ -29,25 +29,31 @@ def base(tmp_path: Path) -> tuple[Path, RunConfig]:
 
 def test_the_config_of_the_new_run(base: tuple[Path, RunConfig]) -> None:
     folder, old = base
-    given = small_config("model.width=32", "model.audio.mel_bins=32", "optim.lr=0.25", "tasks.picture.steps=77")
-    made = extension_config(old, given, folder)
-    assert list(made.tasks) == ["sound", "word"]
-    assert (made.model.width, made.model.image, made.model.audio) == (16, old.model.image, given.model.audio)
-    assert (made.optim.lr, made.init.path) == (0.25, str(folder))
-    assert made.optim.frozen == ("shared",)  # no old tokenizer is in this run
-    made = extension_config(old, given, folder, rehearse=["picture"])
-    assert made.tasks["picture"].steps == 77
-    assert made.optim.frozen == ("shared", "tokenizers.image", "adaptors.image", "heads.picture")
-    made = extension_config(old, given, folder, ["adaptors", "shared.blocks.0"], ["clip"])
-    assert made.optim.frozen == ("adaptors.video", "shared.blocks.0")
+    requested = small_config(
+        "model.width=32", "model.audio.mel_bins=32", "optim.lr=0.25", "tasks.picture.steps=77"
+    )
+    config = extension_config(old, requested, folder)
+    assert list(config.tasks) == ["sound", "word"]
+    assert (config.model.width, config.model.image, config.model.audio) == (
+        16,
+        old.model.image,
+        requested.model.audio,
+    )
+    assert (config.optim.lr, config.init.path) == (0.25, str(folder))
+    assert config.optim.frozen == ("shared",)  # no old tokenizer is in this run
+    config = extension_config(old, requested, folder, rehearse=["picture"])
+    assert config.tasks["picture"].steps == 77
+    assert config.optim.frozen == ("shared", "tokenizers.image", "adaptors.image", "heads.picture")
+    config = extension_config(old, requested, folder, ["adaptors", "shared.blocks.0"], ["clip"])
+    assert config.optim.frozen == ("adaptors.video", "shared.blocks.0")
     for freeze, rehearse, said in [
         (["heart"], [], "--freeze heart: give shared, tokenizers, adaptors, heads"),
         ([], ["dance"], "--rehearse dance: the model has no such task; it has picture, clip"),
     ]:
         with pytest.raises(UserError, match=said):
-            extension_config(old, given, folder, freeze, rehearse)
+            extension_config(old, requested, folder, freeze, rehearse)
     with pytest.raises(UserError, match=r"no task that the model lacks .it has picture, clip"):
-        extension_config(old, without(given, "sound", "word"), folder)
+        extension_config(old, without(requested, "sound", "word"), folder)
 
 
 def test_extending_keeps_the_old_tasks_to_the_bit(base: tuple[Path, RunConfig], tmp_path: Path) -> None:

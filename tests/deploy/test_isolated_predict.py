@@ -26,9 +26,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IsolatedDecoder]:
     _, _, config = trained(tmp_path_factory.mktemp("model"), "tasks.word.eval_clips=2")
-    made = IsolatedDecoder(config, Limits(pixels=2000, seconds=5.0, decode_seconds=60.0))
-    yield made
-    made.close()
+    process = IsolatedDecoder(config, Limits(pixels=2000, seconds=5.0, decode_seconds=60.0))
+    yield process
+    process.close()
 
 
 def test_tokens_are_those_of_this_process(decoder: IsolatedDecoder, files: dict[str, bytes]) -> None:

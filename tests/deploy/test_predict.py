@@ -69,9 +69,9 @@ def test_answers_come_from_the_evaluation_path(tmp_path: Path, files: dict[str, 
     predictor = Predictor.load(checkpoint.parent)  # the run's folder
     names = ["image", "clip", "song"]
     prepared = [prepare(files[name].read_bytes(), config) for name in names]
-    found = predictor.logits(prepared)
-    assert [list(logits) for logits in found] == [["picture"], ["clip"], ["sound", "word"]]
-    for name, logits in zip(names, found, strict=True):
+    all_logits = predictor.logits(prepared)
+    assert [list(logits) for logits in all_logits] == [["picture"], ["clip"], ["sound", "word"]]
+    for name, logits in zip(names, all_logits, strict=True):
         for task, logits_K in logits.items():
             spec = config.model.input(config.tasks[task].modality)
             tokens = evaluation_tokens(files[name].read_bytes(), config.tasks[task], spec)
