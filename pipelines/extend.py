@@ -1,10 +1,10 @@
-"""Give a trained model new tasks, and say what that did to the old ones.
+"""Add tasks to a trained model, and measure what that does to the old ones.
 
     polyvit extend MODEL CONFIG [key=value ...] [--only TASK] [--freeze PARTS] [--rehearse TASK] [--json FILE]
     python -m pipelines.extend ...                           the same, for `ray job submit`
 
 The tasks of CONFIG that MODEL lacks get a head, and a tokenizer with adaptor blocks where their modality is new
-(the blocks start as copies of another modality's); they train as `polyvit cotrain` does, in a run of their own.
+(the blocks start as copies of another modality's). They train in a run of their own, like `polyvit cotrain`.
 By default every old part is frozen, so that only what is new trains. --freeze tokenizers,heads lets the shared
 blocks move (--freeze none: everything); --rehearse TASK goes on training an old task beside the new ones. The old
 tasks are evaluated before and after. The run's folder gets `extended/`, a checkpoint with all tasks for
@@ -21,8 +21,7 @@ from rich.table import Table
 
 from pipelines.cotrain import cotrain, new_run, print_results
 from pipelines.evaluate import evaluate_checkpoint
-from pipelines.index import task_roots
-from pipelines.runtime import cluster, command_line, console
+from pipelines.runtime import command_line, console
 from polyvit.checkpoint import load_trained
 from polyvit.config import RunConfig, load_config
 from polyvit.deploy import ROLES, add_results, assemble, extension_config, write_extended, write_package
@@ -46,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
+    from pipelines.index import task_roots  # start-up: Ray
+    from pipelines.runtime import cluster  # start-up: Ray
     from pipelines.tracking import model_folder  # start-up: MLflow
 
     folder = model_folder(arguments.model)

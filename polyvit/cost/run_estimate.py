@@ -1,7 +1,7 @@
 """What a run takes on this machine: a few real steps are timed, memory is counted, disk is added up.
 
-One task of each modality is run at its own shapes with a few examples; the others of the modality take as long per
-example (their heads differ only). A prediction for this machine, not for a cluster: `cluster_model.py` has that.
+One task of each modality is run at its own shapes with a few examples. The other tasks of the modality differ in
+their heads only, so they are taken to need the same time for each example. `cluster_model.py` predicts for a cluster.
 """
 
 import shutil
@@ -25,10 +25,10 @@ STATE_BYTES = {"sgd": 4, "adamw": 8}
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds a step and bytes a task on one worker; hours and bytes in all.
+    """What one worker needs: seconds and bytes of each task's steps; hours and bytes of the whole run.
 
-    step_s: of each task's whole local part. pass_bytes: of one pass over the fewest examples possible.
-    state_bytes: parameters, gradients, optimiser. disk_bytes: checkpoints that stay at a time.
+    step_s: of each task's local batch. pass_bytes: of one pass over the fewest examples possible. state_bytes:
+    parameters, gradients, optimiser. disk_bytes: of the checkpoints that exist at one time.
     """
 
     device: str
@@ -41,7 +41,7 @@ class Estimate:
     disk_free: int
 
     def problems(self) -> list[str]:
-        """What cannot end well: memory, disk."""
+        """Why the run would fail: too little memory or disk. One line each."""
         problems = []
         for task, need in self.pass_bytes.items():
             if self.state_bytes + need > self.memory_free:
@@ -59,7 +59,7 @@ class Estimate:
 
 
 def estimate(config: RunConfig, schedule: Schedule, device: torch.device, rounds: int = 2) -> Estimate:
-    """Measure on `device`, for as many workers as the config says, each on a device like it."""
+    """Measure `rounds` steps on `device`; the config's workers are taken to have one such device each."""
     model = PolyViT(config.model, config.tasks, seed=config.seed)
     parameters = sum(p.numel() for p in model.parameters())
     state_bytes = parameters * (8 + STATE_BYTES[config.optim.kind]) // _parts(config)

@@ -66,7 +66,7 @@ def prepare(
 ) -> Prepared:
     """Decode a file as the evaluation of `tasks` does (none named: all tasks of its modality).
 
-    The modality is found from the content unless given. Of tasks named, those of the file's modality answer; where
+    modality: None: detected from the content. Of the tasks named, those of the file's modality answer; where
     only audio tasks are named, a video's sound track is taken. Raises BadMedia with a reason.
     """
     detected = detect_modality(data)

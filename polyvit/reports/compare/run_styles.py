@@ -29,8 +29,8 @@ def run_styles(comparison: Comparison) -> dict[str, tuple[str, Any]]:
         kinds = list(dict.fromkeys(map(str, values.values())))
         rests = {name: settings_words(comparison, name, key) for name in names}
         order = sorted(set(rests.values()))
-        told = {(str(values[name]), rests[name]) for name in names}
-        apart = len(told) == len({(str(values[name]), rests[name], settings[name]) for name in names})
+        looks = {(str(values[name]), rests[name]) for name in names}
+        apart = len(looks) == len({(str(values[name]), rests[name], settings[name]) for name in names})
         if len(kinds) <= len(PALETTE) and len(order) <= len(DASHES) and apart:
             known = SCHEDULE_COLOURS if key == SCHEDULE else dict(zip(kinds, PALETTE, strict=False))
             return {n: (known[str(values[n])], DASHES[order.index(rests[n])]) for n in names}

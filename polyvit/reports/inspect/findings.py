@@ -301,7 +301,7 @@ def _smaller_sides(report: TaskReport) -> np.ndarray:
 
 
 def _clip_frames(report: TaskReport) -> np.ndarray:
-    """Frames of each clip's own segment where its header told them, else of its file."""
+    """float [n]: frames of each clip's segment where headers give length and rate, else of its file."""
     seconds, fps = report.values("seconds"), report.values("fps")
     return seconds * fps if len(seconds) == len(fps) > 0 else report.values("frames")
 
