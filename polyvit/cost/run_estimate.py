@@ -1,7 +1,7 @@
 """What a run takes on this machine: a few real steps are timed, memory is counted, disk is added up.
 
 One task of each modality is run at its own shapes with a few examples. The other tasks of the modality differ in
-their heads only, so they are taken to need the same time for each example. `cluster_model.py` predicts for a cluster.
+their heads only, so they are taken to need the same time an example. `cluster_model.py` predicts for a cluster.
 """
 
 import shutil
