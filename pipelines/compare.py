@@ -4,7 +4,7 @@
     python -m pipelines.compare ...
 
 RUN is a run's folder, its name in `runs/`, or a folder of runs such as a sweep's `trials`. Runs of one task (made
-with `cotrain --only TASK`) are what co-training is measured against. No Ray, no training: numbers that runs left.
+with `cotrain --only TASK`) are what co-training is measured against. Needs no Ray: it reads what runs wrote.
 """
 
 import argparse
@@ -18,40 +18,42 @@ from rich.table import Table
 
 from pipelines.runtime import command_line, console
 from polyvit.errors import UserError
-from polyvit.reports.compare import Comparison, amount, compare, leaderboard, parameters_saved, read_runs
+from polyvit.reports import amount
+from polyvit.reports.compare import Comparison, compare, leaderboard, parameters_saved, read_runs, write_report
 
 MOST_RUNS = 7
-"""Columns of the table of tasks on the terminal, which so fits 100 letters: the best runs; the files have all."""
+"""Runs in the terminal's table of tasks, the best ones, so that it fits 100 letters; the files have all."""
 
 
-def print_comparison(made: Comparison, title: str) -> None:
+def print_comparison(comparison: Comparison, title: str) -> None:
     """Two tables, runs and then tasks, what to know about them, and what the best run saves."""
-    console.print(runs_table(made, title))
-    console.print(tasks_table(made))
-    for note in made.notes:
+    console.print(runs_table(comparison, title))
+    console.print(tasks_table(comparison))
+    for note in comparison.notes:
         console.print(f"[yellow]{note}[/]")
-    if saved := parameters_saved(made.best, made.baselines):
+    best = comparison.best
+    if saved := parameters_saved(best, comparison.baselines):
         console.print(
-            f"parameters: {amount(made.best.total_parameters)} in the best run, {amount(saved[0])} in single-task "
-            f"models of its {len(made.best.config.tasks)} tasks: {saved[1]:.1f}x fewer"
+            f"parameters: {amount(best.total_parameters)} in the best run, {amount(saved[0])} in single-task "
+            f"models of its {len(best.config.tasks)} tasks: {saved[1]:.1f}x fewer"
         )
 
 
-def runs_table(made: Comparison, title: str) -> Table:
+def runs_table(comparison: Comparison, title: str) -> Table:
     """The leaderboard, best first; metrics as fractions, as `cotrain` prints them."""
     table = Table(title=title)
-    unfinished = any(not run.finished for run in made.runs)
-    heads = ["#", "run", "mean", *(["worst difference", "of task"] if made.baselines else []), "parameters"]
+    unfinished = any(not run.finished for run in comparison.runs)
+    heads = ["#", "run", "mean", *(["worst difference", "of task"] if comparison.baselines else []), "parameters"]
     for head in [*heads, *(["status"] if unfinished else [])]:
         table.add_column(head, justify="left" if head in ("run", "of task", "status") else "right")
-    for rank, run in enumerate(made.runs, start=1):
-        worst = made.worst(run)
-        against = [f"{worst[1]:+.3f}" if worst else "-", worst[0] if worst else ""] if made.baselines else []
+    for rank, run in enumerate(comparison.runs, start=1):
+        worst = comparison.worst(run)
+        against = [f"{worst[1]:+.3f}" if worst else "-", worst[0] if worst else ""] if comparison.baselines else []
         size = amount(run.total_parameters)
         table.add_row(
             str(rank),
-            made.labels[run.name],
-            _three(made.mean(run)),
+            comparison.labels[run.name],
+            _three(comparison.mean(run)),
             *against,
             size,
             *([run.status] if unfinished else []),
@@ -59,20 +61,20 @@ def runs_table(made: Comparison, title: str) -> Table:
     return table
 
 
-def tasks_table(made: Comparison) -> Table:
+def tasks_table(comparison: Comparison) -> Table:
     """Each task's value in the best runs, by their place; the best of a task is bold."""
-    shown = made.runs[:MOST_RUNS]
-    table = Table(title="each task, by the run's place above" if len(made.runs) > 1 else None)
+    shown, baselines = comparison.runs[:MOST_RUNS], comparison.baselines
+    table = Table(title="each task, by the run's place above" if len(comparison.runs) > 1 else None)
     table.add_column("task")
     table.add_column("metric")
-    for head in [*(["alone"] if made.baselines else []), *(f"#{i + 1}" for i in range(len(shown)))]:
+    for head in [*(["alone"] if baselines else []), *(f"#{i + 1}" for i in range(len(shown)))]:
         table.add_column(head, justify="right")
-    for task in made.tasks:
+    for task in comparison.tasks:
         values = [run.values.get(task) for run in shown]
         best = max((value for value in values if value is not None), default=None)
         cells = [f"[bold]{_three(v)}[/]" if v is not None and v == best else _three(v) for v in values]
-        alone = [_three(made.baselines[task].value if task in made.baselines else None)] if made.baselines else []
-        table.add_row(task, made.metric(task), *alone, *cells)
+        alone = [_three(baselines[task].value if task in baselines else None)] if baselines else []
+        table.add_row(task, comparison.metric(task), *alone, *cells)
     return table
 
 
@@ -82,26 +84,26 @@ def _three(value: float | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit compare`."""
-    made = command_line.parser("compare", "Compare finished runs: leaderboard, pictures, one HTML page.")
-    made.add_argument("runs", metavar="RUN", nargs="+", help="a run, or a folder that holds runs")
-    made.add_argument(
+    parser = command_line.parser("compare", "Compare finished runs: leaderboard, pictures, one HTML page.")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run, or a folder that holds runs")
+    parser.add_argument(
         "--baseline", metavar="RUN", nargs="+", action="extend", default=[],
         help="runs of one task each, or a folder of such; single-task runs among RUN count as well",
     )  # fmt: skip
-    made.add_argument("--out", metavar="DIR", type=Path, default=Path("comparison"), help="default: %(default)s")
-    made.add_argument("--title", help="of the page")
-    return command_line.run(made, _body, argv)
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("comparison"), help="default: %(default)s")
+    parser.add_argument("--title", help="of the page")
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from polyvit.reports.compare import write_report
-
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a file; give a folder")
     runs, baselines = read_runs(arguments.runs), read_runs(arguments.baseline)
-    made = compare(runs, baselines)
-    title = arguments.title or (f"{len(made.runs)} runs compared" if len(made.runs) > 1 else made.best.name)
-    print_comparison(made, title)
+    comparison = compare(runs, baselines)
+    title = arguments.title or (
+        f"{len(comparison.runs)} runs compared" if len(comparison.runs) > 1 else comparison.best.name
+    )
+    print_comparison(comparison, title)
     again = ["polyvit", "compare", *arguments.runs]
     again += ["--baseline", *arguments.baseline] if arguments.baseline else []
     written = write_report(
@@ -110,11 +112,11 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     console.print(f"report      {written['report.html']}")
     console.print(f"data        {written['leaderboard.csv']} and {len(written) - 2} pictures beside it")
     return {
-        "best": made.best.name,
-        "objective": made.objective,
-        "leaderboard": leaderboard(made),
-        "baselines": {task: baseline.value for task, baseline in made.baselines.items()},
-        "notes": list(made.notes),
+        "best": comparison.best.name,
+        "objective": comparison.objective,
+        "leaderboard": leaderboard(comparison),
+        "baselines": {task: baseline.value for task, baseline in comparison.baselines.items()},
+        "notes": list(comparison.notes),
         "files": {name: str(path) for name, path in written.items()},
     }
 

@@ -26,11 +26,12 @@ from pipelines.runtime import Stopped, command_line, console
 from polyvit.checkpoint import TrainState, best_step, folder_name, open_store
 from polyvit.config import RunConfig, apply_override, load_config, validate_config, with_absolute_paths
 from polyvit.errors import UserError
+from polyvit.evaluation import result_rows
 from polyvit.model import parameters_of
-from polyvit.model.pretrained import check_init
-from polyvit.reports import draw_schedule, result_rows
+from polyvit.reports import draw_schedule
 from polyvit.schedule import build_schedule
 from polyvit.storage import under
+from polyvit.training import check_init
 
 _RESUMABLE = ("train", "data", "feed", "tracking", "storage")
 """Sections that a resumed run may change: where and how fast, not what is learned."""

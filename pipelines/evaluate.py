@@ -28,9 +28,8 @@ from polyvit.data.index import Scan, Split
 from polyvit.data.loading import Minibatch, Quarantined, Request, split_requests
 from polyvit.deploy import class_names
 from polyvit.errors import UserError
-from polyvit.evaluation import chance_level, evaluate
+from polyvit.evaluation import chance_level, evaluate, label_shares
 from polyvit.model import PolyViT
-from polyvit.reports import label_shares
 from polyvit.training import Alone
 
 

@@ -14,17 +14,15 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
 from pipelines.runtime import command_line, console
+from polyvit.config import RunConfig
+from polyvit.data.layouts import scan
+from polyvit.data.loading import Decoder, Minibatch, evaluation_requests
 from polyvit.errors import UserError
-
-if TYPE_CHECKING:
-    from polyvit.config import RunConfig
-    from polyvit.data.loading import Minibatch
-    from polyvit.deploy import Runner
 
 BATCH_VIEWS = 16
 """Views of one forward pass in the measurement on data."""
@@ -32,19 +30,25 @@ BATCH_VIEWS = 16
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit export`."""
-    made = command_line.parser("export", "Cut one task out of a trained model: torch.export, ONNX, int8.")
-    made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
-    made.add_argument("--task", required=True, metavar="NAME", help="the task whose head is taken")
-    made.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the files")
-    made.add_argument("--int8", action="store_true", help="a third file, with weights quantised to int8")
-    made.add_argument("--data", metavar="ROOT", type=Path, help="measure the files on ROOT/NAME (see data.root)")
-    return command_line.run(made, _body, argv)
+    parser = command_line.parser("export", "Cut one task out of a trained model: torch.export, ONNX, int8.")
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    parser.add_argument("--task", required=True, metavar="NAME", help="the task whose head is taken")
+    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the files")
+    parser.add_argument("--int8", action="store_true", help="a third file, with weights quantised to int8")
+    parser.add_argument("--data", metavar="ROOT", type=Path, help="measure the files on ROOT/NAME (see data.root)")
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.tracking import model_folder
-    from polyvit.checkpoint import load_trained
-    from polyvit.deploy import check_tasks, class_names, description, pad_names, require_onnx
+    from pipelines.tracking import model_folder  # start-up: MLflow, torch
+    from polyvit.checkpoint import load_trained  # start-up: torch
+    from polyvit.deploy import (  # start-up: torch
+        check_tasks,
+        class_names,
+        description,
+        pad_names,
+        require_onnx,
+    )
 
     require_onnx()
     folder = model_folder(arguments.model)
@@ -57,8 +61,10 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     out = arguments.out.expanduser().absolute()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        told = description(config, name, pad_names(names, config.tasks[name].num_classes), document["global_step"])
-        (out / "task.json").write_text(json.dumps(told, indent=1) + "\n")
+        task_description = description(
+            config, name, pad_names(names, config.tasks[name].num_classes), document["global_step"]
+        )
+        (out / "task.json").write_text(json.dumps(task_description, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error}); give another folder") from None
     rows = export_task(model, config, name, out, arguments.int8, held)
@@ -68,14 +74,18 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def export_task(
-    model: Any, config: "RunConfig", name: str, out: Path, int8: bool, held: "Iterator[Minibatch] | None" = None
+    model: Any, config: RunConfig, name: str, out: Path, int8: bool, held: Iterator[Minibatch] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Write the files and measure them: {file: {bytes, latency_ms, difference, value, ...}}; `model` for the model
-    itself. Raises UserError where ONNX Runtime's answers are not the model's.
+    """Write the files and measure them: {file: {bytes, latency_ms, difference, value, ...}}; `model` stands for
+    the model itself.
+
+    model, config: as trained. name: the task. out: the folder. int8: whether to write a quantised file too. held:
+    the evaluation split, to measure accuracy on; None: accuracy is not measured. Raises UserError where a file's
+    answers are not the model's.
     """
     import torch
 
-    from polyvit.deploy import (
+    from polyvit.deploy import (  # start-up: torch
         TOLERANCE,
         TaskModel,
         accuracy,
@@ -91,15 +101,15 @@ def export_task(
     torch.set_num_threads(1)  # as ONNX Runtime here: figures that can be compared, whatever else the machine does
     module = TaskModel(model, config, name).eval()
     reference = torch_runner(module)
-    runs: dict[str, Runner] = {"model": reference}
+    runs = {"model": reference}
     console.print(f"writing {name}.pt2 and {name}.onnx ...", markup=False)
     runs[f"{name}.pt2"] = export_torch(module, out / f"{name}.pt2")
     runs[f"{name}.onnx"] = export_onnx(module, out / f"{name}.onnx")
     for file in (f"{name}.pt2", f"{name}.onnx"):
-        if (found := difference(runs[file], reference, module.spec)) > TOLERANCE:
+        if (measured := difference(runs[file], reference, module.spec)) > TOLERANCE:
             (out / file).unlink()
             raise UserError(
-                f"{file} differs from the model by {found:.2g}, more than {TOLERANCE:g}; do not use it"
+                f"{file} differs from the model by {measured:.2g}, more than {TOLERANCE:g}; do not use it"
             )
     if int8:
         console.print(f"writing {name}.int8.onnx ...", markup=False)
@@ -115,25 +125,22 @@ def export_task(
     }
     if held is not None:
         console.print("measuring on data ...")
-        for file, found in accuracy(runs, held, config, name).items():
-            rows[file] |= found
+        for file, measured in accuracy(runs, held, config, name).items():
+            rows[file] |= measured
     return rows
 
 
-def _held_out(config: "RunConfig", name: str, root: Path, names: Sequence[str]) -> "Iterator[Minibatch]":
+def _held_out(config: RunConfig, name: str, root: Path, names: Sequence[str]) -> Iterator[Minibatch]:
     """The task's evaluation split, decoded here; scanned now, so that mistakes show before anything is written."""
-    from polyvit.data.layouts import scan
-    from polyvit.data.loading import Decoder, evaluation_requests
-
     task = config.tasks[name]
     folder = root / name
     if not folder.is_dir():
         raise UserError(f"--data {root}: there is no folder {folder}; give the folder that holds {name}/")
-    found = scan(task, folder, name)
-    examples = found.split(task.eval_split)
+    index = scan(task, folder, name)
+    examples = index.split(task.eval_split)
     if not examples:
-        raise UserError(f"--data {root}: {name} has no {task.eval_split} examples ({found.counts()})")
-    if names and found.classes[: len(names)] != list(names)[: len(found.classes)]:
+        raise UserError(f"--data {root}: {name} has no {task.eval_split} examples ({index.counts()})")
+    if names and index.classes[: len(names)] != list(names)[: len(index.classes)]:
         raise UserError(f"--data {root}: the classes of {name} are not those that the model was trained on")
     decoder = Decoder({name: task}, {name: config.model.input(task.modality)}, {name: folder}, config.seed)
     requests = evaluation_requests(name, examples, max(1, BATCH_VIEWS // task.eval_views), 0, 1)

@@ -1,10 +1,10 @@
-"""Give a trained model new tasks, and say what that did to the old ones.
+"""Add tasks to a trained model, and measure what that does to the old ones.
 
     polyvit extend MODEL CONFIG [key=value ...] [--only TASK] [--freeze PARTS] [--rehearse TASK] [--json FILE]
     python -m pipelines.extend ...                           the same, for `ray job submit`
 
 The tasks of CONFIG that MODEL lacks get a head, and a tokenizer with adaptor blocks where their modality is new
-(the blocks start as copies of another modality's); they train as `polyvit cotrain` does, in a run of their own.
+(the blocks start as copies of another modality's). They train in a run of their own, like `polyvit cotrain`.
 By default every old part is frozen, so that only what is new trains. --freeze tokenizers,heads lets the shared
 blocks move (--freeze none: everything); --rehearse TASK goes on training an old task beside the new ones. The old
 tasks are evaluated before and after. The run's folder gets `extended/`, a checkpoint with all tasks for
@@ -19,48 +19,48 @@ from typing import Any
 
 from rich.table import Table
 
+from pipelines.cotrain import cotrain, new_run, print_results
+from pipelines.evaluate import evaluate_checkpoint
 from pipelines.runtime import command_line, console
+from polyvit.checkpoint import load_trained
 from polyvit.config import RunConfig, load_config
-from polyvit.deploy import ROLES, add_results, assemble, extension_config, write_extended
+from polyvit.deploy import ROLES, add_results, assemble, extension_config, write_extended, write_package
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit extend`."""
-    made = command_line.parser("extend", "Add tasks to a trained model; measure what the old tasks lose.")
-    made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
-    command_line.add_config(made)
-    made.add_argument(
+    parser = command_line.parser("extend", "Add tasks to a trained model; measure what the old tasks lose.")
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    command_line.add_config(parser)
+    parser.add_argument(
         "--freeze", default=",".join(ROLES), metavar="PARTS",
         help=f"old parts that do not train, separated by commas: of {', '.join(ROLES)}; or parts such as "
         "tokenizers.image; or none (default: all of them)",
     )  # fmt: skip
-    made.add_argument("--rehearse", action="append", default=[], metavar="TASK", help="train this old task too")
-    made.add_argument("--old-root", metavar="DIR", type=Path, help="data.root of the old tasks, if it has moved")
-    made.add_argument("--skip-forgetting", action="store_true", help="do not evaluate the old tasks")
-    made.add_argument("--name", help="the new run's name")
-    return command_line.run(made, _body, argv)
+    parser.add_argument("--rehearse", action="append", default=[], metavar="TASK", help="train this old task too")
+    parser.add_argument("--old-root", metavar="DIR", type=Path, help="data.root of the old tasks, if it has moved")
+    parser.add_argument("--skip-forgetting", action="store_true", help="do not evaluate the old tasks")
+    parser.add_argument("--name", help="the new run's name")
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.cotrain import cotrain, new_run, print_results
-    from pipelines.index import task_roots
-    from pipelines.runtime import cluster
-    from pipelines.tracking import model_folder
-    from polyvit.checkpoint import load_trained
-    from polyvit.deploy import write_release
+    from pipelines.index import task_roots  # start-up: Ray
+    from pipelines.runtime import cluster  # start-up: Ray
+    from pipelines.tracking import model_folder  # start-up: MLflow
 
     folder = model_folder(arguments.model)
     old, trained, document = load_trained(folder)
-    given = load_config(arguments.config, arguments.overrides, arguments.only)
+    requested = load_config(arguments.config, arguments.overrides, arguments.only)
     freeze = [] if arguments.freeze == "none" else arguments.freeze.split(",")
-    extension_config(trained, given, folder, freeze, arguments.rehearse)  # before a run's folder is made
-    measured = old_tasks(trained, given, arguments.old_root)
+    extension_config(trained, requested, folder, freeze, arguments.rehearse)  # before a run's folder is made
+    measured = old_tasks(trained, requested, arguments.old_root)
     if not arguments.skip_forgetting:
         task_roots(measured)
-    task_roots(given)
-    place = new_run(given, arguments.name)
-    write_release(folder, place.folder / "base")
-    config = extension_config(trained, given, place.folder / "base", freeze, arguments.rehearse)
+    task_roots(requested)
+    place = new_run(requested, arguments.name)
+    write_package(folder, place.folder / "base")
+    config = extension_config(trained, requested, place.folder / "base", freeze, arguments.rehearse)
     place.write("config.json", config.model_dump(mode="json"))
     with cluster(config.train.workers, config.train.cpus_per_worker):
         before = {} if arguments.skip_forgetting else _evaluated("before", old, measured, folder)
@@ -83,17 +83,15 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def old_tasks(trained: RunConfig, given: RunConfig, root: Path | None) -> RunConfig:
+def old_tasks(trained: RunConfig, requested: RunConfig, root: Path | None) -> RunConfig:
     """The old tasks on their own data, stored where the new run is."""
     data = trained.data
     if root is not None:
         data = data.model_copy(update={"root": str(root.expanduser().absolute())})
-    return trained.model_copy(update={"data": data, "storage": given.storage})
+    return trained.model_copy(update={"data": data, "storage": requested.storage})
 
 
 def _evaluated(when: str, model: Any, config: RunConfig, folder: Path) -> dict[str, dict[str, Any]]:
-    from pipelines.evaluate import evaluate_checkpoint
-
     console.print(f"evaluating the old tasks, {when} ...")
     return evaluate_checkpoint(model, config, folder)
 

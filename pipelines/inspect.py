@@ -3,7 +3,7 @@
     polyvit inspect CONFIG [key=value ...] [--sample N | --all] [--out DIR] [--no-mlflow] [--json FILE]
     python -m pipelines.inspect ...                     the same, for `ray job submit`
 
-Scans the data, looks at examples on the cluster (`batch/inspect_job.py`), says what to do (`findings.py`).
+Scans the data, examines examples on the cluster (`batch/inspect_job.py`), says what to do (`findings.py`).
 DIR gets contact sheets, pictures of the numbers and report.html, one page with all of it; MLflow gets a run with
 these. Exit status 0, whatever was found; 2 where the config or the data cannot be used at all.
 """
@@ -26,7 +26,7 @@ from pipelines.predict import command_count
 from pipelines.runtime import cluster, command_line, console
 from polyvit.config import RunConfig, load_config
 from polyvit.errors import UserError
-from polyvit.reports.inspect import SEVERITIES, Finding, TaskReport, find, report_task
+from polyvit.reports.inspect import SEVERITIES, Finding, TaskReport, find_problems, report_task, write_page
 
 SAMPLE = 200
 """Examples of a task that are decoded unless the user says how many."""
@@ -35,31 +35,29 @@ COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit inspect`."""
-    made = command_line.parser(
+    parser = command_line.parser(
         "inspect", "A report on the data: counts, classes, broken files, duplicates, contact sheets."
     )
-    command_line.add_config(made)
-    how_many = made.add_mutually_exclusive_group()
+    command_line.add_config(parser)
+    how_many = parser.add_mutually_exclusive_group()
     how_many.add_argument("--sample", type=command_count, default=SAMPLE, metavar="N",
                           help="decode so many examples of each task (default: %(default)s)")  # fmt: skip
     how_many.add_argument("--all", action="store_true", help="decode every example")
-    made.add_argument("--out", metavar="DIR", type=Path, default=Path("inspection"), help="default: %(default)s")
-    made.add_argument("--file-seconds", type=float, default=60.0, metavar="S",
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("inspection"), help="default: %(default)s")
+    parser.add_argument("--file-seconds", type=float, default=60.0, metavar="S",
                       help="a file that takes longer to decode is broken (default: %(default)s)")  # fmt: skip
-    made.add_argument("--no-mlflow", action="store_true", help="do not log the report as a run to MLflow")
-    return command_line.run(made, _body, argv)
+    parser.add_argument("--no-mlflow", action="store_true", help="do not log the report as a run to MLflow")
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from polyvit.reports.inspect import write_page
-
     config = load_config(arguments.config, arguments.overrides, arguments.only)
     _check_roots(config)  # before anything is started
     out = _folder(arguments.out)
     reports, sheets = inspect_data(
         config, out, None if arguments.all else arguments.sample, arguments.file_seconds
     )
-    findings = find(config, reports)
+    findings = find_problems(config, reports)
     again = _again(arguments)
     files = write_page(config, reports, findings, sheets, out, again)
     print_reports(reports)
@@ -106,11 +104,11 @@ def _folder(out: Path) -> Path:
 def inspect_data(
     config: RunConfig, out: Path, sample: int | None, file_seconds: float
 ) -> tuple[dict[str, TaskReport], dict[str, dict[str, str]]]:
-    """Scan, look, draw: the report of each task, and its contact sheets in `out` with what they show.
+    """Scan, examine, draw: the report of each task, and its contact sheets in `out` with what they show.
 
     sample: examples a task to decode; None: all. Raises UserError where the data of any task cannot be used.
     """
-    from pipelines.batch import draw_sheets, look_at_all
+    from pipelines.batch import draw_sheets, examine_all  # start-up: Ray Data
 
     console.print("starting Ray ...")
     with tempfile.TemporaryDirectory(prefix="polyvit-inspect-") as temporary, cluster():
@@ -119,11 +117,11 @@ def inspect_data(
             indexes = build_indexes(config, Path(temporary), train=True)
         except UserError as error:
             raise UserError(f"{error.message} (--only TASK looks at the others)", error.problems) from None
-        looks = look_at_all(config, indexes, sample, file_seconds)
+        examined = examine_all(config, indexes, sample, file_seconds)
         reports = {}
         for name, task in config.tasks.items():
             spec, root = config.model.input(task.modality), str(indexes.roots[name])
-            reports[name] = report_task(name, task, spec, root, indexes.scans[name], looks.pop(name))
+            reports[name] = report_task(name, task, spec, root, indexes.scans[name], examined.pop(name))
         console.print("drawing contact sheets ...")
         return reports, draw_sheets(config, indexes, reports, out)
 
@@ -143,7 +141,7 @@ def print_reports(reports: Mapping[str, TaskReport]) -> None:
             *report.examples.values(),
             present,
             report.task.num_classes,
-            len(report.seen),
+            len(report.examined),
             len(report.broken),
         ]
         table.add_row(name, *(f"{number:,}" for number in numbers), typical(report))
@@ -193,12 +191,12 @@ def log(
     config: RunConfig, reports: Mapping[str, TaskReport], findings: Sequence[Finding], files: Mapping[str, Path]
 ) -> str | None:
     """The report as an MLflow run; returns its id. A store that cannot be used costs a warning, not the report."""
-    from pipelines.tracking import Tracker
+    from pipelines.tracking import Tracker  # start-up: MLflow
 
     values = {f"findings/{severity}": sum(f.severity == severity for f in findings) for severity in SEVERITIES}
     for name, report in reports.items():
         values |= {f"{name}/{split}": count for split, count in report.examples.items()}
-        values |= {f"{name}/decoded": len(report.seen), f"{name}/broken": len(report.broken)}
+        values |= {f"{name}/decoded": len(report.examined), f"{name}/broken": len(report.broken)}
     try:
         tracker = Tracker.start(
             config, f"inspect-{config.name}-{time.strftime('%Y%m%d-%H%M%S')}", {"polyvit.kind": "inspection"}

@@ -1,4 +1,4 @@
-"""Look before you spend: what a run would do, and what stands in its way.
+"""What a run would do, what it needs, and what stands in its way, before any time is spent.
 
     polyvit plan CONFIG [key=value ...] [--picture FILE.png] [--no-measure] [--json FILE]
 
@@ -15,25 +15,24 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.needs import needs_document, print_needs
 from pipelines.runtime import command_line, console
 from polyvit.config import RunConfig, load_config
-from polyvit.cost import estimate
+from polyvit.cost import Hardware, estimate, run_cost
 from polyvit.data.index import Scan
 from polyvit.errors import UserError
 from polyvit.model import parameters_of, training_flops
-from polyvit.model.pretrained import init_problems
 from polyvit.reports import draw_schedule
 from polyvit.schedule import Schedule, build_schedule
+from polyvit.training import init_problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit plan`."""
-    made = command_line.parser("plan", "What a run would do, and what stands in its way.")
-    command_line.add_config(made)
-    made.add_argument("--no-measure", action="store_true", help="no steps are timed on this machine")
-    made.add_argument("--picture", metavar="FILE", type=Path, help="draw the schedule as a PNG")
-    return command_line.run(made, _body, argv)
+    parser = command_line.parser("plan", "What a run would do, and what stands in its way.")
+    command_line.add_config(parser)
+    parser.add_argument("--no-measure", action="store_true", help="no steps are timed on this machine")
+    parser.add_argument("--picture", metavar="FILE", type=Path, help="draw the schedule as a PNG")
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -41,11 +40,11 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
     scans, problems = scan_given_data(config)
     problems += init_problems(config)
-    document = {**plan_document(config, schedule, scans), "needs": needs_document(config, schedule)}
+    document = {**plan_document(config, schedule, scans), "needs": worker_needs(config, schedule)}
     print_plan(config, document, checked=bool(scans))
-    print_needs(document["needs"])
+    print_worker_needs(document["needs"])
     if not arguments.no_measure:
-        problems += measured(config, schedule, document)
+        problems += measure_here(config, schedule, document)
     if arguments.picture:
         draw_schedule(schedule, config, arguments.picture)
         console.print(f"schedule drawn in {arguments.picture}")
@@ -54,29 +53,31 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
-def measured(config: RunConfig, schedule: Schedule, document: dict[str, Any]) -> list[str]:
+def measure_here(config: RunConfig, schedule: Schedule, document: dict[str, Any]) -> list[str]:
     """Time a few real steps on the device at hand; put them into the document, print them. Returns problems."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() and config.train.use_gpu is not False else "cpu")
     console.print("timing a few steps of each modality on this machine ...")
-    found = estimate(config, schedule, device)
-    document["estimate"] = {**asdict(found), "problems": found.problems()}
-    table = Table(title=f"measured on {found.device}, for each of {config.train.workers} workers on such a device")
+    predicted = estimate(config, schedule, device)
+    document["estimate"] = {**asdict(predicted), "problems": predicted.problems()}
+    table = Table(
+        title=f"measured on {predicted.device}, for each of {config.train.workers} workers on such a device"
+    )
     for column in ("task", "s/step", "examples/s", "in all", "least memory of a step GB"):
         table.add_column(column, justify="left" if column == "task" else "right")
     counts = schedule.counts()
-    for name, seconds in found.step_s.items():
+    for name, seconds in predicted.step_s.items():
         rate = config.tasks[name].batch / seconds
-        least = (found.state_bytes + found.pass_bytes[name]) / 1e9
+        least = (predicted.state_bytes + predicted.pass_bytes[name]) / 1e9
         table.add_row(name, f"{seconds:.3g}", f"{rate:.3g}", duration(counts[name] * seconds), f"{least:.3g}")
     console.print(table)
     console.print(
-        f"about {duration(found.hours * 3600)} of steps here, without evaluations and waiting for data; "
-        f"memory free {found.memory_free / 1e9:.3g} GB; checkpoints take {found.disk_bytes / 1e9:.3g} GB of disk, "
-        f"free {found.disk_free / 1e9:.3g} GB"
+        f"about {duration(predicted.hours * 3600)} of steps here, without evaluations and waiting for data; "
+        f"memory free {predicted.memory_free / 1e9:.3g} GB; checkpoints take {predicted.disk_bytes / 1e9:.3g} GB "
+        f"of disk, free {predicted.disk_free / 1e9:.3g} GB"
     )
-    return found.problems()
+    return predicted.problems()
 
 
 def duration(seconds: float) -> str:
@@ -89,8 +90,8 @@ def duration(seconds: float) -> str:
 
 def scan_given_data(config: RunConfig) -> tuple[Mapping[str, Scan], list[str]]:
     """The indexes, if the config says where data are, and every problem with them. No data named: neither."""
-    from pipelines.index import build_indexes, task_roots
-    from pipelines.runtime import cluster
+    from pipelines.index import build_indexes, task_roots  # start-up: Ray
+    from pipelines.runtime import cluster  # start-up: Ray
 
     if config.data.root is None and all(task.root is None for task in config.tasks.values()):
         return {}, []
@@ -109,8 +110,8 @@ def plan_document(config: RunConfig, schedule: Schedule, scans: Mapping[str, Sca
     parameters = parameters_of(config)
     tasks: dict[str, dict[str, Any]] = {}
     for name, task in config.tasks.items():
-        found = scans.get(name)
-        examples = len(found.split("train")) if found else task.train_examples
+        scan = scans.get(name)
+        examples = len(scan.split("train")) if scan else task.train_examples
         seen = counts[name] * task.batch
         coef = config.schedule.accumulating_lr_coef if config.schedule.kind == "accumulating" else task.lr_coef
         tasks[name] = {
@@ -169,6 +170,57 @@ def print_plan(config: RunConfig, document: dict[str, Any], checked: bool) -> No
     )
     if not checked:
         console.print("data not read: epochs are of the published sizes; give data.root=DIR to check them")
+
+
+# ------------------------------------------------------------------------ each worker, on a cluster
+
+
+def worker_needs(config: RunConfig, schedule: Schedule) -> dict[str, Any]:
+    """What each train worker needs, as data: decoding cores, feed, network, checkpoints. Seconds, bytes, GB/s.
+
+    Figures are predictions of `polyvit.cost` for H200 machines; docs/scaling.md says how far to trust them.
+    """
+    hardware = Hardware()
+    run = run_cost(config, schedule.counts(), config.train.workers, hardware)
+    steps = {
+        name: {**asdict(cost), "step_s": cost.step_s, "cores": cost.cores, "efficiency": cost.efficiency}
+        for name, cost in run.steps.items()
+    }
+    peak = hardware.peak_flops[config.train.precision]
+    assumed = (
+        f"H200, {hardware.utilisation:.0%} of {peak / 1e12:g} TFLOP/s ({config.train.precision}), "
+        f"{hardware.workers_per_node} a node"
+    )
+    return {**asdict(run), "steps": steps, "assumed": assumed}
+
+
+def print_worker_needs(document: Mapping[str, Any]) -> None:
+    """`worker_needs` as a table and a few lines."""
+    workers = document["workers"]
+    table = Table(title=f"each of {workers} train workers, predicted for {document['assumed']}")
+    for column in ("task", "local batch", "step ms", "waits for network ms", "network MB/step", "feed MB/step",
+                   "decoding cores", "efficiency"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for name, cost in document["steps"].items():
+        table.add_row(
+            name, str(cost["local_batch"]), f"{cost['step_s'] * 1e3:.1f}", f"{cost['exposed_s'] * 1e3:.2f}",
+            f"{cost['wire_bytes'] / 1e6:,.0f}", f"{cost['feed_bytes'] / 1e6:,.1f}", f"{cost['cores']:.1f}",
+            f"{cost['efficiency']:.2f}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"CPU cores per GPU needed to decode: {document['cores_peak']:.1f} so that no step ever waits, "
+        f"{document['cores_mean']:.1f} on average over the schedule"
+    )
+    console.print(
+        f"each worker: feed {document['feed_gb_s_mean']:.2g} GB/s (at most {document['feed_gb_s_peak']:.2g}), "
+        f"files read {document['read_gb_s_mean']:.2g} GB/s, "
+        f"gradients at most {document['network_gb_s_peak']:.3g} GB/s each way"
+    )
+    console.print(
+        f"a checkpoint of {document['checkpoint_bytes'] / 1e9:.3g} GB; about {document['hours']:.3g} hours "
+        f"of steps, at {document['efficiency']:.0%} of even arithmetic"
+    )
 
 
 if __name__ == "__main__":

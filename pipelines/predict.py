@@ -1,4 +1,4 @@
-"""Labels for media files: a few, here and now, or millions, as a Ray Data job.
+"""Predictions for media files: a few on this machine, or millions as a Ray Data job.
 
     polyvit predict MODEL FILE ... [--task NAME ...] [--top-k 5] [--modality image|video|audio]
     polyvit predict MODEL --input FOLDER_OR_LIST --output DIR [--task NAME ...] ...
@@ -6,7 +6,7 @@
 
 MODEL is a checkpoint's folder, a run's, or `models:/name@alias`. With FILEs there is one line of JSON a file on
 stdout: path, modality and for each task its best classes, or `error` with the reason; exit status 2 where a file
-could not be used, after all others were answered. Files are decoded in a process of their own, so that one which
+could not be used, after all others were answered. Files are decoded in a child process, so that a file which
 crashes or stalls its decoder costs its own line alone. With --input the answers go to Parquet files in DIR, and a
 job that was stopped goes on where it was (`pipelines/batch/batch_predict.py`).
 """
@@ -26,18 +26,20 @@ from polyvit.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit predict`. Status 0: every file was answered; 2: the user's mistake, or an unusable file."""
-    made = command_line.parser("predict", "Classify images, videos and recordings with a trained model.")
-    made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
-    made.add_argument(
+    parser = command_line.parser("predict", "Classify images, videos and recordings with a trained model.")
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    parser.add_argument(
         "files", metavar="FILE", nargs="*", help="media files; what they are is seen from their content"
     )
-    made.add_argument("--task", action="append", default=[], metavar="NAME", help="only this task (repeatable)")
-    made.add_argument("--top-k", type=command_count, default=5, metavar="K", help="classes a task (default: 5)")
-    made.add_argument("--modality", choices=get_args(Modality), help="take the files as this, whatever they hold")
-    made.add_argument(
+    parser.add_argument("--task", action="append", default=[], metavar="NAME", help="only this task (repeatable)")
+    parser.add_argument("--top-k", type=command_count, default=5, metavar="K", help="classes a task (default: 5)")
+    parser.add_argument(
+        "--modality", choices=get_args(Modality), help="take the files as this, whatever they hold"
+    )
+    parser.add_argument(
         "--file-seconds", type=float, default=60.0, help="time limit for decoding one file (default: 60)"
     )
-    job = made.add_argument_group("many files, on Ray")
+    job = parser.add_argument_group("many files, on Ray")
     job.add_argument("--input", metavar="FOLDER_OR_LIST", help="a folder; or a .txt, .csv or .parquet of paths")
     job.add_argument("--column", default="path", help="the column of paths in a .csv or .parquet (default: path)")
     job.add_argument("--output", metavar="DIR", type=Path, help="folder for the Parquet files of answers")
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed.extend(answer["path"] for answer in document["answers"] if "error" in answer)
         return document
 
-    status = command_line.run(made, body, argv)
+    status = command_line.run(parser, body, argv)
     return 2 if failed and status == 0 else status
 
 
@@ -66,8 +68,14 @@ def _here(arguments: argparse.Namespace) -> dict[str, Any]:
     """Answer FILEs on this machine."""
     import torch
 
-    from pipelines.tracking import model_folder
-    from polyvit.deploy import Limits, Predictor, Sandbox, as_json_line, check_tasks
+    from pipelines.tracking import model_folder  # start-up: MLflow, torch
+    from polyvit.deploy import (  # start-up: torch
+        IsolatedDecoder,
+        Limits,
+        Predictor,
+        as_json_line,
+        check_tasks,
+    )
 
     if not arguments.files:
         raise UserError("give FILEs to classify, or --input and --output for a job")
@@ -78,9 +86,13 @@ def _here(arguments: argparse.Namespace) -> dict[str, Any]:
     paths = [Path(name).expanduser() for name in arguments.files]
     check_tasks(predictor.config, arguments.task)
     answers = []
-    with contextlib.closing(Sandbox(predictor.config, Limits(decode_seconds=arguments.file_seconds))) as sandbox:
-        found = predictor.predict(paths, arguments.task, arguments.top_k, arguments.modality, sandbox.prepare)
-        for name, answer in zip(arguments.files, found, strict=True):
+    with contextlib.closing(
+        IsolatedDecoder(predictor.config, Limits(decode_seconds=arguments.file_seconds))
+    ) as decoder:
+        predictions = predictor.predict(
+            paths, arguments.task, arguments.top_k, arguments.modality, decoder.prepare
+        )
+        for name, answer in zip(arguments.files, predictions, strict=True):
             line = as_json_line({"path": name, **answer})
             print(line, flush=True)
             answers.append(json.loads(line))
@@ -89,14 +101,14 @@ def _here(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _job(arguments: argparse.Namespace) -> dict[str, Any]:
     """Answer everything in --input, on Ray."""
-    from pipelines.batch import LabelJob, label, list_files
-    from pipelines.tracking import model_folder
+    from pipelines.batch import PredictJob, list_files, predict_files  # start-up: torch, pyarrow
+    from pipelines.tracking import model_folder  # start-up: MLflow, torch
 
     if arguments.files or arguments.output is None:
         raise UserError("a job takes --input and --output DIR, and no FILEs")
     folder = model_folder(arguments.model)
     paths = list_files(arguments.input, arguments.column)
-    job = LabelJob(
+    job = PredictJob(
         output=arguments.output.expanduser().absolute(),
         tasks=tuple(arguments.task),
         top_k=arguments.top_k,
@@ -104,7 +116,7 @@ def _job(arguments: argparse.Namespace) -> dict[str, Any]:
         part_size=arguments.part_size,
         file_seconds=arguments.file_seconds,
     )
-    document = label(folder, paths, job)
+    document = predict_files(folder, paths, job)
     console.print(
         f"{document['files']} files in {document['parts']} parts, {document['done_before']} of them done before: "
         f"{document['failed']} could not be used (column `error`)",

@@ -47,8 +47,8 @@ def write_run(
     points: dict[int, dict[str, float]] = {
         s: {f"train/{t}/loss": 1 / s for t in only} for s in range(2, end + 1, 2)
     }
-    for step, found in evaluations.items():
-        points.setdefault(step, {}).update({f"eval/{task}/value": value for task, value in found.items()})
+    for step, values_at in evaluations.items():
+        points.setdefault(step, {}).update({f"eval/{task}/value": value for task, value in values_at.items()})
     lines = [json.dumps({"step": step, "values": points[step]}) for step in sorted(points)]
     path = folder / "history" / f"00000001-{end:08d}.jsonl"
     path.parent.mkdir()

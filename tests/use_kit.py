@@ -1,5 +1,6 @@
 """A tiny trained model in a checkpoint's folder, and media files for it: no data set, no Ray."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +67,21 @@ def media(folder: Path) -> dict[str, Path]:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return {name.partition(".")[0]: folder / name for name in files}
+
+
+def without(config: RunConfig, *tasks: str) -> RunConfig:
+    return config.model_copy(update={"tasks": {n: t for n, t in config.tasks.items() if n not in tasks}})
+
+
+def model_without(tmp_path: Path, *tasks: str) -> tuple[Path, RunConfig]:
+    """The checkpoint of a trained model that lacks `tasks`, alone in its folder, and its config."""
+    _, model, config = trained(tmp_path)
+    config = without(config, *tasks)
+    kept = PolyViT(config.model, config.tasks)
+    kept.load_state_dict({n: t for n, t in model.state_dict().items() if n in kept.state_dict()})
+    folder = write_checkpoint(tmp_path / "old" / "step_00000001", kept, config)
+    document = json.loads((folder / "state.json").read_text())
+    document["classes"] = {name: CLASSES[name] for name in config.tasks}
+    (folder / "state.json").write_text(json.dumps(document))
+    (folder / "manifest.json").unlink()
+    return folder, config

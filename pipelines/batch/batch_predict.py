@@ -1,6 +1,6 @@
-"""Ray Data: label any number of files, in parts that are never done twice.
+"""Ray Data: predictions for any number of files, in parts that are never done twice.
 
-    paths --[decode: Ray tasks on CPUs, a sandbox each]--> tokens --[model: an actor pool]--> answers --> Parquet
+    paths --[decode: child processes of Ray tasks]--> tokens --[model: an actor pool]--> answers --> Parquet
 
 In: a sorted list of paths. Out: DIR/part-00000.parquet ..., `part_size` rows each in the list's order: `path`,
 `modality`, `error`, and for each task a column named like it, a list of {label, index, probability} or null. A
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pipelines.runtime import console
 from polyvit.checkpoint import load_trained
 from polyvit.config import Modality, RunConfig
-from polyvit.deploy import Limits, Predictor, Sandbox, check_tasks, class_names, read_media
+from polyvit.deploy import IsolatedDecoder, Limits, Predictor, check_tasks, class_names, read_media
 from polyvit.errors import BadMedia, UserError
 
 FILES_A_TASK = 16
@@ -37,8 +37,12 @@ _ANSWER = pa.list_(pa.struct([("label", pa.string()), ("index", pa.int32()), ("p
 
 
 @dataclass(frozen=True)
-class LabelJob:
-    """What a job is asked for; `file_seconds` is the time limit for decoding one file."""
+class PredictJob:
+    """What a job is asked for.
+
+    output: folder of the answers. tasks: none: all. top_k: classes of each task. modality: take every file as
+    this; None: detect it. part_size: files of one Parquet file. file_seconds: time limit for decoding one file.
+    """
 
     output: Path
     tasks: tuple[str, ...] = ()
@@ -55,22 +59,22 @@ class LabelJob:
 # ------------------------------------------------------------------------------------------- the list
 
 
-def list_files(given: str, column: str = "path") -> list[str]:
+def list_files(folder_or_list: str, column: str = "path") -> list[str]:
     """Absolute paths: of every file below a folder, sorted; or those of a .txt (one a line), .csv or .parquet, in
     its order, relative ones seen from its folder. Raises UserError.
     """
-    source = Path(given).expanduser().absolute()
+    source = Path(folder_or_list).expanduser().absolute()
     if source.is_dir():
         below = (path.relative_to(source) for path in source.rglob("*"))
         kept = [path for path in below if not any(part.startswith(".") for part in path.parts)]
-        found = sorted(str(source / path) for path in kept if (source / path).is_file())
+        paths = sorted(str(source / path) for path in kept if (source / path).is_file())
     elif source.is_file():
-        found = [str(source.parent / line) for line in _listed(source, column)]
+        paths = [str(source.parent / line) for line in _listed(source, column)]
     else:
-        raise UserError(f"--input {given}: no such file or folder")
-    if not found:
-        raise UserError(f"--input {given}: no file in it")
-    return found
+        raise UserError(f"--input {folder_or_list}: no such file or folder")
+    if not paths:
+        raise UserError(f"--input {folder_or_list}: no file in it")
+    return paths
 
 
 def _listed(source: Path, column: str) -> Iterable[str]:
@@ -96,12 +100,12 @@ def _listed(source: Path, column: str) -> Iterable[str]:
 # --------------------------------------------------------------------------------------------- the job
 
 
-def label(folder: Path, paths: Sequence[str], job: LabelJob) -> dict[str, Any]:
+def predict_files(folder: Path, paths: Sequence[str], job: PredictJob) -> dict[str, Any]:
     """Do the parts that are missing. `folder`: a checkpoint's. Returns files, parts, done_before, failed.
 
     Raises UserError where the output folder holds another job.
     """
-    from pipelines.runtime import cluster
+    from pipelines.runtime import cluster  # start-up: Ray
 
     model, config, document = load_trained(folder)
     tasks = check_tasks(config, job.tasks)
@@ -123,13 +127,13 @@ def label(folder: Path, paths: Sequence[str], job: LabelJob) -> dict[str, Any]:
     return {"files": len(paths), "parts": count, "done_before": done_before, "failed": failed}
 
 
-def _claim(job: LabelJob, folder: Path, paths: Sequence[str]) -> None:
+def _claim(job: PredictJob, folder: Path, paths: Sequence[str]) -> None:
     """Write or check job.json: one folder, one model, one list, one set of questions."""
     with (folder / "model.safetensors").open("rb") as file:
         model = hashlib.file_digest(file, "sha256").hexdigest()
-    listed = hashlib.sha256("\n".join(paths).encode()).hexdigest()
+    input_hash = hashlib.sha256("\n".join(paths).encode()).hexdigest()
     asked = {
-        "model": model, "input": listed, "files": len(paths), "tasks": list(job.tasks), "top_k": job.top_k,
+        "model": model, "input": input_hash, "files": len(paths), "tasks": list(job.tasks), "top_k": job.top_k,
         "modality": job.modality, "part_size": job.part_size,
     }  # fmt: skip
     record = job.output / "job.json"
@@ -149,7 +153,7 @@ def _claim(job: LabelJob, folder: Path, paths: Sequence[str]) -> None:
 
 
 def _answers(
-    predictor: Predictor, paths: Sequence[str], missing: Sequence[int], job: LabelJob, tasks: Sequence[str]
+    predictor: Predictor, paths: Sequence[str], missing: Sequence[int], job: PredictJob, tasks: Sequence[str]
 ) -> Any:
     """The answers of the missing parts, as an iterator of Arrow tables (part, row, path, answer in JSON)."""
     import ray
@@ -186,21 +190,21 @@ def _answers(
 
 
 @lru_cache(maxsize=1)
-def _sandbox(config: str, seconds: float) -> Sandbox:
+def _isolated_decoder(config: str, seconds: float) -> IsolatedDecoder:
     """One for the life of a Ray worker process."""
-    return Sandbox(RunConfig.model_validate_json(config), Limits(decode_seconds=seconds))
+    return IsolatedDecoder(RunConfig.model_validate_json(config), Limits(decode_seconds=seconds))
 
 
 def decode_files(table: pa.Table, asked: dict[str, Any]) -> pa.Table:
     """Add `prepared`: pickled `Prepared`, or the reason why not; to be read in this job only."""
-    sandbox = _sandbox(asked["config"], asked["seconds"])
+    decoder = _isolated_decoder(asked["config"], asked["seconds"])
     prepared = []
     for path in table.column("path").to_pylist():
         try:
-            found: Any = sandbox.prepare(read_media(Path(path)), asked["tasks"], asked["modality"])
+            result: Any = decoder.prepare(read_media(Path(path)), asked["tasks"], asked["modality"])
         except BadMedia as error:
-            found = error.reason
-        prepared.append(pickle.dumps(found, protocol=5))
+            result = error.reason
+        prepared.append(pickle.dumps(result, protocol=5))
     return table.append_column("prepared", pa.array(prepared, pa.large_binary()))
 
 
@@ -210,9 +214,9 @@ class Answerer:
     def __init__(self, predictor: list[Any], top_k: int, device: str) -> None:
         import ray
 
-        given = ray.get(predictor[0])
+        on_driver = ray.get(predictor[0])
         self.top_k = top_k
-        self.predictor = Predictor(given.model, given.config, given.classes, device)
+        self.predictor = Predictor(on_driver.model, on_driver.config, on_driver.classes, device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Replace `prepared` by `answer`, in JSON."""
@@ -221,7 +225,7 @@ class Answerer:
         return table.drop_columns("prepared").append_column("answer", pa.array(answers, pa.large_string()))
 
 
-def _write(answers: Any, missing: Sequence[int], files: int, job: LabelJob, schema: pa.Schema) -> None:
+def _write(answers: Any, missing: Sequence[int], files: int, job: PredictJob, schema: pa.Schema) -> None:
     """Gather the rows of each part, in whatever order they come, and write it when it is whole."""
     sizes = {n: min(job.part_size, files - n * job.part_size) for n in missing}
     waiting: dict[int, dict[int, dict[str, Any]]] = {}

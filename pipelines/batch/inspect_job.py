@@ -1,10 +1,10 @@
-"""Ray Data: look at the examples of every task, and draw contact sheets of some; what `polyvit inspect` does.
+"""Ray Data: examine the examples of every task, and draw contact sheets of some; what `polyvit inspect` does.
 
-    examples --[Ray tasks on CPUs: read, hash; decode in a child process]--> `Look`s
+    examples --[Ray tasks on CPUs: read, hash; decode in a child process]--> `ExampleReport`s
     a few sound examples a task --[Ray tasks: augment, patchify, draw]--> PNG
 
 In: a config and the indexes of its tasks. A row is a chunk of examples of one task, pickled for this job alone. A
-file that crashes or hangs a decoder takes a child process with it (`examine_worker.py`) and is named.
+file that crashes or hangs a decoder ends a child process only (`examine_worker.py`) and is named.
 """
 
 import hashlib
@@ -27,10 +27,19 @@ from polyvit.data.index import SPLITS, Example, Scan
 from polyvit.data.loading import load
 from polyvit.data.transforms import example_rng
 from polyvit.errors import BadMedia
-from polyvit.reports.inspect import ROWS, Examiner, Facts, Look, Sample, TaskReport, draw_sheet, sample_positions
+from polyvit.reports.inspect import (
+    ROWS,
+    Examiner,
+    ExampleReport,
+    MediaInfo,
+    Sample,
+    TaskReport,
+    draw_sheet,
+    sample_positions,
+)
 
 HASHED = 100_000
-"""A task of up to so many examples is read and hashed whole, to find doubles; of a larger one, the sample."""
+"""A task of up to so many examples is read and hashed whole, to find duplicates; of a larger one, the sample."""
 CHUNK = 16
 """Examples of one row that are decoded; 64 times as many where they are only hashed."""
 MOST_BLOCKS = 400
@@ -43,73 +52,75 @@ Chunk = tuple[str, list[tuple[bool, Example]]]
 
 
 def chunks(config: RunConfig, indexes: Indexes, sample: int | None) -> Iterator[Chunk]:
-    """What is to be read."""
-    for name, found in indexes.scans.items():
-        splits = {split: found.split(split) for split in SPLITS}
-        sizes: dict[str, int] = {split: len(listed) for split, listed in splits.items()}
+    """The examples to read, in chunks of one task. sample: examples a task to decode; None: all of them."""
+    for name, scan in indexes.scans.items():
+        splits = {split: scan.split(split) for split in SPLITS}
+        sizes: dict[str, int] = {split: len(in_split) for split, in_split in splits.items()}
         drawn = sample_positions(sizes, sample, config.seed, name)
         whole = sum(sizes.values()) <= HASHED
         wanted: list[tuple[bool, Example]] = []
-        for split, listed in splits.items():
+        for split, in_split in splits.items():
             decoded = set(drawn[split])
-            positions = range(len(listed)) if whole else drawn[split]
-            wanted += [(position in decoded, listed[position]) for position in positions]  # type: ignore[misc]
-        # Dear rows first, and of equal length: decoding costs a hundred times as much as hashing.
-        dear, cheap = [item for item in wanted if item[0]], [item for item in wanted if not item[0]]
-        for size, items in ((CHUNK, dear), (64 * CHUNK, cheap)):
+            positions = range(len(in_split)) if whole else drawn[split]
+            wanted += [(position in decoded, in_split[position]) for position in positions]  # type: ignore[misc]
+        # Rows to decode come first, in short rows: decoding costs a hundred times as much as hashing.
+        to_decode, to_hash = [item for item in wanted if item[0]], [item for item in wanted if not item[0]]
+        for size, items in ((CHUNK, to_decode), (64 * CHUNK, to_hash)):
             for start in range(0, len(items), size):
                 yield name, items[start : start + size]
 
 
-def look_at_all(config: RunConfig, indexes: Indexes, sample: int | None, seconds: float) -> dict[str, list[Look]]:
+def examine_all(
+    config: RunConfig, indexes: Indexes, sample: int | None, seconds: float
+) -> dict[str, list[ExampleReport]]:
     """Read, hash and decode on the cluster. sample: examples a task to decode; None: all of them."""
     rows: list[dict[str, Any]] = [
         {"chunk": pickle.dumps(chunk), "count": len(chunk[1])} for chunk in chunks(config, indexes, sample)
     ]
     dataset = ray.data.from_items(rows, override_num_blocks=max(1, min(len(rows), MOST_BLOCKS))).map_batches(
-        look_at_chunk,  # type: ignore[arg-type]
+        examine_chunk,  # type: ignore[arg-type]
         batch_size=1,
         batch_format="numpy",
         fn_args=(config.model_dump_json(), dict(indexes.roots), seconds),
         num_cpus=config.data.decode_cpus,
         label_selector=dict(config.data.decode_labels) or None,
     )
-    looks: dict[str, list[Look]] = {name: [] for name in config.tasks}
+    reports: dict[str, list[ExampleReport]] = {name: [] for name in config.tasks}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     total = sum(row["count"] for row in rows)
     console.print(f"reading {total:,} examples ...")
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         row = bar.add_task("examples", total=total)
         for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
-            for packed in batch["looks"]:
-                name, found = pickle.loads(packed)
-                looks[name] += found
-                bar.advance(row, len(found))
-    return looks
+            for packed in batch["examined"]:
+                name, examined = pickle.loads(packed)
+                reports[name] += examined
+                bar.advance(row, len(examined))
+    return reports
 
 
-def look_at_chunk(
+def examine_chunk(
     batch: dict[str, np.ndarray], config: str, roots: Mapping[str, Any], seconds: float
 ) -> dict[str, np.ndarray]:
-    """One row in, one row out: (task, [Look]), pickled."""
+    """One row in, one row out: (task, [ExampleReport]), pickled."""
     name, items = pickle.loads(batch["chunk"][0])
-    found = [_look(name, example, decode, config, roots[name], seconds) for decode, example in items]
-    return {"looks": np.array([pickle.dumps((name, found))], dtype=object)}
+    examined = [_examine(name, example, decode, config, roots[name], seconds) for decode, example in items]
+    return {"examined": np.array([pickle.dumps((name, examined))], dtype=object)}
 
 
-def _look(name: str, example: Example, decode: bool, config: str, root: Any, seconds: float) -> Look:
+def _examine(name: str, example: Example, decode: bool, config: str, root: Any, seconds: float) -> ExampleReport:
     known = (example.key, example.path, example.split, tuple(example.labels))
     try:
         media = load(example, root)
     except BadMedia as error:
-        return Look(*known, facts=Facts(reason=error.reason))
+        return ExampleReport(*known, info=MediaInfo(reason=error.reason))
     digest = hashlib.blake2b(media if isinstance(media, bytes) else media.tobytes(), digest_size=16)
-    if example.end >= 0 or example.start > 0:  # several segments of one file are no doubles
+    if example.end >= 0 or example.start > 0:  # several segments of one file are no duplicates
         digest.update(f"{example.start} {example.end}".encode())
     if not decode:
-        return Look(*known, digest.digest())
+        return ExampleReport(*known, digest.digest())
     examiner = _examiner(config, name, seconds)
-    return Look(*known, digest.digest(), examiner.facts(media, name, example.start, example.end))
+    return ExampleReport(*known, digest.digest(), examiner.examine(media, name, example.start, example.end))
 
 
 def _examiner(config: str, task: str, seconds: float) -> Examiner:
@@ -130,26 +141,26 @@ def _config(config: str) -> RunConfig:
 # ---------------------------------------------------------------------------------------- contact sheets
 
 
-def pick(report: TaskReport, seed: int, suspects: bool = False) -> list[Look]:
+def choose_examples(report: TaskReport, seed: int, suspects: bool = False) -> list[ExampleReport]:
     """Up to ROWS examples for a contact sheet, in the order of their labels.
 
     Sound ones of many classes, of train where it has any; `suspects`: those that show or sound nothing.
     """
-    usable = [look for look in report.seen if look.facts and not look.facts.reason]
-    odd = [look for look in usable if look.facts and (look.facts.silent or look.facts.flat or look.facts.still)]
+    usable = report.decoded
+    odd = [e for e in usable if e.info and (e.info.silent or e.info.flat or e.info.still)]
     if suspects:
-        return sorted(odd[:ROWS], key=lambda look: look.labels)
-    sound = [look for look in usable if look not in odd] or usable
-    sound = [look for look in sound if look.split == "train"] or sound
+        return sorted(odd[:ROWS], key=lambda example: example.labels)
+    sound = [example for example in usable if example not in odd] or usable
+    sound = [example for example in sound if example.split == "train"] or sound
     order = example_rng(seed, report.name, 0, "inspect sheet").permutation(len(sound))
-    first: dict[tuple[int, ...], Look] = {}
+    first: dict[tuple[int, ...], ExampleReport] = {}
     rest = []
     for i in order:
         if sound[i].labels in first:
             rest.append(sound[i])
         else:
             first[sound[i].labels] = sound[i]
-    return sorted([*first.values(), *rest][:ROWS], key=lambda look: look.labels)
+    return sorted([*first.values(), *rest][:ROWS], key=lambda example: example.labels)
 
 
 def draw_sheets(
@@ -159,8 +170,8 @@ def draw_sheets(
     rows = []
     for name, report in reports.items():
         for kind, suspects in (("sheet", False), ("suspects", True)):
-            if looks := pick(report, config.seed, suspects):
-                examples = _examples(indexes.scans[name], looks)
+            if chosen := choose_examples(report, config.seed, suspects):
+                examples = _examples(indexes.scans[name], chosen)
                 rows.append({"sheet": pickle.dumps((name, kind, examples, report.classes))})
     if not rows:
         return {}
@@ -196,9 +207,10 @@ def draw_row(batch: dict[str, np.ndarray], config: RunConfig, roots: Mapping[str
     return {"drawn": np.array([pickle.dumps((name, kind, says, target.getvalue()))], dtype=object)}
 
 
-def _examples(found: Scan, looks: Sequence[Look]) -> list[Example]:
-    """The examples behind some looks, in their order."""
-    wanted = {look.key for look in looks}
-    listed = itertools.chain.from_iterable(found.split(split) for split in {look.split for look in looks})  # type: ignore[arg-type]
-    known = {example.key: example for example in listed if example.key in wanted}
-    return [known[look.key] for look in looks]
+def _examples(scan: Scan, reports: Sequence[ExampleReport]) -> list[Example]:
+    """The indexed examples behind some reports, in their order."""
+    wanted = {example.key for example in reports}
+    splits = {example.split for example in reports}
+    candidates = itertools.chain.from_iterable(scan.split(split) for split in splits)  # type: ignore[arg-type]
+    known = {example.key: example for example in candidates if example.key in wanted}
+    return [known[example.key] for example in reports]

@@ -24,7 +24,7 @@ from ray import serve
 
 from polyvit.config import Modality
 from polyvit.data.decode import UNKNOWN
-from polyvit.deploy import DecoderDied, Limits, OverLimit, Predictor, Prepared, Sandbox, check_tasks
+from polyvit.deploy import DecoderDied, IsolatedDecoder, Limits, OverLimit, Predictor, Prepared, check_tasks
 from polyvit.errors import BadMedia, UserError
 
 BATCH_WAIT_S = 0.01
@@ -66,13 +66,13 @@ class Decoders:
     """Several sandboxes, for as many files at a time."""
 
     def __init__(self, config: Any, limits: Limits, count: int) -> None:
-        self.idle: queue.SimpleQueue[Sandbox] = queue.SimpleQueue()
+        self.idle: queue.SimpleQueue[IsolatedDecoder] = queue.SimpleQueue()
         self.threads = ThreadPoolExecutor(count, thread_name_prefix="polyvit-decode")
         for _ in range(count):
-            self.idle.put(Sandbox(config, limits))
+            self.idle.put(IsolatedDecoder(config, limits))
 
     def prepare(self, data: bytes, tasks: Sequence[str], modality: Modality | None) -> Prepared:
-        """As `Sandbox.prepare`, in the next sandbox that is free."""
+        """As `IsolatedDecoder.prepare`, in the next sandbox that is free."""
         sandbox = self.idle.get()
         try:
             return sandbox.prepare(data, tasks, modality)

@@ -23,11 +23,11 @@ class PolyViTModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         """Read config, class names and weights; the first GPU, if there is one, runs the model."""
         import torch
 
-        from polyvit.deploy import Predictor, Sandbox
+        from polyvit.deploy import IsolatedDecoder, Predictor
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.predictor = Predictor.load(Path(context.artifacts["release"]), device)
-        self.sandbox = Sandbox(self.predictor.config)
+        self.sandbox = IsolatedDecoder(self.predictor.config)
         self.lock = threading.Lock()  # a server may ask from several threads; a sandbox takes one file at a time
 
     def predict(

@@ -21,7 +21,7 @@ import polyvit
 from pipelines.tracking.runs import experiment_id, tracking_uri
 from polyvit.checkpoint import find_checkpoint, read_document
 from polyvit.config import RunConfig
-from polyvit.deploy import write_release
+from polyvit.deploy import write_package
 from polyvit.errors import UserError
 
 for _name in ("mlflow", "mlflow.tracking._model_registry.fluent", "mlflow.store.model_registry"):
@@ -98,7 +98,7 @@ def log_model(
     run_id = run_id or (recorded.get("mlflow_run") if uri == recorded.get("mlflow_uri") else None)
     with tempfile.TemporaryDirectory(prefix="polyvit-release-") as folder, _store(uri), _refusals(uri):
         release = Path(folder) / "release"
-        write_release(found, release)
+        write_package(found, release)
         version = _log(release, name, config, run_id)
         from mlflow import MlflowClient
 

@@ -42,13 +42,11 @@ from polyvit.checkpoint import (
     open_store,
 )
 from polyvit.config import RunConfig
-from polyvit.deploy import freeze_parts
 from polyvit.distributed import ProcessGroup, World, shard
 from polyvit.errors import UserError
 from polyvit.model import PolyViT
-from polyvit.model.pretrained import initialise
 from polyvit.schedule import Plan, build_schedule
-from polyvit.training import Ema, build_optimiser, derive_microbatches, train
+from polyvit.training import Ema, build_optimiser, derive_microbatches, freeze_parts, initialise_model, train
 
 logger = logging.getLogger(__name__)
 
@@ -178,9 +176,9 @@ def initialise_all(model: PolyViT, config: RunConfig, world: World, report: Path
 
     Raises UserError on all ranks where one of them cannot read the file: it may be there on some nodes only.
     """
-    init, failure, table = config.init, None, ""
+    failure, table = None, ""
     try:
-        table = initialise(model, str(init.path), kernel_init=init.kernel_init, grid=init.grid).table()
+        table = initialise_model(model, config).table()
     except UserError as error:
         failure = error
     failures = [error for error in world.gather(failure) if error is not None]

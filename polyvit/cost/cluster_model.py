@@ -9,14 +9,12 @@ pass does not hide + the optimiser's update; feeding runs beside it and holds it
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from polyvit.config import Modality, ModelConfig, RunConfig
 from polyvit.distributed import BUCKET_BYTES
-from polyvit.model import parameters_of, training_flops
+from polyvit.model import PEAK_BFLOAT16, parameters_of, training_flops
 from polyvit.schedule import mixes, rank_slice
 
 FLOAT = 4
@@ -26,7 +24,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class DecodeCost:
-    """CPU of one training example, whole: read, decode, augment, patchify.
+    """CPU time of one training example: read, decode, augment, patchify.
 
     seconds = fixed_s + per_value_s x numbers in its tokens. encoded: bytes of its file, for the storage.
     """
@@ -54,7 +52,9 @@ Bytes: the mean ImageNet JPEG, ten seconds of 340 x 256 H.264, ten seconds of 16
 class Hardware:
     """Rates of one kind of machine. Defaults: eight H200 a node, 400 Gb/s InfiniBand for each GPU."""
 
-    peak_flops: Mapping[str, float] = field(default_factory=lambda: {"bfloat16": 989e12, "float32": 67e12})
+    peak_flops: Mapping[str, float] = field(
+        default_factory=lambda: {"bfloat16": PEAK_BFLOAT16["H200"], "float32": 67e12}
+    )
     """Dense, by `train.precision`, of one worker. NVIDIA's H200 data sheet."""
     utilisation: float = 0.4
     """Share of the peak that a step achieves (MFU): an assumption, the project's goal, not a measurement."""
@@ -269,14 +269,3 @@ def checkpoint_bytes(config: RunConfig) -> int:
     """Parameters, and one tensor of their size for SGD's momentum or two for AdamW's moments; headers left out."""
     moments = 1 if config.optim.kind == "sgd" else 2
     return FLOAT * (1 + moments) * sum(parameters_of(config).values())
-
-
-def cores_for(tasks: Sequence[str], costs: Mapping[str, StepCost], ahead: int) -> float:
-    """Decoding cores for each worker so that these steps never wait, with `ahead` minibatches decoded ahead.
-
-    The heaviest run of `ahead` steps must be decoded in the time in which the same number is trained.
-    """
-    work, time = (np.array([getattr(costs[task], key) for task in tasks]) for key in ("decode_s", "step_s"))
-    ahead = min(ahead, len(tasks))
-    sums = [np.convolve(values, np.ones(ahead), "valid") for values in (work, time)]
-    return float((sums[0] / sums[1]).max())

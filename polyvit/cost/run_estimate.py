@@ -1,7 +1,7 @@
-"""What a run takes on the device at hand: a few real steps are timed, memory is counted, disk is added up.
+"""What a run takes on this machine: a few real steps are timed, memory is counted, disk is added up.
 
-One task of each modality is run at its own shapes with a few examples; the others of the modality take as long per
-example (their heads differ only). A prediction for this machine, not for a cluster: `cluster_model.py` has that.
+One task of each modality is run at its own shapes with a few examples. The other tasks of the modality differ in
+their heads only, so they are taken to need the same time an example. `cluster_model.py` predicts for a cluster.
 """
 
 import shutil
@@ -25,10 +25,10 @@ STATE_BYTES = {"sgd": 4, "adamw": 8}
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds a step and bytes a task on one worker; hours and bytes in all.
+    """What one worker needs: seconds and bytes of each task's steps; hours and bytes of the whole run.
 
-    step_s: of each task's whole local part. pass_bytes: of one pass over the fewest examples possible.
-    state_bytes: parameters, gradients, optimiser. disk_bytes: checkpoints that stay at a time.
+    step_s: of each task's local batch. pass_bytes: of one pass over the fewest examples possible. state_bytes:
+    parameters, gradients, optimiser. disk_bytes: of the checkpoints that exist at one time.
     """
 
     device: str
@@ -41,25 +41,25 @@ class Estimate:
     disk_free: int
 
     def problems(self) -> list[str]:
-        """What cannot end well: memory, disk."""
-        found = []
+        """Why the run would fail: too little memory or disk. One line each."""
+        problems = []
         for task, need in self.pass_bytes.items():
             if self.state_bytes + need > self.memory_free:
-                found.append(
+                problems.append(
                     f"tasks.{task}: a step needs {(self.state_bytes + need) / 1e9:.2f} GB at the least, "
                     f"{self.memory_free / 1e9:.2f} GB are free on {self.device}; "
                     "set train.activation_checkpointing=true, a smaller model, or train on more memory"
                 )
         if self.disk_bytes > self.disk_free:
-            found.append(
+            problems.append(
                 f"storage: checkpoints need {self.disk_bytes / 1e9:.2f} GB, {self.disk_free / 1e9:.2f} GB are "
                 "free; lower train.keep_checkpoints, or give another storage or train.checkpoint_dir"
             )
-        return found
+        return problems
 
 
 def estimate(config: RunConfig, schedule: Schedule, device: torch.device, rounds: int = 2) -> Estimate:
-    """Measure on `device`, for as many workers as the config says, each on a device like it."""
+    """Measure `rounds` steps on `device`; the config's workers are taken to have one such device each."""
     model = PolyViT(config.model, config.tasks, seed=config.seed)
     parameters = sum(p.numel() for p in model.parameters())
     state_bytes = parameters * (8 + STATE_BYTES[config.optim.kind]) // _parts(config)
@@ -96,10 +96,10 @@ def _parts(config: RunConfig) -> int:
 
 def _one_each(config: RunConfig) -> dict[Modality, str]:
     """The task of each modality that takes the most memory: the one with the largest head."""
-    found: dict[Modality, str] = {}
+    task_of: dict[Modality, str] = {}
     for name, task in sorted(config.tasks.items(), key=lambda item: item[1].num_classes):
-        found[task.modality] = name
-    return found
+        task_of[task.modality] = name
+    return task_of
 
 
 def _seconds_an_example(model: PolyViT, config: RunConfig, name: str, device: torch.device, rounds: int) -> float:

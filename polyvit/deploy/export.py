@@ -2,8 +2,8 @@
 
 In: a trained model and a task. Out: media of the model's size -> logits [B, K], B free:
 image  uint8 RGB [B, H, W, 3]; video uint8 RGB [B, T, H, W, 3]; audio float32 log-mel [B, T, F].
-The exported graph cuts patches, normalises, embeds and classifies; resizing and log-mel are the caller's, as
-`task.json` describes them (or `data.example`, which trained with them). Of several evaluation views each is one
+The exported graph cuts patches, normalises, embeds and classifies. The caller resizes or computes the log-mel as
+`task.json` describes (or with `polyvit.data.loading`, as training did). Each of several evaluation views is one
 example of the batch, and the caller averages. Legend: B batch, T frames, H W C, F mel bins, N tokens, P patch_dim.
 """
 
@@ -43,7 +43,7 @@ Runner = Callable[[np.ndarray], np.ndarray]
 
 
 class TaskModel(nn.Module):
-    """Tokenizer, adaptor blocks, shared blocks, norm and head of one task: media -> logits."""
+    """Tokenizer, adaptor blocks, shared blocks, norm and head of one task: media -> logits [B, K]."""
 
     def __init__(self, model: PolyViT, config: RunConfig, task: str) -> None:
         super().__init__()
@@ -54,14 +54,14 @@ class TaskModel(nn.Module):
         self.norm, self.head = model.shared.norm, model.heads[task]
 
     def forward(self, media: Tensor) -> Tensor:
-        """`media`: see the module's docstring."""
+        """Media as the module's docstring says -> logits, float32 [B, K]."""
         x_BND = self.tokenizer(self.tokens(media))
         for block in self.blocks:
             x_BND = block(x_BND)
         return self.head(self.norm(x_BND)[:, 0])
 
     def tokens(self, media: Tensor) -> Tensor:
-        """[B, N, P] normalised floats: what the feed and `normalise` make of the same media."""
+        """float32 [B, N, P]: what the feed and `normalise` make of the same media."""
         spec = self.spec
         if isinstance(spec, AudioInput):
             # The feed rounds spectrograms to half floats.
@@ -100,9 +100,10 @@ def media_shape(spec: ModelInput) -> tuple[int, ...]:
 
 
 def media_of(tokens_BNP: np.ndarray, spec: ModelInput) -> np.ndarray:
-    """The media that tokens were cut from: the inverse of `data.patchify`, for overlapping patches too.
+    """The media [B, *sides, C] that tokens were cut from: the inverse of patchify, for overlapping patches too.
 
-    Spectrograms come back before their normalisation. What no patch covers is 0.
+    tokens_BNP: as the feed gives them, uint8, or float16 for audio. Spectrograms [B, T, F] come back as float32,
+    without their normalisation. What no patch covers is 0.
     """
     audio = isinstance(spec, AudioInput)
     sides = media_shape(spec) if audio else media_shape(spec)[:-1]
@@ -118,7 +119,7 @@ def media_of(tokens_BNP: np.ndarray, spec: ModelInput) -> np.ndarray:
 
 
 def example_media(spec: ModelInput, batch: int, seed: int = 0) -> np.ndarray:
-    """Noise of the input's shape and type."""
+    """Noise of the input's shape and type: uint8 [B, *sides, 3], or float32 [B, T, F]."""
     rng = np.random.default_rng(seed)
     shape = (batch, *media_shape(spec))
     if isinstance(spec, AudioInput):
@@ -190,17 +191,17 @@ def onnx_runner(path: Path) -> Runner:
 
 
 def quantise(path: Path, target: Path) -> Runner:
-    """Dynamic int8: weights of matrix products as int8, one scale a column; activations are scaled as they come.
+    """Dynamic int8: weights of matrix products as int8, one scale a column; activations are scaled at run time.
     Returns what runs it.
 
     Weights lie in -64..64: a CPU without VNNI adds two products with activations of up to 255 in 16 bits, where
-    larger ones would be cut off without a word.
+    larger ones would be clipped silently.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(path)
-    # Shapes that the exporter noted for weights it has transposed since; the quantiser infers them anew.
+    # The exporter noted shapes before it transposed weights; the quantiser infers them again.
     del model.graph.value_info[:]
     logging.getLogger().addFilter(_no_advice)
     try:
@@ -221,7 +222,7 @@ def _no_advice(record: logging.LogRecord) -> bool:
 
 
 def latency_ms(run: Runner, media: np.ndarray, seconds: float = 2.0) -> float:
-    """Median milliseconds of a call, over `seconds` but at least 10 calls, after two to warm up."""
+    """Median milliseconds of `run` on `media` [B, ...]: calls for `seconds`, at least 10, after two to warm up."""
     times: list[float] = []
     for _ in range(2):
         run(media)
@@ -254,8 +255,8 @@ def accuracy(runs: Mapping[str, Runner], minibatches: Iterable[Minibatch], confi
             logits = average_views(torch.from_numpy(run(media)), minibatch.views, task)
             losses = example_losses(logits, labels, task.loss)
             states[key].update(logits.numpy(), minibatch.labels, losses.numpy())
-    found = {key: {"metric": task.metric, "examples": s.examples, **s.results()} for key, s in states.items()}
-    return {key: {**each, "value": each.get(task.metric)} for key, each in found.items()}
+    results = {key: {"metric": task.metric, "examples": s.examples, **s.results()} for key, s in states.items()}
+    return {key: {**each, "value": each.get(task.metric)} for key, each in results.items()}
 
 
 # ----------------------------------------------------------------------------------------- description

@@ -1,8 +1,8 @@
 """Give a trained model new tasks: a head each, and a tokenizer with adaptor blocks where the modality is new.
 
-A new modality's adaptor blocks and class token start as copies of an old modality's (its first of image, video,
-audio), as a ViT's would: the shared blocks behind them know what those give. Its patch kernel and positions start
-at random, as its heads do.
+A new modality's adaptor blocks and class token start as copies of an old modality's (the model's first of image,
+video, audio): the shared blocks were trained on what those put out. Its patch kernel, its positions and the new
+heads start at random.
 
 The new tasks train as any co-training run does, in a model of their own that starts from the old one's parts by
 name (`init.path` is its checkpoint) with some of them frozen (`optim.frozen`). Afterwards the two are put
@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from polyvit.checkpoint import FORMAT, read_document
 from polyvit.config import Modality, ModelConfig, RunConfig, validate_config
 from polyvit.deploy.package import save_model
 from polyvit.errors import UserError
 from polyvit.model import PolyViT
-from polyvit.model.pretrained import LoadReport
 
 ROLES = ("shared", "tokenizers", "adaptors", "heads")
 
@@ -32,15 +30,19 @@ ROLES = ("shared", "tokenizers", "adaptors", "heads")
 
 
 def extension_config(
-    trained: RunConfig, given: RunConfig, base: Path, freeze: Sequence[str] = ROLES, rehearse: Sequence[str] = ()
+    trained: RunConfig,
+    requested: RunConfig,
+    base: Path,
+    freeze: Sequence[str] = ROLES,
+    rehearse: Sequence[str] = (),
 ) -> RunConfig:
-    """The run that trains the tasks of `given` which the model lacks, and goes on training those of `rehearse`.
+    """The config of a run that trains the tasks which the model lacks, and goes on training those of `rehearse`.
 
-    Schedule, optimiser and data are those of `given`; the encoder is the model's. `base`: its checkpoint, where
-    the workers can read it. `freeze`: roles (their old parts) or beginnings of parameter names. Raises
-    UserError.
+    trained: the model's own config; the new run has its encoder. requested: the user's config, which gives new
+    tasks, schedule, optimiser and data. base: the model's checkpoint, where the workers can read it. freeze: roles
+    (the model's parts of each) or beginnings of parameter names. rehearse: names of old tasks. Raises UserError.
     """
-    new = {name: task for name, task in given.tasks.items() if name not in trained.tasks}
+    new = {name: task for name, task in requested.tasks.items() if name not in trained.tasks}
     if not new:
         have = ", ".join(trained.tasks)
         raise UserError(
@@ -49,31 +51,31 @@ def extension_config(
     if unknown := [name for name in rehearse if name not in trained.tasks]:
         raise UserError(f"--rehearse {unknown[0]}: the model has no such task; it has {', '.join(trained.tasks)}")
     # Of a task that is rehearsed, the config may say other data and steps.
-    old = {name: given.tasks.get(name, trained.tasks[name]) for name in rehearse}
+    old = {name: requested.tasks.get(name, trained.tasks[name]) for name in rehearse}
     for name, task in old.items():
         was = trained.tasks[name]
         if (task.modality, task.num_classes) != (was.modality, was.num_classes):
             raise UserError(f"tasks.{name}: the model's has {was.num_classes} classes of {was.modality}")
-    document = given.model_dump(mode="json")
-    document["model"] = extended_model(trained, given, list(new)).model_dump(mode="json")
+    document = requested.model_dump(mode="json")
+    document["model"] = extended_model(trained, requested, list(new)).model_dump(mode="json")
     document["tasks"] = {name: task.model_dump(mode="json") for name, task in {**old, **new}.items()}
     document["init"] = {"path": str(base)}
-    document["optim"]["frozen"] = frozen_parts(trained, [*old, *new], given, freeze)
+    document["optim"]["frozen"] = frozen_parts(trained, [*old, *new], requested, freeze)
     return validate_config(document)
 
 
-def extended_model(trained: RunConfig, given: RunConfig, new: Sequence[str]) -> ModelConfig:
-    """The old encoder; the inputs of modalities that it does not know yet come from `given`."""
-    fresh: list[Modality] = [m for m in given.modalities if m not in trained.modalities]
-    used = {given.tasks[name].modality for name in new}
-    return trained.model.model_copy(update={m: given.model.input(m) for m in fresh if m in used})
+def extended_model(trained: RunConfig, requested: RunConfig, new: Sequence[str]) -> ModelConfig:
+    """The old encoder; the inputs of modalities that it does not know yet come from `requested`."""
+    fresh: list[Modality] = [m for m in requested.modalities if m not in trained.modalities]
+    used = {requested.tasks[name].modality for name in new}
+    return trained.model.model_copy(update={m: requested.model.input(m) for m in fresh if m in used})
 
 
 def frozen_parts(
-    trained: RunConfig, tasks: Sequence[str], given: RunConfig, freeze: Sequence[str]
+    trained: RunConfig, tasks: Sequence[str], requested: RunConfig, freeze: Sequence[str]
 ) -> tuple[str, ...]:
     """`optim.frozen` for what the user names: a role stands for the parts of it that the old model has."""
-    known = {**trained.tasks, **given.tasks}
+    known = {**trained.tasks, **requested.tasks}
     present = {known[name].modality for name in tasks}
     old = [m for m in trained.modalities if m in present]
     parts: list[str] = []
@@ -90,83 +92,7 @@ def frozen_parts(
     return tuple(dict.fromkeys(parts))
 
 
-def freeze_parts(model: PolyViT, frozen: Sequence[str]) -> int:
-    """Take the parameters of the named parts out of training; returns how many numbers they hold.
-
-    Raises UserError for a part that the model does not have, and where a task has nothing left to train.
-    """
-    names = dict(model.named_parameters())
-    for part in frozen:
-        held = [p for name, p in names.items() if name == part or name.startswith(f"{part}.")]
-        if not held:
-            raise UserError(
-                f"optim.frozen: the model has no part {part!r}; parts are shared, tokenizers.image, ..."
-            )
-        for parameter in held:
-            parameter.requires_grad_(False)
-    for task in model.modality:
-        if not model.touched(task):
-            raise UserError(f"optim.frozen={','.join(frozen)} leaves nothing to train for task {task}")
-    return sum(p.numel() for p in names.values() if not p.requires_grad)
-
-
-# ----------------------------------------------------------------------------------- start by name, and back
-
-
-def is_checkpoint(path: str | Path) -> bool:
-    """Whether `init.path` names one of our checkpoints rather than a ViT file."""
-    return (Path(path) / "state.json").is_file()
-
-
-def start_problems(path: Path, config: ModelConfig) -> list[str]:
-    """Why a model of `config` cannot start from the checkpoint."""
-    theirs = RunConfig.model_validate(read_document(path)["config"]).model
-    keys = ("width", "depth", "num_heads", "mlp_dim", "l_adapt")
-    pairs = [(key, getattr(config, key), getattr(theirs, key)) for key in keys]
-    return [f"model.{key}={ours}: the checkpoint has {other}" for key, ours, other in pairs if ours != other]
-
-
-@torch.no_grad()
-def start_from(model: PolyViT, path: Path) -> LoadReport:
-    """Copy every parameter that the checkpoint has under the same name and shape; adaptor blocks and class tokens
-    of modalities that it does not have, from those of its first.
-
-    Raises UserError where its encoder is another one, or where a part of one name has another shape.
-    """
-    if problems := start_problems(path, model.config):
-        raise UserError(f"{path} does not fit the model:", problems)
-    averaged = path / "ema.safetensors"
-    tensors = load_file(averaged if averaged.is_file() else path / "model.safetensors")
-    names = dict(model.named_parameters())
-    differ = [
-        f"{name}: the model has {tuple(p.shape)}, the checkpoint {tuple(tensors[name].shape)}"
-        for name, p in names.items()
-        if name in tensors and tensors[name].shape != p.shape
-    ]
-    if differ:
-        raise UserError(f"{path} does not fit the model:", differ[:10])
-    known: tuple[Modality, ...] = ("image", "video", "audio")
-    donor = next(m for m in known if f"tokenizers.{m}.cls_token" in tensors)
-    copied = {name: other for name in names if name not in tensors and (other := _donated(name, donor)) in tensors}
-    for name, parameter in names.items():
-        if (source := copied.get(name, name)) in tensors:
-            parameter.copy_(tensors[source])
-    fresh = sorted({name.split(".")[1] for name in copied})
-    return LoadReport(
-        source=f"{path}: a PolyViT checkpoint",
-        loaded=tuple(name for name in names if name in tensors),
-        resized={},
-        random=tuple(name for name in names if name not in tensors and name not in copied),
-        unused=tuple(sorted(tensors.keys() - names.keys())),
-        notes=tuple(f"adaptor blocks and class token of {m} start as copies of those of {donor}" for m in fresh),
-    )
-
-
-def _donated(name: str, donor: Modality) -> str:
-    """What an adaptor block's parameter or a class token is called in the modality `donor`; else its own name."""
-    role, _, rest = name.partition(".")
-    own = rest.partition(".")[2]
-    return f"{role}.{donor}.{own}" if role == "adaptors" or (role, own) == ("tokenizers", "cls_token") else name
+# ------------------------------------------------------------------------------------------ put together
 
 
 def assemble(
@@ -197,8 +123,10 @@ def assemble(
 def write_extended(
     folder: Path, model: PolyViT, config: RunConfig, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
-    """A checkpoint's folder of the model put together; `old`, `new`: the `state.json` of its halves. Of results it
-    has those of the new tasks; see `add_results`.
+    """Write the model that `assemble` made as a checkpoint.
+
+    folder: created if absent. model, config: as `assemble` returns them. old, new: `state.json` of the old model
+    and of the run that trained the new tasks. Its results are those of the new tasks; see `add_results`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, folder)
@@ -217,10 +145,10 @@ def write_extended(
 
 
 def add_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Results of tasks that a checkpoint's last evaluation lacks, into it: for its model card."""
+    """Add results of tasks that the checkpoint's last evaluation lacks, so that its model card has them."""
     document = read_document(folder)
-    step, found = document["global_step"], document["evaluations"]
-    known = found[-1]["tasks"] if found else {}
+    step, evaluations = document["global_step"], document["evaluations"]
+    known = evaluations[-1]["tasks"] if evaluations else {}
     tasks = {name: result for name, result in results.items() if name not in known}
     document["evaluations"] = [{"step": step, "tasks": {**tasks, **known}}]
     (folder / "state.json").write_text(json.dumps(document, indent=1))

@@ -1,4 +1,4 @@
-"""Decode files of unknown origin in a process of its own, which may crash, hang or swell without harm to this one.
+"""Decode files of unknown origin in a child process, which may crash, hang or fill its memory without harm here.
 
 In: a file's bytes and the tasks to answer. Out: `Prepared` tokens, or BadMedia with the reason: what the decoder
 says, a limit that the file exceeds, a decoder that died, took too long or wanted too much memory. The child is
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from polyvit.config import Modality, RunConfig
-from polyvit.data.decode import open_container
+from polyvit.data.decode import detect_modality, open_container
 from polyvit.data.isolation import (
     TOO_MUCH_MEMORY,
     Child,
@@ -25,15 +25,19 @@ from polyvit.data.isolation import (
     run_child,
     send,
 )
+from polyvit.data.loading import token_dtype, token_shape
 from polyvit.deploy.predict import Group, Prepared, prepare
 from polyvit.errors import BadMedia
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one file may ask for. Pixels: of a picture or of a video's frame. Seconds: of a video or recording, as
-    its header says. decode_seconds: on the clock. memory: bytes that decoding may take. None: only the decoders'
-    own limits (67 million pixels, an hour)."""
+    """What one file may need.
+
+    pixels: of a picture or of a video's frame. seconds: length of a video or recording, as its header says.
+    decode_seconds: time that decoding may take. memory: bytes that decoding may take. None: only the decoders' own
+    limits (67 million pixels, an hour).
+    """
 
     pixels: int | None = None
     seconds: float | None = None
@@ -48,8 +52,8 @@ class OverLimit(BadMedia):
 _KINDS: dict[str, type[BadMedia]] = {"media": BadMedia, "limit": OverLimit, "died": DecoderDied}
 
 
-class Sandbox:
-    """One decoding process, for one file at a time; not to be shared by threads."""
+class IsolatedDecoder:
+    """A child process that decodes one file at a time. Threads must not share it."""
 
     def __init__(self, config: RunConfig, limits: Limits | None = None) -> None:
         self.config, self.limits = config, limits or Limits()
@@ -85,8 +89,6 @@ class Sandbox:
 
 def _prepared(header: dict[str, Any], payload: bytes, config: RunConfig) -> Prepared:
     """Tokens from a frame; what does not fit the config is refused."""
-    from polyvit.data.loading import token_dtype, token_shape
-
     modality, groups, start = header["modality"], [], 0
     shape, dtype = token_shape(config.model.input(modality)), token_dtype(modality)
     for group in header["groups"]:
@@ -127,14 +129,12 @@ def _check_pixels(width: int, height: int, limits: Limits) -> None:
 
 
 def _answer(data: bytes, asked: dict[str, Any], config: RunConfig, limits: Limits) -> tuple[dict[str, Any], bytes]:
-    from polyvit.data.decode import detect_modality
-
     try:
         if limits.pixels is not None or limits.seconds is not None:
             # A header that cannot be read is the decoder's to name.
-            found = detect_modality(data)
+            detected = detect_modality(data)
             try:
-                check_limits(data, asked["modality"] or found, limits)
+                check_limits(data, asked["modality"] or detected, limits)
             except BadMedia:
                 raise
             except Exception:

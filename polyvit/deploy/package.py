@@ -1,8 +1,8 @@
-"""A release: what a trained model needs in use, without the state of its training, and its model card.
+"""A packaged model: what a trained model needs in use, without the state of its training, and its model card.
 
 In: a checkpoint's folder, in its run or alone. Out: a folder with model.safetensors (the weights that were
 evaluated: averaged ones where the run kept them), state.json (config, class names, results, hashes of the data)
-and model_card.md. A release is read like a checkpoint; training does not go on from it.
+and model_card.md. It is read like a checkpoint, but training cannot go on from it.
 """
 
 import json
@@ -20,20 +20,20 @@ from polyvit.evaluation import protocol
 from polyvit.model import PolyViT, parameter_table
 
 _TRAINING = ("read", "bad", "quarantine", "microbatches")
-"""Keys of `state.json` that only a run that goes on would read."""
+"""Keys of `state.json` that only a resumed run reads."""
 
 
-def write_release(given: Path, folder: Path) -> dict[str, Any]:
-    """Write the release of a checkpoint or a run into `folder` (made if absent). Returns its `state.json`.
+def write_package(model_path: Path, folder: Path) -> dict[str, Any]:
+    """Package a checkpoint or a run into `folder`, which is created if absent. Returns its `state.json`.
 
-    Raises UserError where `given` is no checkpoint.
+    model_path: the folder of a checkpoint or of a run. Raises UserError where it is neither.
     """
-    checkpoint = find_checkpoint(given)
+    checkpoint = find_checkpoint(model_path)
     model, config, trained = load_trained(checkpoint)
     classes = class_names(checkpoint, config, trained)
     document = {key: value for key, value in trained.items() if key not in _TRAINING}
     document |= {"classes": classes, "averaged": config.optim.ema_decay is not None}
-    # The averaged weights lie in model.safetensors here: there are no others.
+    # model.safetensors holds the averaged weights here, and there are no others.
     document["config"] = {**trained["config"], "optim": {**trained["config"]["optim"], "ema_decay": None}}
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, folder)
@@ -98,12 +98,12 @@ def model_card(
 def _result_row(
     name: str, modality: str, classes: int, result: Mapping[str, Any] | None, licence: str | None, views: str
 ) -> tuple[str, ...]:
-    found = result or {}
-    value = "-" if found.get("value") is None else f"{found['value']:.4f}"
-    examples = str(found.get("examples", "-"))
+    row = result or {}
+    value = "-" if row.get("value") is None else f"{row['value']:.4f}"
+    examples = str(row.get("examples", "-"))
     return (
-        name, modality, str(classes), found.get("metric", "-"), value, examples,
-        found.get("protocol", views), licence or "not stated: ask the data set's owners",
+        name, modality, str(classes), row.get("metric", "-"), value, examples,
+        row.get("protocol", views), licence or "not stated: ask the data set's owners",
     )  # fmt: skip
 
 
@@ -117,9 +117,9 @@ def _step_words(evaluations: Sequence[Mapping[str, Any]], document: Mapping[str,
 
 
 def _data_row(name: str, document: Mapping[str, Any], counts: Mapping[str, Any]) -> tuple[str, ...]:
-    found = counts.get(name, {})
-    digest = (document.get("index_hash") or {}).get(name) or found.get("hash") or "-"
-    return (name, *(str(found.get(split, "-")) for split in ("train", "validation", "test")), digest)
+    row = counts.get(name, {})
+    digest = (document.get("index_hash") or {}).get(name) or row.get("hash") or "-"
+    return (name, *(str(row.get(split, "-")) for split in ("train", "validation", "test")), digest)
 
 
 def _training(config: RunConfig, document: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 In: a file's bytes or path, and which tasks to answer. Out: for each task its best classes. A file is decoded and
 cut into tokens by `prepare`, which needs the config alone and so can run in another process than the model;
 `Predictor` runs the model on what several files gave. Preprocessing and averaging over views are the
-evaluation's own functions (`data.example.evaluation_tokens`, `evaluate.average_views`), with each task's
+evaluation's own functions (`evaluation_tokens`, `average_views`), with each task's
 `eval_*` settings. Legend: V views of one file, W views of several, N tokens, P patch_dim, D width, K classes.
 """
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from polyvit.checkpoint import find_checkpoint, load_trained
 from polyvit.config import AudioTask, Modality, RunConfig, TaskConfig
 from polyvit.data.decode import detect_modality
+from polyvit.data.index import index_classes
 from polyvit.data.loading import EVAL_BATCH, evaluation_tokens
 from polyvit.errors import BadMedia, UserError
 from polyvit.evaluation import average_views
@@ -33,7 +34,7 @@ FILES_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Group:
-    """Tasks that see a file alike, and its tokens [V, N, P] for them."""
+    """Tasks whose evaluation prepares a file in the same way, and its tokens [V, N, P] for them."""
 
     tasks: tuple[str, ...]
     tokens: np.ndarray
@@ -48,7 +49,7 @@ class Prepared:
 
 
 Decode = Callable[[bytes, Sequence[str], Modality | None], Prepared]
-"""From a file's bytes, the tasks asked for (none: all) and a modality (null: found out), as `prepare`."""
+"""A function like `prepare`: a file's bytes, the tasks asked for (none: all), a modality (None: detect it)."""
 
 # ------------------------------------------------------------------------------------- files to tokens
 
@@ -65,13 +66,13 @@ def prepare(
 ) -> Prepared:
     """Decode a file as the evaluation of `tasks` does (none named: all tasks of its modality).
 
-    The modality is found from the content unless given. Of tasks named, those of the file's modality answer; where
+    modality: None: detected from the content. Of the tasks named, those of the file's modality answer; where
     only audio tasks are named, a video's sound track is taken. Raises BadMedia with a reason.
     """
-    found = detect_modality(data)
+    detected = detect_modality(data)
     if modality is None:
         named = {config.tasks[name].modality for name in tasks}
-        modality = "audio" if found == "video" and named == {"audio"} else found
+        modality = "audio" if detected == "video" and named == {"audio"} else detected
     wanted = [name for name in tasks or config.tasks if config.tasks[name].modality == modality]
     if not wanted:
         have = ", ".join(tasks) if tasks else ", ".join(config.modalities)
@@ -90,7 +91,7 @@ def prepare(
 
 
 def _sight(task: TaskConfig) -> str:
-    """What of a task decides the tokens of its evaluation views; equal texts, equal tokens."""
+    """The settings of a task that decide its evaluation tokens, as text: equal texts give equal tokens."""
     keys = {"eval_clips"} if isinstance(task, AudioTask) else {"augment", "eval_clips", "eval_crops"}
     return task.model_dump_json(include=keys)
 
@@ -125,9 +126,9 @@ class Predictor:
         }
 
     @classmethod
-    def load(cls, given: Path, device: str = "cpu") -> "Predictor":
-        """From the folder of a checkpoint or a run. Raises UserError where it is none."""
-        checkpoint = find_checkpoint(given)
+    def load(cls, path: Path, device: str = "cpu") -> "Predictor":
+        """From the folder of a checkpoint or of a run. Raises UserError where `path` is neither."""
+        checkpoint = find_checkpoint(path)
         model, config, document = load_trained(checkpoint)
         return cls(model, config, class_names(checkpoint, config, document), device)
 
@@ -142,7 +143,9 @@ class Predictor:
         """One answer a file, in order: {"modality", "tasks": {task: [{"label", "index", "probability"}, ...]}}, or
         {"error": reason}. Raises UserError for tasks that the model does not have, before anything is read.
 
-        decode: `Sandbox.prepare`, for files of unknown origin; null: `prepare`, in this process.
+        media: bytes of files, or their paths. tasks: which of the model's tasks answer; none: all of the file's
+        modality. top_k: classes of each task. modality: take every file as this; None: detect it. decode:
+        `IsolatedDecoder.prepare`, for files of unknown origin; None: `prepare`, in this process.
         """
         named = check_tasks(self.config, tasks)
         here = decode or (lambda data, names, kind: prepare(data, self.config, names, kind))
@@ -170,21 +173,21 @@ class Predictor:
         """Answers as `predict` gives them; a reason in place of a prepared file becomes its error."""
         whole = [item for item in prepared if isinstance(item, Prepared)]
         logits = iter(self.logits(whole))
-        found: list[dict[str, Any]] = []
+        results: list[dict[str, Any]] = []
         for item in prepared:
             if isinstance(item, str):
-                found.append({"error": item})
+                results.append({"error": item})
                 continue
             best = {name: self.best(name, logits_K, top_k) for name, logits_K in next(logits).items()}
-            found.append({"modality": item.modality, "tasks": best})
-        return found
+            results.append({"modality": item.modality, "tasks": best})
+        return results
 
     def logits(self, prepared: Sequence[Prepared]) -> list[dict[str, Tensor]]:
         """logits_K of every task of every file, float32 on the CPU, views averaged as the task's evaluation does.
 
-        Files of like shape share forward passes, and tasks that see a file alike share its features.
+        Files of one shape share forward passes; tasks that prepare a file in the same way share its features.
         """
-        found: list[dict[str, Tensor]] = [{} for _ in prepared]
+        results: list[dict[str, Tensor]] = [{} for _ in prepared]
         alike: dict[tuple[Modality, tuple[str, ...]], list[tuple[int, np.ndarray]]] = {}
         for i, item in enumerate(prepared):
             for group in item.groups:
@@ -196,9 +199,9 @@ class Predictor:
                 for name, logits_WK in self._forward(tokens_WNP, modality, tasks).items():
                     logits_BK = average_views(logits_WK, views, self.config.tasks[name])
                     for (i, _), logits_K in zip(part, logits_BK, strict=True):
-                        found[i][name] = logits_K
+                        results[i][name] = logits_K
         order = {name: place for place, name in enumerate(self.config.tasks)}
-        return [dict(sorted(each.items(), key=lambda pair: order[pair[0]])) for each in found]
+        return [dict(sorted(each.items(), key=lambda pair: order[pair[0]])) for each in results]
 
     @torch.inference_mode()
     def _forward(self, tokens_WNP: np.ndarray, modality: Modality, tasks: Sequence[str]) -> dict[str, Tensor]:
@@ -209,7 +212,10 @@ class Predictor:
             return {name: self.model.heads[name](features_WD).float().cpu() for name in tasks}
 
     def best(self, task: str, logits_K: Tensor, top_k: int) -> list[dict[str, Any]]:
-        """The `top_k` most probable classes, best first. Of a sigmoid task each probability stands for itself."""
+        """The `top_k` most probable classes, best first. logits_K: float32 [K].
+
+        Of a sigmoid task each probability stands for itself.
+        """
         sigmoid = self.config.tasks[task].loss == "sigmoid"
         probabilities_K = logits_K.sigmoid() if sigmoid else logits_K.softmax(dim=-1)
         # By logits: probabilities near 1 round to ties.
@@ -232,15 +238,13 @@ def class_names(checkpoint: Path, config: RunConfig, document: Mapping[str, Any]
 
     A task of which neither is known is left out; `Predictor` calls its classes by their numbers.
     """
-    from polyvit.data.index import index_classes
-
-    told = document.get("classes") or {}
-    found = {name: list(told[name]) for name in config.tasks if told.get(name)}
+    in_checkpoint = document.get("classes") or {}
+    names = {name: list(in_checkpoint[name]) for name in config.tasks if in_checkpoint.get(name)}
     for name in config.tasks:
         path = checkpoint.absolute().parent / "index" / f"{name}.parquet"
-        if name not in found and path.is_file():
-            found[name] = index_classes(path)
-    return found
+        if name not in names and path.is_file():
+            names[name] = index_classes(path)
+    return names
 
 
 def pad_names(names: Sequence[str], num_classes: int) -> list[str]:

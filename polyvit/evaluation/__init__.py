@@ -1,7 +1,7 @@
 """What a trained model scores.
 
 In: minibatches and a model. Out: metrics of each task, features, linear probes.
-Read: metrics, evaluator, features, linear_probe.
+Read: metrics, evaluator, results, features, linear_probe.
 """
 
 import lazy_loader

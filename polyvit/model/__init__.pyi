@@ -4,6 +4,7 @@ from .encoder import Block as Block
 from .encoder import draw_keep as draw_keep
 from .encoder import drop_path_rates as drop_path_rates
 from .flops import FORMULA as FORMULA
+from .flops import PEAK_BFLOAT16 as PEAK_BFLOAT16
 from .flops import peak_flops as peak_flops
 from .flops import training_flops as training_flops
 from .interface import MultiTaskModel as MultiTaskModel

@@ -6,15 +6,18 @@ FORMULA = (
     "forward = depth * (8 N D^2 + 4 N D M + 4 N^2 D) + 2 P E D + 2 D K for N tokens, width D, MLP M, P patches of "
     "E numbers, K classes; training = 3 * forward - 2 P E D"
 )
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-"""Dense bfloat16 FLOP/s by a part of the GPU's name, from the maker's data sheets (SXM)."""
+PEAK_BFLOAT16 = {
+    "H200": 989e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "A10G": 70e12, "A10": 125e12,
+    "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12,
+}  # fmt: skip
+"""Dense bfloat16 FLOP/s of the tensor cores, by a part of the GPU's name; from the makers' data sheets."""
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """The maker's figure for a GPU in bfloat16; None where none is known."""
+    """Dense FLOP/s of a device, as its maker says; None for a CPU, an unknown device, or another precision."""
     if precision != "bfloat16":
         return None
-    return next((peak for part, peak in PEAKS.items() if part in device_name), None)
+    return next((peak for part, peak in PEAK_BFLOAT16.items() if part in device_name), None)
 
 
 def forward_flops(config: ModelConfig, modality: Modality, num_classes: int = 0) -> float:

@@ -1,79 +1,84 @@
-"""Parts of an HTML page that needs nothing but itself: style, pictures inside, tables, boxes.
+"""HTML pages from the templates in `templates/`: each page loads nothing, its pictures lie inside it.
 
-In: words, numbers, PNG files. Out: HTML; all words are escaped here, except where `<br>` or HTML is asked for.
+In: plain data (words, numbers, `Figure`s of PNG files). Out: HTML. Jinja2 escapes every value.
 """
 
 import base64
-import html
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
 CSS_PIXELS = 0.65
-"""Of the page to a pixel of a picture: the same for all, so that their letters are of one size."""
-_CSS = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; color: #222;
-  background: #fff; margin: 0 auto; padding: 1.5rem 2rem 4rem; max-width: 1240px; }
-h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .3rem; }
-p { margin: .3rem 0 .8rem; max-width: 52rem; } .faint { color: #666; }
-.facts { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1.2rem 0; }
-.fact { border: 1px solid #ddd; border-left: 4px solid #0072B2; border-radius: 4px; padding: .45rem .75rem; }
-.fact b { display: block; font-size: 1.1rem; } .fact span { color: #666; font-size: .85rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .82rem; }
-th, td { padding: .28rem .45rem; border-bottom: 1px solid #e5e5e5; text-align: right; white-space: nowrap; }
-th { background: #f6f6f6; vertical-align: bottom; } td.word, th.word { text-align: left; }
-td.best { font-weight: 700; background: #dcebf6; } tr.first td { border-bottom: 2px solid #0072B2; }
-img { max-width: 100%; height: auto; display: block; margin: .4rem 0 0; }
-pre { background: #f6f6f6; padding: .7rem 1rem; overflow-x: auto; font-size: .85rem; }
-.note { border-left: 4px solid #E69F00; background: #fff8ea; padding: .4rem .9rem; margin: .5rem 0; }
-"""
-_WORD = ' class="word"'
+"""Width on the page of one pixel of a picture. All pictures share it, so that their letters have one size."""
 
 
-def document(title: str, parts: Sequence[str], style: str = "") -> str:
-    """The whole page; `parts` are HTML, `style` is added to the common one."""
-    head = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{safe(title)}</title><style>{_CSS}{style}</style></head><body>"
+@dataclass(frozen=True)
+class FactBox:
+    """One box of the row below the title: a value, and what it is."""
+
+    value: Any
+    label: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table. best: shaded as its column's best. word: aligned left. hover: shown under the mouse."""
+
+    value: Any
+    best: bool = False
+    word: bool = False
+    hover: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """The head of a table's column, one or more lines. word: aligned left."""
+
+    lines: Sequence[str]
+    word: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. mark_first: a line is drawn below the first row."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]] = field(default_factory=tuple)
+    mark_first: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A PNG file to be shown inside the page. alt: the sentence for readers who cannot see it."""
+
+    path: Path
+    alt: str
+    css_pixels: float = CSS_PIXELS
+
+    @property
+    def width(self) -> int:
+        """Width on the page, in CSS pixels."""
+        return round(
+            int.from_bytes(self.path.read_bytes()[16:20], "big") * self.css_pixels
+        )  # from the PNG's header
+
+    @property
+    def src(self) -> str:
+        """The file's content, as a `data:` address."""
+        return f"data:image/png;base64,{base64.b64encode(self.path.read_bytes()).decode()}"
+
+
+def render(template: str, **values: Any) -> str:
+    """The page that `templates/<template>` makes of `values`. A name that the template lacks is an error."""
+    environment = Environment(
+        loader=PackageLoader("polyvit.reports"),
+        autoescape=select_autoescape(enabled_extensions=("html", "html.j2"), default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return head + "\n" + "\n".join(parts) + "\n</body></html>\n"
-
-
-def safe(text: Any) -> str:
-    """Escaped."""
-    return html.escape(str(text))
-
-
-def image(path: Path, says: str, css_pixels: float = CSS_PIXELS) -> str:
-    """A PNG file inside the page; `says` is for those who cannot see it."""
-    content = path.read_bytes()
-    width = round(int.from_bytes(content[16:20], "big") * css_pixels)  # from the PNG's header
-    data = base64.b64encode(content).decode()
-    return f'<img alt="{safe(says)}" style="width: {width}px" src="data:image/png;base64,{data}">'
-
-
-def fact_boxes(facts: Sequence[tuple[Any, Any]]) -> str:
-    """Boxes in a row: (value, what it is)."""
-    boxes = [f'<div class="fact"><b>{safe(value)}</b><span>{safe(what)}</span></div>' for value, what in facts]
-    return f'<div class="facts">{"".join(boxes)}</div>'
-
-
-def cell(value: Any, best: bool = False, word: bool = False, hover: str = "") -> str:
-    """A cell of a table: shaded as its column's best, or standing left as words do."""
-    kind = ' class="best"' if best else _WORD if word else ""
-    title = f' title="{safe(hover)}"' if hover else ""
-    return f"<td{kind}{title}>{safe(value)}</td>"
-
-
-def table(heads: Sequence[str], lines: Sequence[Sequence[str]], words: Sequence[int], first: bool = True) -> str:
-    """`heads` may hold <br>; those in `words` stand left. first: a line is drawn below the first row."""
-    top = "".join(
-        f"<th{_WORD if i in words else ''}>{'<br>'.join(map(safe, head.split('<br>')))}</th>"
-        for i, head in enumerate(heads)
-    )
-    marks = [' class="first"' if first and i == 0 else "" for i in range(len(lines))]
-    rows = "".join(f"<tr{mark}>{''.join(line)}</tr>" for mark, line in zip(marks, lines, strict=True))
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return environment.get_template(template).render(**values)

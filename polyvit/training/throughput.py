@@ -9,23 +9,10 @@ import psutil
 import torch
 
 from polyvit.config import RunConfig
-from polyvit.model import training_flops
+from polyvit.model import peak_flops, training_flops
 
-PEAK_BFLOAT16 = {
-    "H200": 989e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "A10G": 70e12, "A10": 125e12,
-    "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12,
-}  # fmt: skip
-"""Dense tensor-core FLOP/s by a part of the device's name; vendors' data sheets."""
 TIMERS = ("data", "step", "evaluate", "checkpoint")
 """What the loop times: waiting for the minibatch, the optimiser step, evaluations, saving."""
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """The device's dense bfloat16 FLOP/s; None for a CPU or an unknown device."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_BFLOAT16.items() if part in name), None)
 
 
 def memory(device: torch.device) -> dict[str, float]:
@@ -63,7 +50,7 @@ class ThroughputMeter:
             name: training_flops(config.model, task.modality, task.num_classes)
             for name, task in config.tasks.items()
         }
-        peak = peak_flops(device)
+        peak = peak_flops(torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "bfloat16")
         return cls(flops, peak * world_size if peak else None)
 
     def add(self, data_s: float, step_s: float, examples: Mapping[str, int]) -> None:

@@ -35,8 +35,8 @@ from polyvit.config import RunConfig, ScheduleConfig, load_config
 from polyvit.data.layouts.scanner import scan
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Quarantined, Request, multi_hot
 from polyvit.data.loading.requests import InlineFeed, Requests
+from polyvit.evaluation.results import result_rows
 from polyvit.model.polyvit import PolyViT
-from polyvit.reports.schedule_plot import result_rows
 from polyvit.schedule.plan import Plan
 from polyvit.schedule.schedule import build_schedule
 from polyvit.training.loop import train

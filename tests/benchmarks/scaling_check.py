@@ -17,10 +17,11 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -30,7 +31,7 @@ from ranks_kit import GlooWorld
 from small import SIZES, ArrayFeed, fresh
 
 from polyvit.config import RunConfig, load_config, validate_config
-from polyvit.cost.cluster_model import Hardware, RunCost, StepCost, cores_for, run_cost, step_cost, update_passes
+from polyvit.cost.cluster_model import Hardware, RunCost, StepCost, run_cost, step_cost, update_passes
 from polyvit.distributed.reducer import Done
 from polyvit.schedule.plan import Plan
 from polyvit.schedule.schedule import build_schedule
@@ -255,6 +256,17 @@ def tables() -> str:
             f"{run.read_gb_s_mean * gpus:.2f} | {run.network_gb_s_peak:.0f} | {run.checkpoint_share:.1%} |"
         )
     return "\n".join(lines)
+
+
+def cores_for(tasks: Sequence[str], costs: Mapping[str, StepCost], ahead: int) -> float:
+    """Decoding cores for each worker so that these steps never wait, with `ahead` minibatches decoded ahead.
+
+    The heaviest run of `ahead` steps must be decoded in the time in which the same number is trained.
+    """
+    work, time = (np.array([getattr(costs[task], key) for task in tasks]) for key in ("decode_s", "step_s"))
+    ahead = min(ahead, len(tasks))
+    sums = [np.convolve(values, np.ones(ahead), "valid") for values in (work, time)]
+    return float((sums[0] / sums[1]).max())
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ from polyvit.cost.cluster_model import (
     Hardware,
     StepCost,
     checkpoint_bytes,
-    cores_for,
     local_batches,
     reduction,
     run_cost,
@@ -186,12 +185,18 @@ def run_parameters(config: RunConfig) -> int:
 def test_cores_that_a_look_ahead_needs() -> None:
     """Steps of 1 s; a heavy task of 8 core-seconds, a light one of 2."""
     config = small_config()
-    made = step_cost(config, "clip", 1, PLAIN)
+    cost = step_cost(config, "clip", 1, PLAIN)
     heavy, light = (
-        replace(made, decode_s=work, compute_s=1.0, exposed_s=0.0, update_s=0.0, copy_s=0.0) for work in (8.0, 2.0)
+        replace(cost, decode_s=work, compute_s=1.0, exposed_s=0.0, update_s=0.0, copy_s=0.0) for work in (8.0, 2.0)
     )
     costs, order = {"h": heavy, "l": light}, list("lhlhhllh")
-    assert [cores_for(order, costs, ahead) for ahead in (1, 2, 4, 8, 99)] == [8.0, 8.0, 6.5, 5.0, 5.0]
+    assert [scaling_check.cores_for(order, costs, ahead) for ahead in (1, 2, 4, 8, 99)] == [
+        8.0,
+        8.0,
+        6.5,
+        5.0,
+        5.0,
+    ]
 
 
 def test_the_nine_tasks_need_more_cores_for_video_than_for_the_rest() -> None:

@@ -14,7 +14,7 @@ from polyvit.model import parameters_of
 CPU = torch.device("cpu")
 
 
-def made(*overrides: str) -> tuple[Estimate, dict[str, int]]:
+def estimated(*overrides: str) -> tuple[Estimate, dict[str, int]]:
     config = small_config(*overrides)
     schedule = small_plan(config).schedule
     return estimate(config, schedule, CPU), schedule.counts()
@@ -22,22 +22,22 @@ def made(*overrides: str) -> tuple[Estimate, dict[str, int]]:
 
 @pytest.mark.usefixtures("one_thread")
 def test_an_estimate_adds_up() -> None:
-    found, counts = made()
+    prediction, counts = estimated()
     parameters = sum(parameters_of(small_config()).values())
-    assert found.state_bytes == 12 * parameters  # parameter, gradient, momentum
-    assert found.disk_bytes == 8 * parameters * 5  # three newest, one best, one being written
-    assert found.hours * 3600 == pytest.approx(sum(counts[task] * s for task, s in found.step_s.items()))
-    assert all(0 < seconds < 10 for seconds in found.step_s.values())
+    assert prediction.state_bytes == 12 * parameters  # parameter, gradient, momentum
+    assert prediction.disk_bytes == 8 * parameters * 5  # three newest, one best, one being written
+    assert prediction.hours * 3600 == pytest.approx(sum(counts[task] * s for task, s in prediction.step_s.items()))
+    assert all(0 < seconds < 10 for seconds in prediction.step_s.values())
     config = small_config()
     audio = [name for name, task in config.tasks.items() if task.modality == "audio"]
-    rates = [config.tasks[name].batch / found.step_s[name] for name in audio]
+    rates = [config.tasks[name].batch / prediction.step_s[name] for name in audio]
     assert rates == pytest.approx([rates[0]] * 2)  # one measurement a modality
-    assert found.problems() == []
+    assert prediction.problems() == []
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_workers_share_the_batch() -> None:
-    one, _ = made()
+    one, _ = estimated()
     assert set(one.step_s) == set(small_config().tasks)
     config = small_config("train.workers=2", "optim.kind=adamw", "optim.ema_decay=0.9", "train.sharding=full")
     two = estimate(config, small_plan(config).schedule, CPU)
@@ -48,10 +48,10 @@ def test_workers_share_the_batch() -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_what_cannot_end_is_said() -> None:
-    found, _ = made()
-    cramped = dataclasses.replace(found, memory_free=found.state_bytes, disk_free=10)
+    prediction, _ = estimated()
+    cramped = dataclasses.replace(prediction, memory_free=prediction.state_bytes, disk_free=10)
     problems = cramped.problems()
-    assert len(problems) == len(found.pass_bytes) + 1
+    assert len(problems) == len(prediction.pass_bytes) + 1
     assert "train.activation_checkpointing=true" in problems[0]
     assert "lower train.keep_checkpoints" in problems[-1]
 

@@ -54,11 +54,11 @@ def test_patches_are_cut_as_the_feed_cuts_them_and_put_together_again(spec: Inpu
     tokens = np.stack([feed_tokens(array, spec) for array in arrays])
     if isinstance(spec, AudioInput):
         normal = ((torch.from_numpy(arrays) - spec.mean) / spec.std).half()[..., None]
-        found = _patchify(normal, spec.patch_size, spec.stride)
+        patches = _patchify(normal, spec.patch_size, spec.stride)
     else:
         patch = spec.tubelet_size if isinstance(spec, VideoInput) else spec.patch_size
-        found = _patchify(torch.from_numpy(arrays), patch, spec.stride)
-    assert np.array_equal(found.numpy(), tokens)
+        patches = _patchify(torch.from_numpy(arrays), patch, spec.stride)
+    assert np.array_equal(patches.numpy(), tokens)
     back = media_of(tokens, spec)
     assert back.shape == arrays.shape
     assert np.array_equal(np.stack([feed_tokens(array, spec) for array in back]), tokens)

@@ -1,4 +1,4 @@
-"""New tasks for a trained model: what is frozen, what starts from where, what comes out unchanged."""
+"""New tasks for a trained model: the new run's config, and what comes out unchanged."""
 
 import json
 from pathlib import Path
@@ -7,95 +7,63 @@ import numpy as np
 import pytest
 import torch
 from small import ArrayFeed, Heard, fresh, small_config
-from use_kit import CLASSES, trained, write_checkpoint
+from use_kit import CLASSES, model_without, without
 
 from polyvit.checkpoint.state import TrainState, TrainUnit, load_trained
 from polyvit.config import RunConfig
-from polyvit.deploy.extend import add_results, assemble, extension_config, freeze_parts, start_from, write_extended
-from polyvit.deploy.package import write_release
+from polyvit.deploy.extend import add_results, assemble, extension_config, write_extended
+from polyvit.deploy.package import write_package
 from polyvit.errors import UserError
-from polyvit.model.polyvit import PolyViT
-from polyvit.model.pretrained.from_vit import initialise
+from polyvit.training.initialisation import freeze_parts, initialise_model
 from polyvit.training.loop import train
 from polyvit.training.step import Alone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def without(config: RunConfig, *tasks: str) -> RunConfig:
-    return config.model_copy(update={"tasks": {n: t for n, t in config.tasks.items() if n not in tasks}})
-
-
 @pytest.fixture
 def base(tmp_path: Path) -> tuple[Path, RunConfig]:
     """A model that knows pictures and clips; `sound` and `word` are new, and so is their modality."""
-    _, model, config = trained(tmp_path)
-    config = without(config, "sound", "word")
-    kept = PolyViT(config.model, config.tasks)
-    kept.load_state_dict({n: t for n, t in model.state_dict().items() if n in kept.state_dict()})
-    folder = write_checkpoint(tmp_path / "old" / "step_00000001", kept, config)
-    document = json.loads((folder / "state.json").read_text())
-    document["classes"] = {name: CLASSES[name] for name in config.tasks}
-    (folder / "state.json").write_text(json.dumps(document))
-    (folder / "manifest.json").unlink()
-    return folder, config
+    return model_without(tmp_path, "sound", "word")
 
 
 def test_the_config_of_the_new_run(base: tuple[Path, RunConfig]) -> None:
     folder, old = base
-    given = small_config("model.width=32", "model.audio.mel_bins=32", "optim.lr=0.25", "tasks.picture.steps=77")
-    made = extension_config(old, given, folder)
-    assert list(made.tasks) == ["sound", "word"]
-    assert (made.model.width, made.model.image, made.model.audio) == (16, old.model.image, given.model.audio)
-    assert (made.optim.lr, made.init.path) == (0.25, str(folder))
-    assert made.optim.frozen == ("shared",)  # no old tokenizer is in this run
-    made = extension_config(old, given, folder, rehearse=["picture"])
-    assert made.tasks["picture"].steps == 77
-    assert made.optim.frozen == ("shared", "tokenizers.image", "adaptors.image", "heads.picture")
-    made = extension_config(old, given, folder, ["adaptors", "shared.blocks.0"], ["clip"])
-    assert made.optim.frozen == ("adaptors.video", "shared.blocks.0")
+    requested = small_config(
+        "model.width=32", "model.audio.mel_bins=32", "optim.lr=0.25", "tasks.picture.steps=77"
+    )
+    config = extension_config(old, requested, folder)
+    assert list(config.tasks) == ["sound", "word"]
+    assert (config.model.width, config.model.image, config.model.audio) == (
+        16,
+        old.model.image,
+        requested.model.audio,
+    )
+    assert (config.optim.lr, config.init.path) == (0.25, str(folder))
+    assert config.optim.frozen == ("shared",)  # no old tokenizer is in this run
+    config = extension_config(old, requested, folder, rehearse=["picture"])
+    assert config.tasks["picture"].steps == 77
+    assert config.optim.frozen == ("shared", "tokenizers.image", "adaptors.image", "heads.picture")
+    config = extension_config(old, requested, folder, ["adaptors", "shared.blocks.0"], ["clip"])
+    assert config.optim.frozen == ("adaptors.video", "shared.blocks.0")
     for freeze, rehearse, said in [
         (["heart"], [], "--freeze heart: give shared, tokenizers, adaptors, heads"),
         ([], ["dance"], "--rehearse dance: the model has no such task; it has picture, clip"),
     ]:
         with pytest.raises(UserError, match=said):
-            extension_config(old, given, folder, freeze, rehearse)
+            extension_config(old, requested, folder, freeze, rehearse)
     with pytest.raises(UserError, match=r"no task that the model lacks .it has picture, clip"):
-        extension_config(old, without(given, "sound", "word"), folder)
-
-
-def test_frozen_parts_do_not_train_whatever_the_optimiser() -> None:
-    for optim in ("optim.kind=sgd", "optim.kind=adamw"):
-        config = small_config(optim, "optim.weight_decay=0.1", "optim.lr=0.01")
-        model, optimiser, schedule = fresh(config)
-        frozen = ("shared", "tokenizers.image", "adaptors", "heads.word")
-        count = freeze_parts(model, frozen)
-        assert count == sum(p.numel() for n, p in model.named_parameters() if n.startswith(frozen))
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        train(TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, Alone(), TrainState(), Heard())
-        for name, tensor in model.state_dict().items():
-            assert torch.equal(tensor, before[name]) == name.startswith(frozen), name
-
-
-def test_what_cannot_be_frozen() -> None:
-    model, _, _ = fresh(small_config())
-    with pytest.raises(UserError, match=r"no part 'tokenizers.smell'"):
-        freeze_parts(model, ["tokenizers.smell"])
-    with pytest.raises(UserError, match="no part 'head'"):
-        freeze_parts(model, ["head"])
-    model, _, _ = fresh(small_config())
-    with pytest.raises(UserError, match="nothing to train for task picture"):
-        freeze_parts(model, ["shared", "tokenizers", "adaptors", "heads.picture"])
+        extension_config(old, without(requested, "sound", "word"), folder)
 
 
 def test_extending_keeps_the_old_tasks_to_the_bit(base: tuple[Path, RunConfig], tmp_path: Path) -> None:
     folder, _ = base
-    write_release(folder, tmp_path / "base")
+    write_package(folder, tmp_path / "base")
     old, old_config, document = load_trained(tmp_path / "base")
     config = extension_config(old_config, small_config("optim.lr=0.1"), tmp_path / "base")
     model, optimiser, schedule = fresh(config)
     freeze_parts(model, config.optim.frozen)
-    report = initialise(model, str(config.init.path))
+    report = initialise_model(model, config)
     assert set(report.loaded) == {name for name, _ in model.named_parameters() if name.startswith("shared.")}
     assert all(name.startswith(("tokenizers.audio", "adaptors.audio", "heads.")) for name in report.random)
     state = train(TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, Alone(), TrainState(), Heard())
@@ -123,25 +91,6 @@ def test_extending_keeps_the_old_tasks_to_the_bit(base: tuple[Path, RunConfig], 
     assert told["extended"]["frozen"] == ["shared"]
 
 
-def test_a_new_modality_starts_from_the_adaptor_blocks_of_an_old_one(base: tuple[Path, RunConfig]) -> None:
-    folder, _ = base
-    model, _, _ = fresh(small_config())
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    report = start_from(model, folder)
-    state = model.state_dict()
-    blocks = [name for name in state if name.startswith("adaptors.audio.")]
-    assert len(blocks) > 8
-    for name in [*blocks, "tokenizers.audio.cls_token"]:
-        assert torch.equal(state[name], state[name.replace(".audio.", ".image.")])
-        assert name not in report.random
-    for name in ("tokenizers.audio.patch_embed.weight", "tokenizers.audio.pos_embed", "heads.word.weight"):
-        assert torch.equal(state[name], before[name])
-        assert name in report.random
-    video = {name: state[name.replace(".audio.", ".video.")] for name in blocks}
-    assert any(not torch.equal(state[name], other) for name, other in video.items())
-    assert report.notes == ("adaptor blocks and class token of audio start as copies of those of image",)
-
-
 def test_an_extended_model_has_the_results_of_all_its_tasks(base: tuple[Path, RunConfig], tmp_path: Path) -> None:
     folder, _ = base
     model, _, _ = fresh(small_config())
@@ -151,7 +100,7 @@ def test_an_extended_model_has_the_results_of_all_its_tasks(base: tuple[Path, Ru
     document = json.loads((folder / "state.json").read_text())
     write_extended(tmp_path / "extended", model, small_config(), document, half)
     add_results(tmp_path / "extended", {"picture": {**result, "value": 0.75}, "sound": {**result, "value": 0.5}})
-    write_release(tmp_path / "extended", tmp_path / "release")
+    write_package(tmp_path / "extended", tmp_path / "release")
     card = (tmp_path / "release" / "model_card.md").read_text()
     results = card.partition("## Data")[0]
     rows = {line.split(" | ")[0].strip("| "): line for line in results.splitlines() if line.startswith("| ")}
@@ -159,15 +108,3 @@ def test_an_extended_model_has_the_results_of_all_its_tasks(base: tuple[Path, Ru
     assert "| 0.2500 | 8 | 1 view |" in rows["sound"]
     assert "| - | - | - |" in rows["word"]
     assert "after step 6." in card
-
-
-def test_a_checkpoint_that_does_not_fit(base: tuple[Path, RunConfig]) -> None:
-    folder, _ = base
-    model, _, _ = fresh(small_config("model.width=32", "model.l_adapt=0"))
-    with pytest.raises(UserError, match=r"model.width=32: the checkpoint has 16"):
-        start_from(model, folder)
-    model, _, _ = fresh(small_config("tasks.picture.num_classes=6"))
-    with pytest.raises(
-        UserError, match=r"heads.picture.weight: the model has \(6, 16\), the checkpoint \(5, 16\)"
-    ):
-        start_from(model, folder)

@@ -13,7 +13,7 @@ from PIL import Image
 from use_kit import media, trained
 
 from polyvit.data.isolation.worker import Child
-from polyvit.deploy.isolated_predict import DecoderDied, Limits, OverLimit, Sandbox
+from polyvit.deploy.isolated_predict import DecoderDied, IsolatedDecoder, Limits, OverLimit
 from polyvit.deploy.predict import prepare
 from polyvit.errors import BadMedia
 
@@ -24,61 +24,61 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IsolatedDecoder]:
     _, _, config = trained(tmp_path_factory.mktemp("model"), "tasks.word.eval_clips=2")
-    made = Sandbox(config, Limits(pixels=2000, seconds=5.0, decode_seconds=60.0))
-    yield made
-    made.close()
+    process = IsolatedDecoder(config, Limits(pixels=2000, seconds=5.0, decode_seconds=60.0))
+    yield process
+    process.close()
 
 
-def test_tokens_are_those_of_this_process(sandbox: Sandbox, files: dict[str, bytes]) -> None:
+def test_tokens_are_those_of_this_process(decoder: IsolatedDecoder, files: dict[str, bytes]) -> None:
     for name in ("image", "clip", "song", "sound"):
-        here, there = prepare(files[name], sandbox.config), sandbox.prepare(files[name])
+        here, there = prepare(files[name], decoder.config), decoder.prepare(files[name])
         assert here.modality == there.modality
         assert [group.tasks for group in here.groups] == [group.tasks for group in there.groups]
         for one, other in zip(here.groups, there.groups, strict=True):
             assert one.tokens.dtype == other.tokens.dtype
             assert np.array_equal(one.tokens, other.tokens)
-    assert sandbox.prepare(files["clip"], ["word"]).modality == "audio"
+    assert decoder.prepare(files["clip"], ["word"]).modality == "audio"
 
 
-def test_reasons_come_through(sandbox: Sandbox, files: dict[str, bytes]) -> None:
+def test_reasons_come_through(decoder: IsolatedDecoder, files: dict[str, bytes]) -> None:
     for data, reason in [
         (files["page"], "not a known picture"),
         (b"", "is empty"),
         (files["photo"][:200], "image: "),
     ]:
         with pytest.raises(BadMedia, match=reason) as caught:
-            sandbox.prepare(data)
+            decoder.prepare(data)
         assert type(caught.value) is BadMedia
 
 
-def test_limits_are_judged_by_the_header(sandbox: Sandbox, files: dict[str, bytes]) -> None:
+def test_limits_are_judged_by_the_header(decoder: IsolatedDecoder, files: dict[str, bytes]) -> None:
     for side, reason in [(50, "50 x 50 pixels; at most 2000"), (30000, "900000000 pixels. exceeds")]:
         bomb = io.BytesIO()
         Image.new("1", (side, side)).save(bomb, "PNG")  # the second: 900 million pixels in 110 kB
         with pytest.raises(OverLimit, match=reason):
-            sandbox.prepare(bomb.getvalue())
+            decoder.prepare(bomb.getvalue())
     long = io.BytesIO()
     soundfile.write(long, np.zeros(16000 * 6), 16000, format="FLAC")
     with pytest.raises(OverLimit, match=r"6\.0 s long; at most 5 s"):
-        sandbox.prepare(long.getvalue())
+        decoder.prepare(long.getvalue())
 
 
-def test_a_crash_and_a_hang_end_the_child_only(sandbox: Sandbox, files: dict[str, bytes]) -> None:
-    sandbox.prepare(files["image"])
-    before = sandbox.deaths
-    os.kill(sandbox.pid, signal.SIGSEGV)
+def test_a_crash_and_a_hang_end_the_child_only(decoder: IsolatedDecoder, files: dict[str, bytes]) -> None:
+    decoder.prepare(files["image"])
+    before = decoder.deaths
+    os.kill(decoder.pid, signal.SIGSEGV)
     with pytest.raises(DecoderDied, match=r"the decoder died on it .SIGSEGV"):
-        sandbox.prepare(files["image"])
-    assert sandbox.prepare(files["image"]).modality == "image"
-    os.kill(sandbox.pid, signal.SIGSTOP)
-    patient, sandbox.limits = sandbox.limits, Limits(pixels=2000, seconds=5.0, decode_seconds=0.5)
+        decoder.prepare(files["image"])
+    assert decoder.prepare(files["image"]).modality == "image"
+    os.kill(decoder.pid, signal.SIGSTOP)
+    patient, decoder.limits = decoder.limits, Limits(pixels=2000, seconds=5.0, decode_seconds=0.5)
     with pytest.raises(DecoderDied, match=r"longer than 0\.5 s"):
-        sandbox.prepare(files["image"])
-    sandbox.limits = patient
-    assert sandbox.prepare(files["image"]).modality == "image"
-    assert sandbox.deaths == before + 2
+        decoder.prepare(files["image"])
+    decoder.limits = patient
+    assert decoder.prepare(files["image"]).modality == "image"
+    assert decoder.deaths == before + 2
 
 
 def test_a_child_that_dies_while_it_starts_is_started_again() -> None:
@@ -95,14 +95,14 @@ def test_a_child_that_dies_while_it_starts_is_started_again() -> None:
 
 def test_too_little_memory_is_an_answer(tmp_path: Path) -> None:
     _, _, config = trained(tmp_path)
-    sandbox = Sandbox(config, Limits(memory=60 * 2**20))
+    decoder = IsolatedDecoder(config, Limits(memory=60 * 2**20))
     try:
         large = io.BytesIO()
         Image.effect_noise((6000, 6000), 60).save(large, "JPEG", quality=20)
         with pytest.raises(DecoderDied):
-            sandbox.prepare(large.getvalue())
+            decoder.prepare(large.getvalue())
         small = io.BytesIO()
         Image.new("RGB", (20, 20)).save(small, "PNG")
-        assert sandbox.prepare(small.getvalue()).modality == "image"
+        assert decoder.prepare(small.getvalue()).modality == "image"
     finally:
-        sandbox.close()
+        decoder.close()

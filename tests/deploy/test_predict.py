@@ -14,7 +14,7 @@ from use_kit import CLASSES, media, trained
 
 from polyvit.checkpoint.state import load_trained
 from polyvit.data.decode.media_type import UNKNOWN, detect_modality
-from polyvit.deploy.package import write_release
+from polyvit.deploy.package import write_package
 from polyvit.deploy.predict import Predictor, as_json_line, prepare
 from polyvit.errors import BadMedia, UserError
 from polyvit.model.tokenizer import normalise
@@ -69,9 +69,9 @@ def test_answers_come_from_the_evaluation_path(tmp_path: Path, files: dict[str, 
     predictor = Predictor.load(checkpoint.parent)  # the run's folder
     names = ["image", "clip", "song"]
     prepared = [prepare(files[name].read_bytes(), config) for name in names]
-    found = predictor.logits(prepared)
-    assert [list(logits) for logits in found] == [["picture"], ["clip"], ["sound", "word"]]
-    for name, logits in zip(names, found, strict=True):
+    all_logits = predictor.logits(prepared)
+    assert [list(logits) for logits in all_logits] == [["picture"], ["clip"], ["sound", "word"]]
+    for name, logits in zip(names, all_logits, strict=True):
         for task, logits_K in logits.items():
             spec = config.model.input(config.tasks[task].modality)
             tokens = evaluation_tokens(files[name].read_bytes(), config.tasks[task], spec)
@@ -151,7 +151,7 @@ def test_a_release_holds_the_weights_that_were_evaluated(tmp_path: Path) -> None
     averaged = {name: tensor + 1.0 for name, tensor in model.state_dict().items()}
     save_file(averaged, checkpoint / "ema.safetensors")
     (checkpoint / "manifest.json").unlink()  # it names no such file
-    write_release(checkpoint, tmp_path / "release")
+    write_package(checkpoint, tmp_path / "release")
     assert sorted(path.name for path in (tmp_path / "release").iterdir()) == [
         "model.safetensors",
         "model_card.md",

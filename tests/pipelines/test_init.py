@@ -23,7 +23,7 @@ from polyvit.config import ImageInput, ImageTask, RunConfig
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained.convert import state_to_official
-from polyvit.model.pretrained.from_vit import check_init, init_problems
+from polyvit.training.initialisation import check_init, init_problems
 from polyvit.training.optim import build_optimiser
 from polyvit.training.step import Alone
 

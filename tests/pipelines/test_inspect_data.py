@@ -12,10 +12,10 @@ from pipelines_kit import pair_document, scanned
 from small import write_yaml
 
 from pipelines import cli, inspect
-from pipelines.batch.inspect_job import chunks, pick
+from pipelines.batch.inspect_job import choose_examples, chunks
 from polyvit.config import load_config
-from polyvit.reports.inspect.examine import Facts
-from polyvit.reports.inspect.task_report import Look, report_task
+from polyvit.reports.inspect.examine import MediaInfo
+from polyvit.reports.inspect.task_report import ExampleReport, report_task
 
 pytestmark = pytest.mark.ray
 
@@ -112,9 +112,9 @@ def test_rows_hold_every_example_once_and_say_which_to_decode(pair_root: Path, t
     config = load_config(str(write_yaml(tmp_path / "pair.yaml", pair_document(pair_root))))
     indexes = scanned(config)
     rows = list(chunks(config, indexes, 7))
-    for name, found in indexes.scans.items():
+    for name, scan in indexes.scans.items():
         items = [item for task, items in rows if task == name for item in items]
-        assert sorted(example.key for _, example in items) == [example.key for example in found.examples]
+        assert sorted(example.key for _, example in items) == [example.key for example in scan.examples]
         assert sum(decode for decode, _ in items) == 7
     assert all(len(items) <= 16 for _, items in rows if items[0][0])
 
@@ -130,19 +130,19 @@ def test_a_store_that_is_gone_costs_a_warning(tmp_path: Path, capsys: pytest.Cap
 
 def test_the_sheet_shows_many_classes_of_train_and_suspects_go_apart(pair_root: Path, tmp_path: Path) -> None:
     config = load_config(str(write_yaml(tmp_path / "pair.yaml", pair_document(pair_root))))
-    found, task = scanned(config).scans["shapes"], config.tasks["shapes"]
-    looks = []
-    for i, example in enumerate(found.examples):
+    scan, task = scanned(config).scans["shapes"], config.tasks["shapes"]
+    examined = []
+    for i, example in enumerate(scan.examples):
         flat = i % 7 == 0
-        facts = Facts(contrast=0 if flat else 90, brightest=200, reason="broken" if i % 11 == 0 else "")
-        looks.append(Look(example.key, example.path, example.split, example.labels, None, facts))
-    report = report_task("shapes", task, config.model.image, "root", found, looks)
-    chosen = pick(report, seed=1)
+        facts = MediaInfo(contrast=0 if flat else 90, brightest=200, reason="broken" if i % 11 == 0 else "")
+        examined.append(ExampleReport(example.key, example.path, example.split, example.labels, None, facts))
+    report = report_task("shapes", task, config.model.image, "root", scan, examined)
+    chosen = choose_examples(report, seed=1)
     assert len(chosen) == 8
-    assert {look.labels for look in chosen} == {(0,), (1,), (2,)}
-    assert {look.split for look in chosen} == {"train"}
-    assert [look.labels for look in chosen] == sorted(look.labels for look in chosen)
-    assert not any(look.facts and (look.facts.flat or look.facts.reason) for look in chosen)
-    assert chosen == pick(report, seed=1) != pick(report, seed=2)
-    suspects = pick(report, seed=1, suspects=True)
-    assert all(look.facts and look.facts.flat and not look.facts.reason for look in suspects)
+    assert {example.labels for example in chosen} == {(0,), (1,), (2,)}
+    assert {example.split for example in chosen} == {"train"}
+    assert [example.labels for example in chosen] == sorted(example.labels for example in chosen)
+    assert not any(example.info and (example.info.flat or example.info.reason) for example in chosen)
+    assert chosen == choose_examples(report, seed=1) != choose_examples(report, seed=2)
+    suspects = choose_examples(report, seed=1, suspects=True)
+    assert all(example.info and example.info.flat and not example.info.reason for example in suspects)

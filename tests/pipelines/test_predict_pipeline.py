@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from use_kit import media, trained
 
-from pipelines.batch.batch_predict import LabelJob, label, list_files
+from pipelines.batch.batch_predict import PredictJob, list_files, predict_files
 from pipelines.predict import main
 from polyvit.data.decode.media_type import UNKNOWN
-from polyvit.deploy.isolated_predict import Sandbox
+from polyvit.deploy.isolated_predict import IsolatedDecoder
 from polyvit.deploy.predict import Predictor, Prepared
 from polyvit.errors import UserError
 
@@ -51,14 +51,14 @@ def test_a_file_that_kills_its_decoder_costs_its_own_line(
 ) -> None:
     deadly = files["photo"].read_bytes()
 
-    class Fragile(Sandbox):
+    class Fragile(IsolatedDecoder):
         def prepare(self, data: bytes, *asked: Any) -> Prepared:
             self.wait_ready()
             if data == deadly:
                 os.kill(self.pid, signal.SIGSEGV)
             return super().prepare(data, *asked)
 
-    monkeypatch.setattr("polyvit.deploy.isolated_predict.Sandbox", Fragile)
+    monkeypatch.setattr("polyvit.deploy.IsolatedDecoder", Fragile)
     given = [str(files[name]) for name in ("image", "photo", "song")]
     assert main([str(checkpoint), *given]) == 2
     first, second, third = (json.loads(line) for line in capsys.readouterr().out.splitlines())
@@ -115,8 +115,8 @@ def test_a_job_loses_no_file_and_does_no_part_twice(
     for i, name in enumerate(["image", "page", "clip", "song", "empty", "photo", "silent"]):
         shutil.copy(files[name], folder / f"{i}-{name}")
     paths = [*list_files(str(folder)), str(folder / "absent")]
-    job = LabelJob(tmp_path / "out", ("picture", "clip", "word"), top_k=2, part_size=3)
-    done = label(checkpoint, paths, job)
+    job = PredictJob(tmp_path / "out", ("picture", "clip", "word"), top_k=2, part_size=3)
+    done = predict_files(checkpoint, paths, job)
     assert done == {"files": 8, "parts": 3, "done_before": 0, "failed": 3}
     rows = [row for number in range(3) for row in pq.read_table(job.part(number)).to_pylist()]
     assert [row["path"] for row in rows] == paths
@@ -144,10 +144,10 @@ def test_a_job_loses_no_file_and_does_no_part_twice(
     first, last = job.part(0).stat().st_mtime_ns, job.part(2).stat().st_mtime_ns
     middle = pq.read_table(job.part(1), columns=["path", "modality", "error"])
     job.part(1).unlink()
-    assert label(checkpoint, paths, job)["done_before"] == 2
+    assert predict_files(checkpoint, paths, job)["done_before"] == 2
     assert (job.part(0).stat().st_mtime_ns, job.part(2).stat().st_mtime_ns) == (first, last)
     assert pq.read_table(job.part(1), columns=["path", "modality", "error"]) == middle
     with pytest.raises(UserError, match="holds another job: input, files differ"):
-        label(checkpoint, paths[:-1], job)
+        predict_files(checkpoint, paths[:-1], job)
     with pytest.raises(UserError, match="top_k differ"):
-        label(checkpoint, paths, LabelJob(job.output, job.tasks, top_k=3, part_size=3))
+        predict_files(checkpoint, paths, PredictJob(job.output, job.tasks, top_k=3, part_size=3))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from small import small_config
 
-from polyvit.model.flops import training_flops
-from polyvit.training.throughput import Pace, memory, peak_flops
+from polyvit.model.flops import peak_flops, training_flops
+from polyvit.training.throughput import Pace, memory
 
 FLOPS = {"a": 2e9, "b": 5e9}
 
@@ -37,7 +37,7 @@ def test_a_point_sums_up_since_the_last_one() -> None:
 
 def test_a_cpu_has_no_known_peak() -> None:
     config = small_config()
-    assert peak_flops(torch.device("cpu")) is None
+    assert peak_flops("cpu", "bfloat16") is None
     pace = Pace.of(config, torch.device("cpu"), 2)
     assert pace.peak is None
     task = config.tasks["sound"]

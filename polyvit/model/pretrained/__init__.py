@@ -1,7 +1,7 @@
 """Other people's ViT checkpoints, read and written.
 
 In: an .npz, a safetensors file or a folder (timm, Hugging Face, Scenic, big_vision). Out: a PolyViT's weights.
-Read: vit_files, convert, initialise.
+Read: vit_files, convert, from_vit.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
 from .from_vit import LoadReport as LoadReport
-from .from_vit import check_init as check_init
-from .from_vit import init_problems as init_problems
+from .from_vit import fit_problems as fit_problems
 from .from_vit import initialise as initialise
+from .vit_files import load_vit as load_vit

@@ -24,7 +24,6 @@ from polyvit.config import (
     KernelInit,
     Modality,
     ModelConfig,
-    RunConfig,
 )
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
@@ -58,27 +57,6 @@ class LoadReport:
         return "\n".join([self.source, *lines, *(f"note: {note}" for note in self.notes)])
 
 
-def init_problems(config: RunConfig) -> list[str]:
-    """Why `init.path` cannot be read or does not fit the model, one line each; empty where it is null or fits."""
-    if config.init.path is None:
-        return []
-    from polyvit.deploy import is_checkpoint, start_problems
-
-    try:
-        if is_checkpoint(config.init.path):
-            return [f"init.path: {problem}" for problem in start_problems(Path(config.init.path), config.model)]
-        problems = fit_problems(load_vit(config.init.path, config.init.grid), config.model, [*config.modalities])
-    except UserError as error:
-        problems = list(error.problems) or [error.message]
-    return [f"init.path: {problem}" for problem in problems]
-
-
-def check_init(config: RunConfig) -> None:
-    """Raises UserError with the problems of `init_problems`: to be found before any worker starts."""
-    if problems := init_problems(config):
-        raise UserError(f"this run cannot start from init.path={config.init.path}:", problems)
-
-
 def initialise(
     model: PolyViT,
     path: str | Path,
@@ -91,10 +69,6 @@ def initialise(
     `grid`: the checkpoint's patches down and across, needed only where they are no square.
     Raises UserError where the checkpoint cannot be read, or does not fit; the model is then unchanged.
     """
-    from polyvit.deploy import is_checkpoint, start_from
-
-    if is_checkpoint(path):
-        return start_from(model, Path(path))
     vit = load_vit(path, grid)
     modalities = list(model.tokenizers)
     if problems := fit_problems(vit, model.config, modalities):

@@ -3,11 +3,6 @@ from .comparison import baselines_of as baselines_of
 from .comparison import compare as compare
 from .comparison import leaderboard as leaderboard
 from .comparison import parameters_saved as parameters_saved
-from .heat_maps import FAINT as FAINT
-from .heat_maps import INK as INK
-from .heat_maps import PALETTE as PALETTE
-from .heat_maps import amount as amount
-from .heat_maps import picture as picture
 from .page import write_report as write_report
 from .run_summary import read_run as read_run
 from .run_summary import read_runs as read_runs

@@ -1,4 +1,4 @@
-"""Numbers from finished runs: who is best, by how much, what was forgotten, what models alone would do.
+"""Numbers from finished runs: which is best, by how much, what was forgotten, what single-task models reach.
 
 In: `RunSummary`s (`run_summary.py`). Out: a `Comparison`, and from it rows, cells, fronts. Nothing is drawn.
 """
@@ -27,7 +27,7 @@ __all__ = [
 
 SCHEDULE, L_ADAPT, SEED = "schedule.kind", "model.l_adapt", "seed"
 _NOT_COMPARED = ("name", "source", "storage", "tracking", "sweep", "feed")
-"""Sections of a config that say where a run lives and not what it is."""
+"""Sections of a config that say where a run is stored and not what it does."""
 _NOT_COMPARED_TASK_KEYS = ("train_examples", "licence", "source", "classes", "root")
 _FIRST_KEYS = (SCHEDULE, L_ADAPT, SEED)
 
@@ -73,16 +73,16 @@ class Comparison:
         return mean_of(run.values, self.shared)
 
     def worst(self, run: RunSummary) -> tuple[str, float] | None:
-        """The task that lies furthest below its baseline (or least above it), and by how much."""
-        found = differences(run.values, self.baselines)
-        return min(found.items(), key=lambda item: (item[1], item[0])) if found else None
+        """The task furthest below its baseline (or least above it), and its difference to the baseline."""
+        gaps = differences(run.values, self.baselines)
+        return min(gaps.items(), key=lambda item: (item[1], item[0])) if gaps else None
 
 
 # ----------------------------------------------------------------------------------------------- comparing
 
 
 def compare(runs: Sequence[RunSummary], baselines: Sequence[RunSummary] = ()) -> Comparison:
-    """Runs side by side. Runs of one task are baselines where others have several; so are those in `baselines`.
+    """Runs side by side. Where some runs have several tasks, runs of one task are baselines, as `baselines` are.
 
     Where no baseline run is given, the values in `sweep.baselines` of the runs' configs are taken. Raises
     UserError where nothing can be compared.
@@ -99,33 +99,33 @@ def compare(runs: Sequence[RunSummary], baselines: Sequence[RunSummary] = ()) ->
     shared = [task for task in several[0].config.tasks if all(task in run.config.tasks for run in several)]
     if not set(shared) & measured:
         raise UserError("these runs have no measured task in common; compare runs of the same tasks")
-    found = baselines_of([*(run for run in runs if run not in several), *baselines])
-    found = found or {t: Baseline(v) for run in several for t, v in run.config.sweep.baselines.items()}
+    baseline_of = baselines_of([*(run for run in runs if run not in several), *baselines])
+    baseline_of = baseline_of or {t: Baseline(v) for run in several for t, v in run.config.sweep.baselines.items()}
     wish = {run.config.sweep.objective for run in several}
     keys = differing_keys(several)
-    made = Comparison(
+    comparison = Comparison(
         runs=tuple(several),
-        baselines=found,
+        baselines=baseline_of,
         keys=keys,
         labels=run_labels(several, keys),
         tasks=_task_order(several),
         shared=tuple(task for task in shared if task in measured),
-        objective="worst_regression" if found and wish == {"worst_regression"} else "mean",
+        objective="worst_regression" if baseline_of and wish == {"worst_regression"} else "mean",
         notes=_notes(several, measured),
     )
-    return replace(made, runs=tuple(sorted(several, key=lambda run: _rank(made, run))))
+    return replace(comparison, runs=tuple(sorted(several, key=lambda run: _rank(comparison, run))))
 
 
-def _rank(made: Comparison, run: RunSummary) -> tuple[bool, float, str]:
+def _rank(comparison: Comparison, run: RunSummary) -> tuple[bool, float, str]:
     """Best first, unmeasured last, ties by name."""
-    score: float | None = made.mean(run)
-    if made.objective == "worst_regression" and (worst := made.worst(run)):
+    score: float | None = comparison.mean(run)
+    if comparison.objective == "worst_regression" and (worst := comparison.worst(run)):
         score = worst[1]
     return (score is None, -(score or 0.0), run.name)
 
 
 def baselines_of(alone: Sequence[RunSummary]) -> dict[str, Baseline]:
-    """By task, what runs of one task reached; of several the best, the strictest to be measured against.
+    """By task, what runs of one task reached. Where a task has several runs, the best counts.
 
     Raises UserError for a run of several tasks.
     """
@@ -134,12 +134,12 @@ def baselines_of(alone: Sequence[RunSummary]) -> dict[str, Baseline]:
             f"--baseline {', '.join(wrong)}: a baseline is a run of one task; make one with "
             "`polyvit cotrain CONFIG --only TASK`"
         )
-    found: dict[str, Baseline] = {}
+    best: dict[str, Baseline] = {}
     for run in alone:
         ((task, value),) = run.values.items()
-        if value is not None and (task not in found or value > found[task].value):
-            found[task] = Baseline(value, run.total_parameters, run.folder)
-    return found
+        if value is not None and (task not in best or value > best[task].value):
+            best[task] = Baseline(value, run.total_parameters, run.folder)
+    return best
 
 
 def _task_order(runs: Sequence[RunSummary]) -> tuple[str, ...]:
@@ -166,8 +166,8 @@ def _notes(runs: Sequence[RunSummary], measured: set[str]) -> tuple[str, ...]:
 
 def mean_of(values: Mapping[str, float | None], tasks: Sequence[str]) -> float | None:
     """Mean over `tasks`; None where one of them has no value."""
-    found = [values[task] for task in tasks]
-    return None if None in found or not found else sum(v for v in found if v is not None) / len(found)
+    known = [values[task] for task in tasks]
+    return None if None in known or not known else sum(v for v in known if v is not None) / len(known)
 
 
 def differences(values: Mapping[str, float | None], baselines: Mapping[str, Baseline]) -> dict[str, float]:
@@ -188,8 +188,11 @@ def forgetting(run: RunSummary) -> dict[str, float]:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Of (cost, gain), the places of those that no other beats (no dearer and no worse, and one of both better),
-    by cost. Of equal points the first stands for all."""
+    """Positions in `points`, (cost, gain) each, of those that no other point beats, by cost.
+
+    A point beats another if it costs no more and gains no less, and is better in one of the two. Of equal points
+    the first is kept.
+    """
     best, front = -math.inf, []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
         if points[i][1] > best:
@@ -199,8 +202,10 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def parameters_saved(run: RunSummary, baselines: Mapping[str, Baseline]) -> tuple[int, float] | None:
-    """Parameters of one single-task model for each of the run's tasks, all together, and how many times the run's
-    own that is. None unless every task has a baseline of known size."""
+    """Parameters of all single-task models of the run's tasks together, and that number over the run's own.
+
+    None unless every task has a baseline of known size.
+    """
     sizes = [baselines[task].parameters if task in baselines else None for task in run.config.tasks]
     if any(size is None for size in sizes):
         return None
@@ -224,51 +229,51 @@ class Cells:
     sd: float | None = None
 
 
-def cells(made: Comparison, key: str) -> list[Cells]:
+def cells(comparison: Comparison, key: str) -> list[Cells]:
     """For each value of a key, each task's mean over the runs that have it; finished runs only, if there are any.
 
     Words come best first, numbers in order.
     """
     rows = []
-    for value in _distinct(made.keys[key].values()):
-        having = [run for run in made.runs if made.keys[key][run.name] == value]
+    for value in _distinct(comparison.keys[key].values()):
+        having = [run for run in comparison.runs if comparison.keys[key][run.name] == value]
         taken = [run for run in having if run.finished] or having
-        columns = {t: [v for run in taken if (v := run.values.get(t)) is not None] for t in made.tasks}
+        columns = {t: [v for run in taken if (v := run.values.get(t)) is not None] for t in comparison.tasks}
         means = {task: sum(column) / len(column) for task, column in columns.items() if column}
         counts = {task: len(column) for task, column in columns.items()}
-        mean = mean_of({**dict.fromkeys(made.shared), **means}, made.shared)
+        mean = mean_of({**dict.fromkeys(comparison.shared), **means}, comparison.shared)
         stopped = 0 if taken[0].finished else len(taken)
-        sds = {task: sd for task in means if (sd := _seed_sd(made, taken, task)) is not None}
-        rows.append(Cells(value, means, counts, mean, len(taken), stopped, sds, _seed_sd(made, taken)))
+        sds = {task: sd for task in means if (sd := _seed_sd(comparison, taken, task)) is not None}
+        rows.append(Cells(value, means, counts, mean, len(taken), stopped, sds, _seed_sd(comparison, taken)))
     if all(isinstance(row.value, int | float) and not isinstance(row.value, bool) for row in rows):
         return sorted(rows, key=lambda row: row.value)
     return sorted(rows, key=lambda row: (row.mean is None, -(row.mean or 0.0), str(row.value)))
 
 
-def _seed_sd(made: Comparison, runs: Sequence[RunSummary], task: str | None = None) -> float | None:
+def _seed_sd(comparison: Comparison, runs: Sequence[RunSummary], task: str | None = None) -> float | None:
     """Standard deviation over seeds of a task's value (None: of the mean), pooled over runs that differ in more.
 
     None where no two runs differ in their seed alone.
     """
     groups: dict[tuple[str, ...], list[float]] = {}
     for run in runs:
-        value = made.mean(run) if task is None else run.values.get(task)
+        value = comparison.mean(run) if task is None else run.values.get(task)
         if value is not None:
-            settings = tuple(str(values[run.name]) for key, values in made.keys.items() if key != SEED)
+            settings = tuple(str(values[run.name]) for key, values in comparison.keys.items() if key != SEED)
             groups.setdefault(settings, []).append(value)
     freedom = sum(len(group) - 1 for group in groups.values())
-    if not freedom or SEED not in made.keys:
+    if not freedom or SEED not in comparison.keys:
         return None
     squares = sum((value - sum(group) / len(group)) ** 2 for group in groups.values() for value in group)
     return math.sqrt(squares / freedom)
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
-    found: list[Any] = []
+    distinct: list[Any] = []
     for value in values:
-        if value not in found:
-            found.append(value)
-    return found
+        if value not in distinct:
+            distinct.append(value)
+    return distinct
 
 
 # ------------------------------------------------------------------------------------------ keys and labels
@@ -282,12 +287,12 @@ def differing_keys(runs: Sequence[RunSummary]) -> dict[str, dict[str, Any]]:
     shared = set.intersection(*(set(run.config.tasks) for run in runs))
     flat = {run.name: _flat_config(run.config, shared) for run in runs}
     keys = dict.fromkeys(key for values in flat.values() for key in values)
-    found = {}
+    differing = {}
     for key in sorted(keys, key=lambda key: _FIRST_KEYS.index(key) if key in _FIRST_KEYS else len(_FIRST_KEYS)):
         values = {name: values.get(key) for name, values in flat.items()}
         if len(_distinct(values.values())) > 1:
-            found[key] = values
-    return found
+            differing[key] = values
+    return differing
 
 
 def _flat_config(config: RunConfig, shared: set[str]) -> dict[str, Any]:
@@ -327,21 +332,21 @@ def key_words(key: str, value: Any) -> str:
 # ----------------------------------------------------------------------------------------------- leaderboard
 
 
-def leaderboard(made: Comparison) -> list[dict[str, Any]]:
+def leaderboard(comparison: Comparison) -> list[dict[str, Any]]:
     """A row a run, best first: rank, run, status, steps, keys that differ, mean, `final/TASK/METRIC` (as MLflow
     names it), parameters, folder; where there are baselines also the worst difference to them, and its task.
     """
     rows = []
-    for rank, run in enumerate(made.runs, start=1):
+    for rank, run in enumerate(comparison.runs, start=1):
         row: dict[str, Any] = {"rank": rank, "run": run.name, "status": run.status, "steps": run.steps}
-        row |= {key: values[run.name] for key, values in made.keys.items()}
-        row["mean"] = made.mean(run)
-        if made.baselines:
-            worst, saved = made.worst(run), parameters_saved(run, made.baselines)
+        row |= {key: values[run.name] for key, values in comparison.keys.items()}
+        row["mean"] = comparison.mean(run)
+        if comparison.baselines:
+            worst, saved = comparison.worst(run), parameters_saved(run, comparison.baselines)
             row |= {"worst_regression": worst and worst[1], "worst_task": worst and worst[0]}
             row["times_fewer_parameters"] = saved and saved[1]
-        for task in made.tasks:
-            row[f"final/{task}/{made.metric(task)}"] = run.values.get(task)
+        for task in comparison.tasks:
+            row[f"final/{task}/{comparison.metric(task)}"] = run.values.get(task)
         rows.append({**row, "parameters": run.total_parameters, "folder": str(run.folder)})
     return rows
 

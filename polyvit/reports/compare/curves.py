@@ -13,18 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from polyvit.reports.compare.comparison import Comparison
-from polyvit.reports.compare.heat_maps import (
-    FAINT,
-    METRIC_WORDS,
-    OTHER,
-    PALETTE,
-    amount,
-    percent,
-    picture,
-    run_styles,
-    settings_words,
-)
+from polyvit.reports.compare.run_styles import METRIC_WORDS, run_styles, settings_words
 from polyvit.reports.compare.run_summary import RunSummary
+from polyvit.reports.style import FAINT, OTHER, PALETTE, amount, percent, picture
 from polyvit.schedule import Schedule, build_schedule
 
 _BINS = 240
@@ -32,16 +23,16 @@ _BINS = 240
 
 
 def smooth(values: Sequence[float], keep: float = 0.7) -> list[float]:
-    """Exponential moving average, without the pull towards its start: each point weighs `keep` times the next."""
-    total, weight, found = 0.0, 0.0, []
+    """Exponential moving average, corrected for its start: each point weighs `keep` times as much as the next."""
+    total, weight, smoothed = 0.0, 0.0, []
     for value in values:
         total, weight = keep * total + value, keep * weight + 1
-        found.append(total / weight)
-    return found
+        smoothed.append(total / weight)
+    return smoothed
 
 
 def training_share(schedule: Schedule, task: str, bins: int) -> np.ndarray:
-    """[bins] over the run: the share of a bin's minibatches that are of the task."""
+    """float64 [bins], 0 to 1: the share of the minibatches of each part of the run that are of the task."""
     edges = np.linspace(0, len(schedule), bins + 1)
     steps = schedule.steps_of(task) if task in schedule.tasks else np.zeros(0, int)
     trained = np.searchsorted(steps, edges, side="right")
@@ -49,29 +40,33 @@ def training_share(schedule: Schedule, task: str, bins: int) -> np.ndarray:
     return np.diff(trained) / np.maximum(1, np.diff(taken)) / minibatches_a_step(schedule)
 
 
-def draw_metrics(made: Comparison, path: Path) -> str | None:
+def draw_metrics(comparison: Comparison, path: Path) -> str | None:
     """Small multiples: each task's metric at every evaluation. None, and no file, where no run has two."""
-    if not any(len(run.evaluations) > 1 for run in made.runs):
+    if not any(len(run.evaluations) > 1 for run in comparison.runs):
         return None
     curves = {
         task: {
             run.name: [(step, 100 * values[task]) for step, values in run.evaluations if task in values]
-            for run in made.runs
+            for run in comparison.runs
         }
-        for task in made.tasks
+        for task in comparison.tasks
     }
     says = "Every task's metric while the model trains"
-    _small_multiples(made, path, says, curves, lambda task: f"{METRIC_WORDS[made.metric(task)]}, %", chance=True)
+    units = {task: f"{METRIC_WORDS[comparison.metric(task)]}, %" for task in comparison.tasks}
+    _small_multiples(comparison, path, says, curves, units, chance=True)
     return says
 
 
-def draw_losses(made: Comparison, path: Path) -> str | None:
+def draw_losses(comparison: Comparison, path: Path) -> str | None:
     """Small multiples: each task's training loss, smoothed. None, and no file, where no run kept its curves."""
-    if not any(len(points) > 1 for run in made.runs for points in run.losses.values()):
+    if not any(len(points) > 1 for run in comparison.runs for points in run.losses.values()):
         return None
-    curves = {task: {run.name: _smoothed(run.losses.get(task, [])) for run in made.runs} for task in made.tasks}
+    curves = {
+        task: {run.name: _smoothed(run.losses.get(task, [])) for run in comparison.runs}
+        for task in comparison.tasks
+    }
     says = "Every task's training loss, smoothed"
-    _small_multiples(made, path, says, curves, lambda task: "loss")
+    _small_multiples(comparison, path, says, curves, dict.fromkeys(comparison.tasks, "loss"))
     return says
 
 
@@ -86,92 +81,92 @@ def minibatches_a_step(schedule: Schedule) -> int:
 
 
 def _small_multiples(
-    made: Comparison,
+    comparison: Comparison,
     path: Path,
     title: str,
     curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
-    unit: Any,
+    units: Mapping[str, str],
     chance: bool = False,
 ) -> None:
     """A panel a task: a line a run, and below it when each schedule trained the task."""
-    columns = min(3, len(made.tasks))
-    lines = -(-len(made.tasks) // columns)
-    legend = -(-len({settings_words(made, run.name) for run in made.runs}) // 4)
+    columns = min(3, len(comparison.tasks))
+    lines = -(-len(comparison.tasks) // columns)
+    legend = -(-len({settings_words(comparison, run.name) for run in comparison.runs}) // 4)
     about = (
         "x: minibatches of all tasks so far. Strip below each panel: when this task was trained, a row for each "
         "schedule;\nsolid: only this task; pale: in turn with others; white: not at all."
     )
     if chance:
         about += " Dotted: what a guess scores."
-    styles, strips = run_styles(made), _strips(made)
-    end = max(len(run.schedule) * minibatches_a_step(run.schedule) for run in made.runs)
+    styles, strips = run_styles(comparison), _strips(comparison)
+    end = max(len(run.schedule) * minibatches_a_step(run.schedule) for run in comparison.runs)
     with picture(path, max(6.0, 3.85 * columns), 1.2 + 2.5 * lines + 0.2 * legend, title, about) as figure:
         figure.get_layout_engine().set(h_pad=0.13)  # type: ignore[union-attr,call-arg]
         grid = figure.subplots(lines, columns, squeeze=False)
-        for task, axes in zip(made.tasks, grid.flat, strict=False):
-            for run in reversed(made.runs):  # the best on top
+        for task, axes in zip(comparison.tasks, grid.flat, strict=False):
+            for run in reversed(comparison.runs):  # the best on top
                 colour, dash = styles[run.name]
                 points = curves[task].get(run.name, [])
                 xs, ys = (
                     [step * minibatches_a_step(run.schedule) for step, _ in points],
                     [value for _, value in points],
                 )
-                dot = "o" if chance and len(made.runs) <= len(PALETTE) * 2 else ""
+                dot = "o" if chance and len(comparison.runs) <= len(PALETTE) * 2 else ""
                 axes.plot(
                     xs, ys, color=colour, linestyle=dash, linewidth=1.5, alpha=0.9, marker=dot, markersize=2.5
                 )
-            guess = next((run.chance[task] for run in made.runs if task in run.chance), None)
+            guess = next((run.chance[task] for run in comparison.runs if task in run.chance), None)
             if chance and guess is not None:
                 axes.axhline(100 * guess, color=FAINT, linewidth=1, linestyle=":")
             axes.set_title(task)
-            axes.set_title(unit(task), loc="right", fontsize=8.5, fontweight="normal", color=FAINT)
+            axes.set_title(units[task], loc="right", fontsize=8.5, fontweight="normal", color=FAINT)
             axes.set_xlim(0, end)
             axes.margins(y=0.08)
             axes.grid(axis="y")
             _strip(axes, task, strips, end)
-        for axes in grid.flat[len(made.tasks) :]:
+        for axes in grid.flat[len(comparison.tasks) :]:
             axes.set_visible(False)
-        _legend(figure, made, styles)
+        _legend(figure, comparison, styles)
 
 
-def _legend(figure: Figure, made: Comparison, styles: Mapping[str, tuple[str, Any]]) -> None:
+def _legend(figure: Figure, comparison: Comparison, styles: Mapping[str, tuple[str, Any]]) -> None:
     """A line for each settings, best first; of several seeds the mean."""
     from matplotlib.lines import Line2D
 
     groups: dict[str, list[RunSummary]] = {}
-    for run in made.runs:
-        groups.setdefault(settings_words(made, run.name), []).append(run)
+    for run in comparison.runs:
+        groups.setdefault(settings_words(comparison, run.name), []).append(run)
     handles, grey = [], 0
     for words, runs in groups.items():
         colour, dash = styles[runs[0].name]
         grey += len(runs) if colour == OTHER else 0
         if colour != OTHER:
-            label = f"{words} ({_score(made, runs)})"
+            label = f"{words} ({_score(comparison, runs)})"
             handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=label))
     if grey:
         handles.append(Line2D([], [], color=OTHER, linewidth=2, label=f"{grey} more"))
-    seeds = ", seeds together" if len(groups) < len(made.runs) else ""
+    seeds = ", seeds together" if len(groups) < len(comparison.runs) else ""
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8.5, handlelength=3,
         title=f"Runs, best first{seeds} (mean at the end, %)", title_fontsize=8.5,
     )  # fmt: skip
 
 
-def _score(made: Comparison, runs: Sequence[RunSummary]) -> str:
-    scores = [score for run in runs if (score := made.mean(run)) is not None]
+def _score(comparison: Comparison, runs: Sequence[RunSummary]) -> str:
+    scores = [score for run in runs if (score := comparison.mean(run)) is not None]
     return percent(sum(scores) / len(scores) if scores else None)
 
 
-def _strips(made: Comparison) -> list[tuple[Schedule, str]]:
+def _strips(comparison: Comparison) -> list[tuple[Schedule, str]]:
     """The different schedules, best run first, with the colour of their runs if they share one; of several seeds
     the best run's.
     """
-    styles = run_styles(made)
-    found: dict[str, tuple[Schedule, list[str]]] = {}
-    for run in made.runs:
-        alike = build_schedule(run.config.schedule, run.config.tasks, made.best.config.seed).digest()
-        found.setdefault(alike, (run.schedule, []))[1].append(styles[run.name][0])
-    kept = list(found.values())[: len(PALETTE)]
+    styles = run_styles(comparison)
+    alike_runs: dict[str, tuple[Schedule, list[str]]] = {}
+    for run in comparison.runs:
+        alike = build_schedule(run.config.schedule, run.config.tasks, comparison.best.config.seed).digest()
+        alike_runs.setdefault(alike, (run.schedule, []))[1].append(styles[run.name][0])
+    kept = list(alike_runs.values())[: len(PALETTE)]
     return [(schedule, colours[0] if len(set(colours)) == 1 else "#444444") for schedule, colours in kept]
 
 

@@ -1,4 +1,4 @@
-"""What a run's folder says, as one value: settings, metrics, curves, parameters.
+"""What a run's folder holds, as one object: settings, metrics, curves, parameters.
 
 In: a folder as `polyvit cotrain` leaves it (config.json, result.json, parameters.json, history/, step_*/), of a
 run that came to its end or not. Nothing is trained or evaluated here.
@@ -96,15 +96,15 @@ def read_run(folder: Path) -> RunSummary:
     )  # fmt: skip
 
 
-def read_runs(given: Sequence[str | Path], storage: str = "runs") -> list[RunSummary]:
+def read_runs(names: Sequence[str | Path], storage: str = "runs") -> list[RunSummary]:
     """Runs by folder, by name in `storage`, by checkpoint; a folder of runs stands for all that it holds.
 
     Raises UserError with every run that cannot be read. Names are made unique by their parent folders.
     """
     folders, problems, runs = [], [], []
-    for one in given:
+    for name in names:
         try:
-            folders += _run_folders(str(one), storage)
+            folders += _run_folders(str(name), storage)
         except UserError as error:
             problems.append(error.message)
     for folder in dict.fromkeys(path.absolute() for path in folders):
@@ -130,16 +130,16 @@ def unique_names(runs: Sequence[RunSummary]) -> list[RunSummary]:
     return list(runs)
 
 
-def _run_folders(given: str, storage: str) -> list[Path]:
-    for path in (Path(given), Path(storage) / given):
+def _run_folders(name: str, storage: str) -> list[Path]:
+    for path in (Path(name), Path(storage) / name):
         for folder in (path, path.parent) if path.name.startswith("step_") else (path,):
             if (folder / "config.json").is_file():
                 return [folder]
             if inside := sorted(child.parent for child in folder.glob("*/config.json")):
                 return inside
-    if Path(given).is_dir():
-        raise UserError(f"{given} is not a run and holds none: no config.json; give a run's folder")
-    raise UserError(f"{given}: no such run here or in {storage}; give the folder that `polyvit cotrain` printed")
+    if Path(name).is_dir():
+        raise UserError(f"{name} is not a run and holds none: no config.json; give a run's folder")
+    raise UserError(f"{name}: no such run here or in {storage}; give the folder that `polyvit cotrain` printed")
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -156,25 +156,25 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _evaluations(folder: Path, config: RunConfig, points: Sequence[Point]) -> list[tuple[int, dict[str, float]]]:
-    """Of the newest checkpoint and of the curves; they tell the same, and either may reach further."""
-    found: dict[int, dict[str, float]] = {}
+    """Evaluations in the newest checkpoint and in the curves. Both hold the same; either may reach further."""
+    by_step: dict[int, dict[str, float]] = {}
     if state := _newest_state(folder):
         for evaluation in json.loads(state)["evaluations"]:
             results = evaluation["tasks"].items()
-            found[evaluation["step"]] = {task: result["value"] for task, result in results}
+            by_step[evaluation["step"]] = {task: result["value"] for task, result in results}
     for step, values in points:
         scored = {task: values[key] for task in config.tasks if (key := f"eval/{task}/value") in values}
         if scored:
-            found[step] = scored
+            by_step[step] = scored
     return [
-        (step, {task: value for task, value in found[step].items() if _number(value) is not None})
-        for step in sorted(found)
+        (step, {task: value for task, value in by_step[step].items() if _number(value) is not None})
+        for step in sorted(by_step)
     ]
 
 
 def _newest_state(folder: Path) -> str | None:
-    """`state.json` of the newest checkpoint: here, or where the run keeps them. A store that is out of reach costs
-    a warning, for the curves are here.
+    """`state.json` of the newest checkpoint: here, or where the run keeps them. A store that cannot be
+    reached costs a warning only, because the curves are here.
     """
     for path in sorted(folder.glob("step_*/state.json"), reverse=True):
         return path.read_text()

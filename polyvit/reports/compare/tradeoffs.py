@@ -8,44 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from polyvit.reports.compare.comparison import Comparison, differences, parameters_saved, pareto
-from polyvit.reports.compare.heat_maps import (
-    INK,
-    METRIC_WORDS,
-    OTHER,
-    PALETTE,
-    amount,
-    percent,
-    picture,
-    run_styles,
-    settings_words,
-)
+from polyvit.reports.compare.run_styles import METRIC_WORDS, run_styles, settings_words
+from polyvit.reports.style import INK, OTHER, PALETTE, amount, percent, picture
 
 MOST_LABELS = 14
 _OFFSETS = [(9, 0), (9, 5), (9, -5), (-9, 0), (9, 9), (9, -9), (-9, 5), (-9, -5)]
-"""Of a label from its point, in points (1/72 inch), best first."""
+"""Of a label from its point on the chart, in 1/72 inch, best first."""
 
 
-def draw_pareto(made: Comparison, path: Path) -> str | None:
+def draw_pareto(comparison: Comparison, path: Path) -> str | None:
     """Parameters against the mean metric, the front of runs that no other beats, and the single-task models.
 
     None, and no file, where all that could be drawn has one size.
     """
-    alone = _alone(made)
-    if len({run.total_parameters for run in made.runs}) == 1 and not alone:
+    alone = _alone(comparison)
+    if len({run.total_parameters for run in comparison.runs}) == 1 and not alone:
         return None
-    runs = [run for run in made.runs if made.mean(run) is not None]
-    points = [(float(run.total_parameters), made.mean(run) or 0.0) for run in runs]
+    runs = [run for run in comparison.runs if comparison.mean(run) is not None]
+    points = [(float(run.total_parameters), comparison.mean(run) or 0.0) for run in runs]
     front = pareto(points)
-    names = [made.labels[runs[i].name] for i in front]
+    names = [comparison.labels[runs[i].name] for i in front]
     says = f"Size against quality: no run beats {' or '.join(names)}"
     if len(front) > 2:
         says = f"Size against quality: {len(front)} of {len(runs)} runs are beaten by none"
     about = "Right is larger, up is better. Line: the front of runs that no other run beats in both."
-    seeds = len({settings_words(made, run.name) for run in runs}) < len(runs)
+    seeds = len({settings_words(comparison, run.name) for run in runs}) < len(runs)
     about += " A dot a seed." if seeds else ""
-    marks = [(x, 100 * y, made.labels[run.name]) for (x, y), run in zip(points, runs, strict=True)]
+    marks = [(x, 100 * y, comparison.labels[run.name]) for (x, y), run in zip(points, runs, strict=True)]
     with picture(path, 9, 5.4, says, about) as figure:
-        axes, styles = figure.subplots(), run_styles(made)
+        axes, styles = figure.subplots(), run_styles(comparison)
         xs = [points[i][0] for i in front]
         ys = [100 * points[i][1] for i in front]
         axes.step(xs, ys, where="post", color=INK, linewidth=1.2, zorder=1)
@@ -64,22 +55,22 @@ def draw_pareto(made: Comparison, path: Path) -> str | None:
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         if seeds:
-            _colours_legend(figure, made, {name: colour for name, (colour, _) in styles.items()})
+            _colours_legend(figure, comparison, {name: colour for name, (colour, _) in styles.items()})
         figure.draw_without_rendering()
         line = [(xs[i + k], ys[i]) for i in range(len(front) - 1) for k in (0, 1)]
-        if seeds:  # too many to name: colours say the rest
+        if seeds:  # there are too many to name all; the legend explains the colours
             marks = [(x, y, text if i in front or i == len(runs) else "") for i, (x, y, text) in enumerate(marks)]
         _place_labels(axes, marks, set(front) | ({len(marks) - 1} if alone else set()), line)
     return says
 
 
-def _colours_legend(figure: Any, made: Comparison, colours: Mapping[str, str]) -> None:
+def _colours_legend(figure: Any, comparison: Comparison, colours: Mapping[str, str]) -> None:
     """What the runs of a colour have in common."""
     from matplotlib.lines import Line2D
 
     labels: dict[str, list[list[str]]] = {}
-    for run in made.runs:
-        labels.setdefault(colours[run.name], []).append(made.labels[run.name].split(", "))
+    for run in comparison.runs:
+        labels.setdefault(colours[run.name], []).append(comparison.labels[run.name].split(", "))
     handles = []
     for colour, parts in labels.items():
         common = ", ".join(part for part in parts[0] if all(part in other for other in parts))
@@ -88,13 +79,13 @@ def _colours_legend(figure: Any, made: Comparison, colours: Mapping[str, str]) -
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=8.5)
 
 
-def _alone(made: Comparison) -> tuple[float, float, str] | None:
+def _alone(comparison: Comparison) -> tuple[float, float, str] | None:
     """The single-task models as one point: their parameters together, the mean of their metrics."""
-    saved = parameters_saved(made.best, made.baselines)
-    if saved is None or any(task not in made.baselines for task in made.shared):
+    saved = parameters_saved(comparison.best, comparison.baselines)
+    if saved is None or any(task not in comparison.baselines for task in comparison.shared):
         return None
-    mean = sum(made.baselines[task].value for task in made.shared) / len(made.shared)
-    return float(saved[0]), 100 * mean, f"{len(made.best.config.tasks)} single-task models"
+    mean = sum(comparison.baselines[task].value for task in comparison.shared) / len(comparison.shared)
+    return float(saved[0]), 100 * mean, f"{len(comparison.best.config.tasks)} single-task models"
 
 
 def _frame_points(axes: Any, marks: Sequence[tuple[float, float, str]]) -> None:
@@ -128,7 +119,7 @@ def _place_labels(
 ) -> None:
     """A label beside each point where it hides no point, label or level part of `line`; `first` choose first.
 
-    What finds no place has none: the tables name every run.
+    A label that finds no place is left out: the tables name every run.
     """
     from matplotlib.transforms import Bbox
 
@@ -154,15 +145,15 @@ def _place_labels(
             label.remove()
 
 
-def draw_alone(made: Comparison, path: Path) -> str:
+def draw_alone(comparison: Comparison, path: Path) -> str:
     """The best run against one model for each task: two dots a task, with the difference."""
-    best = made.best
-    gaps = differences(best.values, made.baselines)
+    best = comparison.best
+    gaps = differences(best.values, comparison.baselines)
     order = sorted(gaps, key=lambda task: (gaps[task], task))
-    saved = parameters_saved(best, made.baselines)
+    saved = parameters_saved(best, comparison.baselines)
     gained = sum(gap >= 0 for gap in gaps.values())
     says = f"One model for all: level with or above single-task models on {gained} of {len(gaps)} tasks"
-    about = f"Best run: {made.labels[best.name]}."
+    about = f"Best run: {comparison.labels[best.name]}."
     if saved:
         about += (
             f" {amount(best.total_parameters)} parameters in place of {amount(saved[0])} "
@@ -171,7 +162,7 @@ def draw_alone(made: Comparison, path: Path) -> str:
     with picture(path, 8.5, 1.7 + 0.36 * len(order), says, about) as figure:
         axes = figure.subplots()
         for y, task in enumerate(order):
-            alone, together = 100 * made.baselines[task].value, 100 * (best.values[task] or 0.0)
+            alone, together = 100 * comparison.baselines[task].value, 100 * (best.values[task] or 0.0)
             colour = PALETTE[0] if gaps[task] >= 0 else PALETTE[1]
             axes.plot([alone, together], [y, y], color=colour, linewidth=2.5, zorder=1)
             axes.plot(alone, y, "o", markersize=8, color="white", markeredgecolor=INK, markeredgewidth=1.3)
@@ -180,7 +171,7 @@ def draw_alone(made: Comparison, path: Path) -> str:
                 percent(gaps[task], sign=True), (max(alone, together), y), (9, 0), textcoords="offset points",
                 va="center", color=colour, fontweight="bold",
             )  # fmt: skip
-        axes.set_yticks(range(len(order)), [f"{t} ({METRIC_WORDS[made.metric(t)]})" for t in order])
+        axes.set_yticks(range(len(order)), [f"{t} ({METRIC_WORDS[comparison.metric(t)]})" for t in order])
         axes.set_ylim(-0.6, len(order) - 0.4)
         axes.set_xlabel("metric, %; the number is the difference in points")
         axes.margins(x=0.1)

@@ -1,13 +1,13 @@
 from .contact_sheet import ROWS as ROWS
 from .contact_sheet import Sample as Sample
 from .contact_sheet import draw_sheet as draw_sheet
-from .examine import Facts as Facts
+from .examine import MediaInfo as MediaInfo
 from .examine import sample_positions as sample_positions
 from .examine_worker import Examiner as Examiner
 from .findings import SEVERITIES as SEVERITIES
 from .findings import Finding as Finding
-from .findings import find as find
+from .findings import find_problems as find_problems
 from .page import write_page as write_page
-from .task_report import Look as Look
+from .task_report import ExampleReport as ExampleReport
 from .task_report import TaskReport as TaskReport
 from .task_report import report_task as report_task

@@ -1,6 +1,6 @@
 """Pictures of a task's numbers: examples of each class, and sizes, durations, levels as distributions.
 
-In: a `TaskReport`. Out: a PNG; the function returns what it says, in a sentence. Style and colours: `pictures`.
+In: a `TaskReport`. Out: a PNG; the function returns what it shows, in a sentence.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ import numpy as np
 
 from polyvit.config import AudioInput, ImageInput, VideoInput
 from polyvit.data.index import SPLITS
-from polyvit.reports.compare import FAINT, INK, PALETTE, amount, picture
 from polyvit.reports.inspect.examine import SILENT_DB, ZERO_DB
 from polyvit.reports.inspect.task_report import TaskReport
+from polyvit.reports.style import FAINT, INK, PALETTE, amount, picture
 
 MOST_BARS = 24
-"""Classes that get a bar with a name each; more are drawn as a curve."""
+"""Up to so many classes get a bar with a name each; more are drawn as a curve."""
 FEW_VALUES = 6
-"""Distinct numbers that get a bar each; more are drawn as a histogram."""
+"""Up to so many distinct numbers get a bar each; more are drawn as a histogram."""
 _TRAIN, _HELD = PALETTE[0], PALETTE[4]
 
 
@@ -29,7 +29,7 @@ def draw_numbers(report: TaskReport, path: Path) -> str:
     named = bars <= MOST_BARS
     height = 2.6 + (max(0.0, 0.155 * bars - 1.3) if named else 0.0)
     left = 4.6 if named else 4.2
-    says = f"{report.name}: {bars} classes with examples, {len(report.seen)} examples decoded"
+    says = f"{report.name}: {bars} classes with examples, {len(report.examined)} examples decoded"
     about = f"Blue: train; orange: {report.task.eval_split}. Dashed: the model's input"
     about += ", and where silence begins. " if isinstance(report.spec, AudioInput) else ". "
     about += "Distributions are of the examples decoded, all splits."

@@ -1,10 +1,10 @@
-"""Contact sheets: examples as they are stored, as evaluation sees them, and as training does. To be looked at.
+"""Contact sheets: examples as they are stored, as evaluation sees them, and as training sees them.
 
-In: encoded media, or the pixels of a CIFAR row, as `source.load` gives them. Out: a PNG: a row an example; first
-its media as stored, then the evaluation view, then training views, each of another epoch. Of a clip every view is
-a strip of FRAMES frames; a spectrogram has time from left to right, low frequencies at the bottom. Views are the
-tokens that `example_tokens` makes for the model, put together again, with the config's own crops, colours, masks
-and seed.
+In: encoded media, or the pixels of a CIFAR row, as `polyvit.data.loading.load` gives them. Out: a PNG with one row
+for each example: first its media as stored, then the evaluation view, then training views of different epochs. A
+view of a clip is a strip of FRAMES frames; a spectrogram has time from left to right and low frequencies at the
+bottom. Views are put together from the tokens that `example_tokens` makes for the model, with the config's own
+crops, colours, masks and seed.
 Legend: H height, W width, C = 3 RGB, T frames, F mel bins, S samples, N tokens, P patch_dim.
 """
 
@@ -33,7 +33,7 @@ from polyvit.errors import BadMedia
 ROWS = 8
 """Examples on a sheet."""
 VIEWS = {"image": 4, "video": 2, "audio": 3}
-"""Training views of an example, as many as can be made out side by side."""
+"""Training views of an example: as many as a reader can tell apart side by side."""
 FRAMES = 3
 """Frames of a clip in one view."""
 MARGIN = 2.2
@@ -61,10 +61,12 @@ def draw_sheet(
     seed: int,
     what: str = "",
 ) -> str:
-    """PNG of the samples of task `name`; returns what it shows, in a sentence: `what`, where that is given.
+    """Draw the samples of one task as a PNG. Returns what it shows, in a sentence.
 
-    Samples that cannot be decoded are left out. Raises BadMedia where none is left, TypeError where task and spec
-    are of two modalities.
+    name: the task. samples: one row each; those that cannot be decoded are left out. task, spec: its config, and
+    the model's input for it. target: where the PNG goes. seed: the run's, for the training views. what: the
+    sentence to use; "": one about the task's modality. Raises BadMedia where no sample is left, TypeError where
+    task and spec are of two modalities.
     """
     kept, rows = [], []
     for sample in samples:
@@ -97,9 +99,11 @@ def _says(name: str, task: TaskConfig, spec: ModelInput) -> str:
 
 
 def model_views(name: str, sample: Sample, task: TaskConfig, spec: ModelInput, seed: int) -> list[np.ndarray]:
-    """What the model gets: the evaluation view, then some epochs from 0 on, from tokens back to arrays.
+    """What the model gets: the evaluation view, then the training views of the first epochs.
 
-    Overlapping patches cannot be put together; then the same numbers come from the input as one big patch.
+    Each view is an array: uint8 image [H, W, 3], uint8 clip [T, H, W, 3], or float16 spectrogram [T, F]. name: the
+    task, which with seed and epoch decides the augmentation. Tokens are put together again; overlapping patches
+    cannot be, so there the whole input is taken as one big patch, which gives the same numbers.
     """
     if spec.stride is not None:
         spec = spec.model_copy(update={_patch_key(spec): _sides(spec), "stride": None})
@@ -129,17 +133,17 @@ def _sides(spec: ModelInput) -> tuple[int, ...]:
 def _stored(sample: Sample, task: TaskConfig, spec: ModelInput) -> np.ndarray:
     """Before anything is done to it: image_HWC, the clip's video_THWC, or the whole recording's spectrogram_TF."""
     if isinstance(task, ImageTask):
-        from polyvit.data.decode import decode_image
+        from polyvit.data.decode import decode_image  # start-up: only this decoder
 
         return sample.media if isinstance(sample.media, np.ndarray) else decode_image(sample.media)
     assert isinstance(sample.media, bytes)
     if isinstance(task, VideoTask) and isinstance(spec, VideoInput):
-        from polyvit.data.decode import read_clip
+        from polyvit.data.decode import read_clip  # start-up: only this decoder
 
         stride = task.augment.frame_stride
         return read_clip(sample.media, spec.frames, stride, None, sample.start_s, sample.end_s)
     if isinstance(task, AudioTask) and isinstance(spec, AudioInput):
-        from polyvit.data.decode import decode_waveform, log_mel
+        from polyvit.data.decode import decode_waveform, log_mel  # start-up: only this decoder
 
         waveform_S = decode_waveform(sample.media, spec.sample_rate, sample.start_s, sample.end_s)
         return (log_mel(waveform_S, spec) - spec.mean) / spec.std

@@ -1,7 +1,7 @@
-"""What one example is: the facts that its header and its decoded media tell, and what is wrong with it.
+"""What one example is: what its header and its decoded media tell, and what is wrong with it.
 
-In: an example's media, as `data.source.load` gives them, and its task. Out: `Facts`. Called in the decoding
-process (`examine_worker.py`), for media may be hostile; it decodes with the functions that training decodes with.
+In: an example's media, as `data.source.load` gives them, and its task. Out: `MediaInfo`. Called in
+a child process (`examine_worker.py`), because media may be hostile; it decodes with the functions of training.
 Which examples are looked at: `sample_positions`.
 """
 
@@ -24,8 +24,8 @@ SILENT_DB = -60.0
 ZERO_DB = -200.0
 """Stands for the level of digital zero."""
 FLAT = 8
-"""Grey levels between the darkest and the brightest pixel of each colour, up to which a picture shows nothing:
-JPEG and H.264 turn one colour into a few neighbouring ones."""
+"""A picture shows nothing where each colour channel spans no more levels than this: JPEG and H.264 turn one
+colour into a few neighbouring ones."""
 STILL = 1e-3
 """Share of a clip's pixels that differ from its first frame, below which nothing moves: 13 x 13 of 420 x 420."""
 BLACK = 16
@@ -36,7 +36,7 @@ CLIP_FRAMES = 16
 
 
 @dataclass(frozen=True)
-class Facts:
+class MediaInfo:
     """One example; None where it has no such thing or it is not known.
 
     form: file format or codec. seconds: of the example's own segment. fps: frames a second; frames: of the whole
@@ -75,105 +75,110 @@ class Facts:
         return {key: value for key, value in asdict(self).items() if value is not None and value != ""}
 
 
-def examine(media: Media, task: TaskConfig, spec: ModelInput, start_s: float = 0.0, end_s: float = -1.0) -> Facts:
-    """Facts of one example; never raises for what is in the media. start_s, end_s: see `example_tokens`.
+def examine(
+    media: Media, task: TaskConfig, spec: ModelInput, start_s: float = 0.0, end_s: float = -1.0
+) -> MediaInfo:
+    """What is known of one example. Never raises for what is in the media.
+
+    media: encoded bytes, or an image's pixels uint8 [H, W, 3]. task, spec: its task, and the model's input for it.
+    start_s, end_s: the example's segment in seconds; end_s < 0: to the end (see `example_tokens`).
 
     Raises TypeError where task, spec and media are of different modalities.
     """
-    found: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     try:
         if isinstance(task, ImageTask):
-            _look_at_image(media, found)
+            _examine_image(media, known)
         elif isinstance(media, np.ndarray):
             raise TypeError(f"pixels without a file are for image tasks; this one is {task.modality}")
         elif isinstance(task, VideoTask) and isinstance(spec, VideoInput):
-            _look_at_video(media, found, spec.frames, task.augment.frame_stride, (start_s, end_s))
+            _examine_video(media, known, spec.frames, task.augment.frame_stride, (start_s, end_s))
         elif isinstance(spec, AudioInput):
-            _listen(media, found, spec.sample_rate, (start_s, end_s))
+            _examine_audio(media, known, spec.sample_rate, (start_s, end_s))
         else:
             raise TypeError(f"a task of modality {task.modality} cannot take a {type(spec).__name__}")
     except BadMedia as error:
         page = isinstance(media, bytes) and media[:64].lstrip().lower().startswith(_PAGE)
-        found["reason"] = error.reason + (" (it is a web page)" if page else "")
+        known["reason"] = error.reason + (" (it is a web page)" if page else "")
     except MemoryError:
-        found["reason"] = "decoding needs too much memory"
-    return Facts(bytes=len(media) if isinstance(media, bytes) else None, **found)
+        known["reason"] = "decoding needs too much memory"
+    return MediaInfo(bytes=len(media) if isinstance(media, bytes) else None, **known)
 
 
-# Each fills `found` as far as it comes: a header may tell what the media behind it no longer hold. What a header
+# Each fills `known` as far as it comes: a header may tell what the media behind it no longer hold. What a header
 # that cannot be read does not tell, the decoder names.
 
 
-def _look_at_image(media: Media, found: dict[str, Any]) -> None:
+def _examine_image(media: Media, known: dict[str, Any]) -> None:
     if isinstance(media, np.ndarray):
         image_HWC = media
-        found.update(form="pixels", height=media.shape[0], width=media.shape[1])
+        known.update(form="pixels", height=media.shape[0], width=media.shape[1])
     else:
         from PIL import Image
 
-        from polyvit.data.decode import decode_image
+        from polyvit.data.decode import decode_image  # start-up: only this decoder
 
         with contextlib.suppress(Exception), Image.open(io.BytesIO(media)) as picture:
-            found.update(form=picture.format, width=picture.width, height=picture.height)
+            known.update(form=picture.format, width=picture.width, height=picture.height)
         image_HWC = decode_image(media)
-    found.update(contrast=_contrast(image_HWC), brightest=int(image_HWC.max()))
+    known.update(contrast=_contrast(image_HWC), brightest=int(image_HWC.max()))
 
 
-def _look_at_video(
-    media: bytes, found: dict[str, Any], count: int, stride: int, segment_s: tuple[float, float]
+def _examine_video(
+    media: bytes, known: dict[str, Any], count: int, stride: int, segment_s: tuple[float, float]
 ) -> None:
-    from polyvit.data.decode import read_clip
+    from polyvit.data.decode import read_clip  # start-up: only this decoder
 
     with contextlib.suppress(Exception):
-        _read_video_header(media, found, segment_s)
+        _read_video_header(media, known, segment_s)
     count = min(CLIP_FRAMES, count)
-    if found.get("seconds") and found.get("fps"):
-        stride = max(1, int(found["seconds"] * found["fps"]) // count)
+    if known.get("seconds") and known.get("fps"):
+        stride = max(1, int(known["seconds"] * known["fps"]) // count)
     clip_THWC = read_clip(media, count, stride, None, *segment_s)
-    found.update(contrast=_contrast(clip_THWC), brightest=int(clip_THWC.max()))
-    found["still"] = found.get("frames", 0) > 1 and _moving(clip_THWC) < STILL
+    known.update(contrast=_contrast(clip_THWC), brightest=int(clip_THWC.max()))
+    known["still"] = known.get("frames", 0) > 1 and _moving(clip_THWC) < STILL
 
 
-def _read_video_header(media: bytes, found: dict[str, Any], segment_s: tuple[float, float]) -> None:
+def _read_video_header(media: bytes, known: dict[str, Any], segment_s: tuple[float, float]) -> None:
     import av
 
     with av.open(io.BytesIO(media), "r") as container:
         stream = container.streams.video[0]
         context = stream.codec_context
-        found.update(form=context.name, width=context.width, height=context.height)
+        known.update(form=context.name, width=context.width, height=context.height)
         seconds = container.duration / av.time_base if container.duration else None
         if stream.duration and stream.time_base:
             seconds = float(stream.duration * stream.time_base)
         if seconds is not None:
-            found["seconds"] = _length(seconds, segment_s)
+            known["seconds"] = _length(seconds, segment_s)
         if stream.average_rate:
-            found["fps"] = float(stream.average_rate)
+            known["fps"] = float(stream.average_rate)
         if stream.frames or (seconds and stream.average_rate):
-            found["frames"] = stream.frames or round((seconds or 0.0) * found["fps"])
+            known["frames"] = stream.frames or round((seconds or 0.0) * known["fps"])
 
 
-def _listen(media: bytes, found: dict[str, Any], sample_rate: int, segment_s: tuple[float, float]) -> None:
-    from polyvit.data.decode import decode_waveform
+def _examine_audio(media: bytes, known: dict[str, Any], sample_rate: int, segment_s: tuple[float, float]) -> None:
+    from polyvit.data.decode import decode_waveform  # start-up: only this decoder
 
     with contextlib.suppress(Exception):
-        _read_audio_header(media, found)
+        _read_audio_header(media, known)
     waveform_S = decode_waveform(media, sample_rate, *segment_s)
     power = float(np.mean(np.square(waveform_S, dtype=np.float64)))
     level_db = 10 * math.log10(power) if power > 10 ** (ZERO_DB / 10) else ZERO_DB
-    found.update(seconds=len(waveform_S) / sample_rate, level_db=level_db)
+    known.update(seconds=len(waveform_S) / sample_rate, level_db=level_db)
 
 
-def _read_audio_header(media: bytes, found: dict[str, Any]) -> None:
+def _read_audio_header(media: bytes, known: dict[str, Any]) -> None:
     import av
     import soundfile
 
     try:
         info = soundfile.info(io.BytesIO(media))
-        found.update(form=info.format, sample_rate=info.samplerate, channels=info.channels)
+        known.update(form=info.format, sample_rate=info.samplerate, channels=info.channels)
     except soundfile.LibsndfileError:
         with av.open(io.BytesIO(media), "r") as container:
             context = container.streams.audio[0].codec_context
-            found.update(form=context.name, sample_rate=context.sample_rate, channels=context.channels)
+            known.update(form=context.name, sample_rate=context.sample_rate, channels=context.channels)
 
 
 def _length(seconds: float, segment_s: tuple[float, float]) -> float:

@@ -1,6 +1,6 @@
-"""`inspection.examine` in a process of its own, which a file may crash, hang or swell.
+"""`examine` in a child process, which a file may crash, hang, or fill the memory of.
 
-In: an example's media. Out: its `Facts`; a file on which the process died has that as its reason. The child is
+In: an example's media. Out: its `MediaInfo`; a file on which the process died has that as its reason. The child is
 `python -m polyvit.reports.inspect.examine_worker` (see `polyvit/data/isolation/worker.py`).
 """
 
@@ -21,13 +21,13 @@ from polyvit.data.isolation import (
     send,
 )
 from polyvit.data.loading import Media
-from polyvit.reports.inspect.examine import Facts, examine
+from polyvit.reports.inspect.examine import MediaInfo, examine
 
 
 class Examiner:
-    """One such process, for files of one modality, one at a time; not to be shared by threads.
+    """A child process that examines files of one modality, one at a time. Threads must not share it.
 
-    seconds: most time for one file.
+    seconds: time limit for one file.
     """
 
     def __init__(self, config: RunConfig, modality: Modality, seconds: float) -> None:
@@ -40,16 +40,16 @@ class Examiner:
         """The process id of the child."""
         return self._child.pid
 
-    def facts(self, media: Media, task: str, start_s: float = 0.0, end_s: float = -1.0) -> Facts:
-        """As `inspection.examine`; pixels that need no decoding are looked at here."""
+    def examine(self, media: Media, task: str, start_s: float = 0.0, end_s: float = -1.0) -> MediaInfo:
+        """As the function `examine`. Pixels need no decoding and are examined in this process."""
         if isinstance(media, np.ndarray):
             config = self.config.tasks[task]
             return examine(media, config, self.config.model.input(config.modality))
         try:
             answer, _ = self._child.ask({"task": task, "segment_s": [start_s, end_s]}, media, self.seconds)
         except DecoderDied as error:
-            return Facts(bytes=len(media), reason=error.reason)
-        return Facts(**answer)
+            return MediaInfo(bytes=len(media), reason=error.reason)
+        return MediaInfo(**answer)
 
     def close(self) -> None:
         """End the child."""
@@ -68,8 +68,8 @@ def serve(descriptor: int) -> None:
         while True:
             asked, media = receive(connection)
             task = config.tasks[asked["task"]]
-            facts = examine(media, task, config.model.input(task.modality), *asked["segment_s"])
-            send(connection, facts.document())
+            info = examine(media, task, config.model.input(task.modality), *asked["segment_s"])
+            send(connection, info.document())
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import numpy as np
 
 from polyvit.config import AudioInput, ImageInput, RunConfig, VideoInput, VideoTask
 from polyvit.data.index import SPLITS
-from polyvit.reports.inspect.examine import SILENT_DB, Facts
-from polyvit.reports.inspect.task_report import Look, TaskReport, train_contents
+from polyvit.reports.inspect.examine import SILENT_DB, MediaInfo
+from polyvit.reports.inspect.task_report import ExampleReport, TaskReport, train_contents
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -40,7 +40,10 @@ _LEFT_OUT = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about one task. kind: a word to sort by; count: examples or classes; says, do: sentences."""
+    """One finding about one task.
+
+    kind: a word to sort by. count: of examples or classes. says: what is wrong. do: what to do about it.
+    """
 
     task: str
     severity: Severity
@@ -51,23 +54,23 @@ class Finding:
     examples: tuple[str, ...] = ()
 
 
-def find(config: RunConfig, reports: Mapping[str, TaskReport]) -> list[Finding]:
-    """Everything that is to be said, worst first, then in the order of tasks and checks."""
+def find_problems(config: RunConfig, reports: Mapping[str, TaskReport]) -> list[Finding]:
+    """All findings, worst first, then in the order of tasks and checks."""
     trained = train_contents(reports)
-    found = []
+    findings = []
     for report in reports.values():
-        found += broken(report, config.data.max_bad_fraction)
+        findings += broken(report, config.data.max_bad_fraction)
         for check in _CHECKS:
-            found += check(report)
-        found += other_tasks(report, trained)
-    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+            findings += check(report)
+        findings += other_tasks(report, trained)
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 # ----------------------------------------------------------------------------------------- lists and labels
 
 
 def left_out(report: TaskReport) -> list[Finding]:
-    """What the scan found on a list or on disk and could not use, by kind."""
+    """Entries that the scan could not use, by kind."""
     kinds: defaultdict[str, list[str]] = defaultdict(list)
     for problem in report.problems:
         kinds[problem.kind].append(f"{problem.where}: {problem.reason}")
@@ -78,17 +81,17 @@ def left_out(report: TaskReport) -> list[Finding]:
         "duplicate": "key listed before, in this split or another",
     }
     total = sum(report.examples.values())
-    found = []
+    findings = []
     for kind, lines in kinds.items():
         severity: Severity = "error" if len(lines) > total else "warning"
         do = _LEFT_OUT[kind].format(name=report.name)
         if kind == "label" and (nearest := _nearest_class(lines, report.classes)):
             do = f"{nearest} {do}"
         says = f"{len(lines)} {_plural('example', lines)} left out: {words[kind]}"
-        found.append(
+        findings.append(
             Finding(report.name, severity, f"left out: {kind}", len(lines), says, do, tuple(lines[:SHOWN]))
         )
-    return found
+    return findings
 
 
 def _nearest_class(lines: Sequence[str], classes: Sequence[str]) -> str:
@@ -105,31 +108,31 @@ def _nearest_class(lines: Sequence[str], classes: Sequence[str]) -> str:
 def label_map(report: TaskReport) -> list[Finding]:
     """The classes of the data against those of the config."""
     name, task = report.name, report.task
-    found = []
+    findings = []
     if report.multi_label and task.loss == "softmax":
         says = f"{report.multi_label} examples have several labels, and the loss is softmax"
-        found.append(Finding(name, "error", "multi-label", report.multi_label, says,
+        findings.append(Finding(name, "error", "multi-label", report.multi_label, says,
                              f"Set tasks.{name}.loss=sigmoid, and tasks.{name}.metric=map."))  # fmt: skip
     if task.classes is not None and len(report.classes) < task.num_classes:
         says = f"{task.classes} names {len(report.classes)} classes, the config has {task.num_classes}"
         do = f"Complete the file, or set tasks.{name}.num_classes={len(report.classes)}."
-        found.append(Finding(name, "warning", "class file", task.num_classes - len(report.classes), says, do))
+        findings.append(Finding(name, "warning", "class file", task.num_classes - len(report.classes), says, do))
     trained, held = report.counts_KS[:, 0] > 0, report.counts_KS[:, SPLITS.index(task.eval_split)] > 0
     if unseen := np.flatnonzero(held & ~trained).tolist():
         says = f"{len(unseen)} {_plural('class', unseen)} of {task.eval_split} without a training example"
-        found.append(_classes(report, "error", "unseen classes", unseen, says,
+        findings.append(_classes(report, "error", "unseen classes", unseen, says,
                               "Nothing can learn them: add training examples, or take them out."))  # fmt: skip
     unused = task.num_classes - int((trained | held).sum())
     if unused:
         empty = np.flatnonzero(~trained & ~held).tolist()
         says = f"{unused} of the {task.num_classes} classes of the config have no example here"
         do = "Fine for a part of a dataset; else data are missing, or num_classes is too large."
-        found.append(_classes(report, "note", "empty classes", empty, says, do, unused))
+        findings.append(_classes(report, "note", "empty classes", empty, says, do, unused))
     if absent := np.flatnonzero(trained & ~held).tolist():
         says = f"{len(absent)} {_plural('class', absent)} of train not in {task.eval_split}"
-        found.append(_classes(report, "note", "not evaluated", absent, says,
+        findings.append(_classes(report, "note", "not evaluated", absent, says,
                               "Their quality stays unknown."))  # fmt: skip
-    return found
+    return findings
 
 
 def balance(report: TaskReport) -> list[Finding]:
@@ -138,10 +141,10 @@ def balance(report: TaskReport) -> list[Finding]:
     present = counts_K[counts_K > 0]
     if len(present) < 2:
         return []
-    found = []
+    findings = []
     if rare := np.flatnonzero((counts_K > 0) & (counts_K < FEW)).tolist():
         says = f"{len(rare)} {_plural('class', rare)} with fewer than {FEW} training examples"
-        found.append(_classes(report, "warning", "rare classes", rare, says,
+        findings.append(_classes(report, "warning", "rare classes", rare, says,
                               "Expect little of them; add examples, or take them out."))  # fmt: skip
     most, middle = int(present.max()), float(np.median(present))
     if most >= UNEVEN * middle:
@@ -149,8 +152,8 @@ def balance(report: TaskReport) -> list[Finding]:
         share = most / max(1, report.examples["train"])
         says = f"uneven: {first!r} has {most} training examples, the middle class {middle:g}"
         do = f"Naming it always scores about {share:.0%}; read scores against that."
-        found.append(Finding(report.name, "note", "uneven", most, says, do))
-    return found
+        findings.append(Finding(report.name, "note", "uneven", most, says, do))
+    return findings
 
 
 def _classes(
@@ -166,30 +169,30 @@ def _classes(
 def leaks(report: TaskReport) -> list[Finding]:
     """The same bytes in two splits, twice in one, or under two labels."""
     across, within, torn = [], 0, []
-    for group in report.doubles:
-        if len({look.split for look in group}) > 1:
+    for group in report.duplicates:
+        if len({example.split for example in group}) > 1:
             across.append(group)
-        within += sum(n - 1 for n in Counter(look.split for look in group).values())
-        if len({look.labels for look in group}) > 1:
+        within += sum(n - 1 for n in Counter(example.split for example in group).values())
+        if len({example.labels for example in group}) > 1:
             torn.append(group)
-    found = []
+    findings = []
     if across:
-        later = sum(sum(look.split != "train" for look in group) for group in across)
-        held = sum(look.split != "train" for look in report.looks if look.digest is not None)
+        later = sum(sum(example.split != "train" for example in group) for group in across)
+        held = sum(example.split != "train" for example in report.examples_read if example.digest is not None)
         severity: Severity = "error" if later >= LEAK * held else "warning"
         says = f"also in another split, byte for byte: {later} of {held} held-out examples"
         do = "Take them out of one of the splits: scores on what was trained on are too high."
-        found.append(Finding(report.name, severity, "leak", later, says, do, _groups(across)))
+        findings.append(Finding(report.name, severity, "leak", later, says, do, _groups(across)))
     if torn:
         says = f"{len(torn)} {_plural('file', torn)} (by content) listed under different labels"
         do = "Keep one label; for several at once use a multi-label list and loss=sigmoid."
-        found.append(Finding(report.name, "warning", "two labels", len(torn), says, do, _groups(torn)))
+        findings.append(Finding(report.name, "warning", "two labels", len(torn), says, do, _groups(torn)))
     if within:
         says = f"{within} {_plural('example', within)} repeated within a split, byte for byte"
-        same = [group for group in report.doubles if len({look.split for look in group}) < len(group)]
+        same = [group for group in report.duplicates if len({example.split for example in group}) < len(group)]
         do = "Delete the copies; each counts again in training and in scores."
-        found.append(Finding(report.name, "warning", "repeated", within, says, do, _groups(same)))
-    return found
+        findings.append(Finding(report.name, "warning", "repeated", within, says, do, _groups(same)))
+    return findings
 
 
 def shared_sources(report: TaskReport) -> list[Finding]:
@@ -204,26 +207,28 @@ def shared_sources(report: TaskReport) -> list[Finding]:
 
 
 def other_tasks(report: TaskReport, trained: Mapping[bytes, str]) -> list[Finding]:
-    """Held-out examples that another task trains on: co-training sees them all the same."""
+    """Held-out examples that another task trains on: co-training sees them too."""
     split = report.task.eval_split
-    held = [(look, trained.get(look.digest or b"")) for look in report.looks if look.split == split]
-    hits = [(look, other) for look, other in held if other not in (None, report.name)]
+    held = [
+        (example, trained.get(example.digest or b"")) for example in report.examples_read if example.split == split
+    ]
+    hits = [(example, other) for example, other in held if other not in (None, report.name)]
     if not hits:
         return []
     others = ", ".join(sorted({str(other) for _, other in hits}))
     says = f"{len(hits)} {_plural('example', hits)} of {split} are training examples of {others}"
     do = "Take them out there: co-training sees them, so this task's scores may be too high."
-    lines = tuple(f"{look.path} (trained in {other})" for look, other in hits[:SHOWN])
+    lines = tuple(f"{example.path} (trained in {other})" for example, other in hits[:SHOWN])
     return [Finding(report.name, "warning", "leak to a task", len(hits), says, do, lines)]
 
 
 def broken(report: TaskReport, most: float) -> list[Finding]:
     """Examples that cannot be decoded; an error where a run would stop for them."""
-    bad, seen = report.broken, len(report.seen)
+    bad, seen = report.broken, len(report.examined)
     if not bad:
         return []
     share = len(bad) / seen
-    reasons = Counter(_reason(look) for look in bad)
+    reasons = Counter(_reason(example) for example in bad)
     first = "; ".join(f"{reason} ({n})" for reason, n in reasons.most_common(2))
     says = f"{len(bad)} of {seen} looked at cannot be decoded: {first}"
     do = "Replace or delete them; a run puts others in their place."
@@ -231,63 +236,63 @@ def broken(report: TaskReport, most: float) -> list[Finding]:
     if share > most:
         severity = "error"
         do = f"Replace or delete them: a run stops above data.max_bad_fraction={most:g}, here it is {share:.2g}."
-    lines = tuple(f"{look.path}: {_reason(look)}" for look in bad[:SHOWN])
+    lines = tuple(f"{example.path}: {_reason(example)}" for example in bad[:SHOWN])
     return [Finding(report.name, severity, "broken", len(bad), says, do, lines)]
 
 
-def _reason(look: Look) -> str:
-    return look.facts.reason if look.facts else ""
+def _reason(example: ExampleReport) -> str:
+    return example.info.reason if example.info else ""
 
 
 def empty_content(report: TaskReport) -> list[Finding]:
-    """Media that decode and show or sound nothing."""
-    checks: list[tuple[str, str, str, Callable[[Facts], bool]]] = [
+    """Media that can be decoded, but are silent, of one colour, or still."""
+    checks: list[tuple[str, str, str, Callable[[MediaInfo], bool]]] = [
         ("silent", f"silent (RMS below {SILENT_DB:g} dBFS)", "A silent recording teaches its label to silence:"
-         " delete them, or look for a broken export.", lambda facts: facts.silent),
+         " delete them, or look for a broken export.", lambda info: info.silent),
         ("one colour", "of one colour, or black", "Placeholders of a failed download? Delete them.",
-         lambda facts: facts.flat),
+         lambda info: info.flat),
         ("still", "the same frame all along", "No motion to learn from; look for a broken export.",
-         lambda facts: facts.still is True and not facts.flat),
+         lambda info: info.still is True and not info.flat),
     ]  # fmt: skip
-    found = []
+    findings = []
     for kind, words, do, test in checks:
-        if hits := [look for look in report.seen if look.facts and not look.facts.reason and test(look.facts)]:
-            says = f"{len(hits)} of {len(report.seen)} looked at: {words}"
-            lines = tuple(look.path for look in hits[:SHOWN])
-            found.append(Finding(report.name, "warning", kind, len(hits), says, do, lines))
-    return found
+        if hits := [example for example in report.decoded if example.info and test(example.info)]:
+            says = f"{len(hits)} of {len(report.examined)} looked at: {words}"
+            lines = tuple(example.path for example in hits[:SHOWN])
+            findings.append(Finding(report.name, "warning", kind, len(hits), says, do, lines))
+    return findings
 
 
 # --------------------------------------------------------------------------------- against the model's input
 
 
 def fit(report: TaskReport) -> list[Finding]:
-    """Media that the model's input stretches, repeats, or shrinks a lot."""
+    """Media that do not fit the model's input: too small, too large, too short."""
     task, spec, name = report.task, report.spec, report.name
-    found = []
+    findings = []
     if isinstance(spec, ImageInput):
         sides = _smaller_sides(report)
-        found += _share(name, "small", sides < min(spec.size) / 2,
+        findings += _share(name, "small", sides < min(spec.size) / 2,
                         f"pictures smaller than half the model's input ({min(spec.size)} pixels)",
                         "They are enlarged, hence blurred; model.image.size could be smaller.")  # fmt: skip
         words = f"pictures more than {LARGE:g} times the model's input ({min(spec.size)} pixels)"
         do = "Most of decoding is thrown away: `polyvit shard --size` writes smaller copies."
-        found += _share(name, "large", sides > LARGE * min(spec.size), words, do)
+        findings += _share(name, "large", sides > LARGE * min(spec.size), words, do)
     elif isinstance(spec, VideoInput) and isinstance(task, VideoTask):
         stride = task.augment.frame_stride
         span = (spec.frames - 1) * stride + 1
         words = f"clips shorter than {span} frames ({spec.frames} at stride {stride})"
         do = "They start again at their end; a smaller augment.frame_stride repeats less."
-        found += _share(name, "short", _clip_frames(report) + 0.5 < span, words, do)
+        findings += _share(name, "short", _clip_frames(report) + 0.5 < span, words, do)
     elif isinstance(spec, AudioInput):
         window_s = spec.frames * spec.hop_ms / 1000
-        found += _share(name, "short", report.values("seconds") < 0.5 * window_s,
+        findings += _share(name, "short", report.values("seconds") < 0.5 * window_s,
                         f"recordings shorter than half the model's window ({window_s:g} s)",
                         "They start again at their end; model.audio.frames could be smaller.")  # fmt: skip
-        found += _share(name, "low rate", report.values("sample_rate") < spec.sample_rate,
+        findings += _share(name, "low rate", report.values("sample_rate") < spec.sample_rate,
                         f"recordings below the model's {spec.sample_rate} Hz",
                         "They have no high frequencies: the model may tell classes by the device.")  # fmt: skip
-    return found
+    return findings
 
 
 def _smaller_sides(report: TaskReport) -> np.ndarray:
@@ -296,7 +301,7 @@ def _smaller_sides(report: TaskReport) -> np.ndarray:
 
 
 def _clip_frames(report: TaskReport) -> np.ndarray:
-    """Frames of each clip's own segment where its header told them, else of its file."""
+    """float [n]: frames of each clip's segment where headers give length and rate, else of its file."""
     seconds, fps = report.values("seconds"), report.values("fps")
     return seconds * fps if len(seconds) == len(fps) > 0 else report.values("frames")
 
@@ -314,8 +319,10 @@ _CHECKS: tuple[Callable[[TaskReport], list[Finding]], ...] = (
 )  # fmt: skip
 
 
-def _groups(groups: Iterable[Sequence[Look]]) -> tuple[str, ...]:
-    return tuple(" = ".join(f"{look.split}: {look.path}" for look in group) for group in list(groups)[:SHOWN])
+def _groups(groups: Iterable[Sequence[ExampleReport]]) -> tuple[str, ...]:
+    return tuple(
+        " = ".join(f"{example.split}: {example.path}" for example in group) for group in list(groups)[:SHOWN]
+    )
 
 
 def _plural(word: str, things: Sequence[object] | int) -> str:

@@ -1,7 +1,7 @@
-"""What an inspection found in one task: counts, classes, distributions, doubles; as data.
+"""What is in one task's data: counts, classes, distributions, duplicates.
 
-In: the task's config, its scan, and a `Look` at each example that was read. Out: a `TaskReport`, from which
-`inspection_findings` says what is wrong, and which pages and pictures show.
+In: the task's config, its scan, and an `ExampleReport` of each example that was read. Out: a `TaskReport`, from
+which `findings` says what is wrong, and which the pages and pictures show.
 """
 
 import posixpath
@@ -14,35 +14,35 @@ import numpy as np
 
 from polyvit.config import ModelInput, TaskConfig
 from polyvit.data.index import SPLITS, Example, Problem, Scan
-from polyvit.reports.inspect.examine import Facts
+from polyvit.reports.inspect.examine import MediaInfo
 
 MEASURES = {
     "image": ("width", "height", "bytes"),
     "video": ("width", "height", "seconds", "fps", "frames", "bytes"),
     "audio": ("seconds", "sample_rate", "channels", "level_db", "bytes"),
 }
-"""The facts of a modality that are drawn as distributions."""
+"""The fields of `MediaInfo` that are drawn as distributions, by modality."""
 _IDS = {"kinetics": 11, "audioset": 11, "vggsound": 11}
 """Layouts whose file names begin with a YouTube id of so many letters."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """One example that was read: `digest` of its content (None: unreadable), `facts` if it was decoded too."""
+class ExampleReport:
+    """One example that was read. digest: of its content; None: unreadable. info: None where it was only hashed."""
 
     key: str
     path: str
     split: str
     labels: tuple[int, ...]
     digest: bytes | None = None
-    facts: Facts | None = None
+    info: MediaInfo | None = None
 
 
 @dataclass(frozen=True)
 class TaskReport:
-    """One task. counts_KS: examples of each class in each of SPLITS. hashed, decoded: how many were.
+    """One task. counts_KS: int64, examples of each of K classes in each of SPLITS. hashed: how many examples were.
 
-    doubles: groups of examples with one content. shared_sources: sources (a video's id, a file that is cut into
+    duplicates: groups of examples with one content. shared_sources: sources (a video's id, a file that is cut into
     segments) that several splits have, with those splits.
     """
 
@@ -55,24 +55,29 @@ class TaskReport:
     examples: Mapping[str, int]
     counts_KS: np.ndarray
     multi_label: int
-    looks: tuple[Look, ...]
+    examples_read: tuple[ExampleReport, ...]
     hashed: int
-    doubles: tuple[tuple[Look, ...], ...]
+    duplicates: tuple[tuple[ExampleReport, ...], ...]
     shared_sources: Mapping[str, tuple[str, ...]]
 
     @property
-    def seen(self) -> list[Look]:
-        """Examples that were decoded, or could not be."""
-        return [look for look in self.looks if look.facts is not None]
+    def examined(self) -> list[ExampleReport]:
+        """Examples that were to be decoded, with those that could not be."""
+        return [example for example in self.examples_read if example.info is not None]
 
     @property
-    def broken(self) -> list[Look]:
+    def decoded(self) -> list[ExampleReport]:
+        """Examples that were decoded without a complaint."""
+        return [example for example in self.examined if example.info and not example.info.reason]
+
+    @property
+    def broken(self) -> list[ExampleReport]:
         """Examples that could not be read or decoded."""
-        return [look for look in self.seen if look.facts and look.facts.reason]
+        return [example for example in self.examined if example.info and example.info.reason]
 
     def values(self, measure: str) -> np.ndarray:
-        """A measure of every example that was decoded and has it."""
-        known = [getattr(look.facts, measure) for look in self.seen if look.facts and not look.facts.reason]
+        """float64 [n]: a measure of the n examples that were decoded and have it."""
+        known = [getattr(example.info, measure) for example in self.decoded]
         return np.array([value for value in known if value is not None], dtype=float)
 
     def document(self) -> dict[str, Any]:
@@ -92,13 +97,15 @@ class TaskReport:
             },
             "left_out": dict(Counter(problem.kind for problem in self.problems)),
             "hashed": self.hashed,
-            "decoded": len(self.seen),
+            "decoded": len(self.examined),
             "broken": [
-                {"key": look.key, "path": look.path, "split": look.split, "reason": look.facts.reason}
-                for look in self.broken
-                if look.facts
+                {"key": example.key, "path": example.path, "split": example.split, "reason": example.info.reason}
+                for example in self.broken
+                if example.info
             ],
-            "formats": dict(Counter(look.facts.form for look in self.seen if look.facts and look.facts.form)),
+            "formats": dict(
+                Counter(example.info.form for example in self.examined if example.info and example.info.form)
+            ),
             "distributions": {
                 name: distribution(values)
                 for name in MEASURES[self.task.modality]
@@ -108,24 +115,28 @@ class TaskReport:
 
 
 def distribution(values: np.ndarray) -> dict[str, float]:
-    """Smallest, 5 %, middle, 95 % and largest."""
+    """Smallest, 5 %, middle, 95 % and largest of `values`, float [n] with n > 0."""
     names = ("min", "p5", "median", "p95", "max")
     return {n: round(float(v), 4) for n, v in zip(names, np.percentile(values, (0, 5, 50, 95, 100)), strict=True)}
 
 
 def report_task(
-    name: str, task: TaskConfig, spec: ModelInput, root: str, found: Scan, looks: Iterable[Look]
+    name: str, task: TaskConfig, spec: ModelInput, root: str, scan: Scan, examples_read: Iterable[ExampleReport]
 ) -> TaskReport:
-    """Put together what a scan and the looks tell about a task; looks are sorted by split and key."""
-    counts_KS = np.zeros((len(found.classes), len(SPLITS)), dtype=np.int64)
+    """Put together what the scan and the examples that were read tell about a task.
+
+    name, task, spec, root: the task, its config, the model's input for it, and where its data lie. scan: its
+    index. examples_read: in any order; the report has them by split and key.
+    """
+    counts_KS = np.zeros((len(scan.classes), len(SPLITS)), dtype=np.int64)
     sources: defaultdict[str, set[str]] = defaultdict(set)
     multi_label = 0
     examples: dict[str, int] = {}
     for column, split in enumerate(SPLITS):
-        listed = found.split(split)
-        examples[split] = len(listed)
+        in_split = scan.split(split)
+        examples[split] = len(in_split)
         labels: Counter[int] = Counter()
-        for example in listed:
+        for example in in_split:
             labels.update(example.labels)
             multi_label += len(example.labels) > 1
             if source := _source(task.layout, example):
@@ -133,20 +144,20 @@ def report_task(
         for label, count in labels.items():
             counts_KS[label, column] = count
     order: dict[str, int] = {split: i for i, split in enumerate(SPLITS)}
-    kept = sorted(looks, key=lambda look: (order[look.split], look.key))
+    kept = sorted(examples_read, key=lambda example: (order[example.split], example.key))
     return TaskReport(
         name=name,
         task=task,
         spec=spec,
         root=root,
-        classes=tuple(found.classes),
-        problems=tuple(found.problems),
+        classes=tuple(scan.classes),
+        problems=tuple(scan.problems),
         examples=examples,
         counts_KS=counts_KS,
         multi_label=multi_label,
-        looks=tuple(kept),
-        hashed=sum(look.digest is not None for look in kept),
-        doubles=same_content(kept),
+        examples_read=tuple(kept),
+        hashed=sum(example.digest is not None for example in kept),
+        duplicates=same_content(kept),
         shared_sources={key: tuple(sorted(splits)) for key, splits in sorted(sources.items()) if len(splits) > 1},
     )
 
@@ -158,20 +169,20 @@ def _source(layout: str, example: Example) -> str | None:
     return example.path if example.start > 0 or example.end >= 0 else None
 
 
-def same_content(looks: Sequence[Look]) -> tuple[tuple[Look, ...], ...]:
+def same_content(examples: Sequence[ExampleReport]) -> tuple[tuple[ExampleReport, ...], ...]:
     """Groups of examples whose bytes are the same, in their order."""
-    groups: defaultdict[bytes, list[Look]] = defaultdict(list)
-    for look in looks:
-        if look.digest is not None:
-            groups[look.digest].append(look)
+    groups: defaultdict[bytes, list[ExampleReport]] = defaultdict(list)
+    for example in examples:
+        if example.digest is not None:
+            groups[example.digest].append(example)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
 def train_contents(reports: Mapping[str, TaskReport]) -> dict[bytes, str]:
     """Digest of each training example to the (first) task that has it."""
-    found: dict[bytes, str] = {}
+    task_of: dict[bytes, str] = {}
     for name, report in reports.items():
-        for look in report.looks:
-            if look.digest is not None and look.split == "train":
-                found.setdefault(look.digest, name)
-    return found
+        for example in report.examples_read:
+            if example.digest is not None and example.split == "train":
+                task_of.setdefault(example.digest, name)
+    return task_of

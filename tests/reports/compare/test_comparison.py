@@ -67,13 +67,13 @@ def test_a_stopped_run_has_the_values_of_its_last_evaluation(tmp_path: Path) -> 
 def test_evaluations_also_come_from_the_newest_checkpoint(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", evaluations={}, finished=False)
     for step in (6, 12):
-        found = [
+        lost = [
             {"step": s, "tasks": {task: {"value": v} for task, v in CURVE[s].items()}}
             for s in (6, 12)
             if s <= step
         ]
         (folder / f"step_{step:08d}").mkdir()
-        (folder / f"step_{step:08d}" / "state.json").write_text(json.dumps({"evaluations": found}))
+        (folder / f"step_{step:08d}" / "state.json").write_text(json.dumps({"evaluations": lost}))
     run = read_run(folder)
     assert run.evaluations == ((6, CURVE[6]), (12, CURVE[12]))
     assert (run.steps, run.values) == (12, CURVE[12])
@@ -82,10 +82,10 @@ def test_evaluations_also_come_from_the_newest_checkpoint(tmp_path: Path) -> Non
 def test_a_run_without_evaluation_is_shown_last(tmp_path: Path) -> None:
     write_run(tmp_path / "a", evaluations={}, finished=False)
     write_run(tmp_path / "b")
-    made = compare(read_runs([tmp_path]))
-    assert [run.name for run in made.runs] == ["b", "a"]
-    assert made.runs[1].status == "stopped at 2 of 18, no evaluation"
-    assert made.mean(made.runs[1]) is None
+    comparison = compare(read_runs([tmp_path]))
+    assert [run.name for run in comparison.runs] == ["b", "a"]
+    assert comparison.runs[1].status == "stopped at 2 of 18, no evaluation"
+    assert comparison.mean(comparison.runs[1]) is None
     with pytest.raises(UserError, match=r"none of these runs has been evaluated yet.*train\.eval_every"):
         compare(read_runs([tmp_path / "a"]))
 
@@ -166,8 +166,8 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
 
 
 def test_forgetting_is_the_best_so_far_minus_the_last(tmp_path: Path) -> None:
-    found = forgetting(read_run(write_run(tmp_path / "a", evaluations=CURVE)))
-    assert found == pytest.approx({"picture": 0.1, "clip": 0.15, "sound": 0.0, "word": 0.0})
+    lost = forgetting(read_run(write_run(tmp_path / "a", evaluations=CURVE)))
+    assert lost == pytest.approx({"picture": 0.1, "clip": 0.15, "sound": 0.0, "word": 0.0})
     assert forgetting(read_run(write_run(tmp_path / "b"))) == {}
 
 
@@ -182,94 +182,94 @@ def test_differences_to_single_task_models(tmp_path: Path) -> None:
     write_run(tmp_path / "all")
     write_singles(tmp_path, {"picture": 0.4, "clip": 0.45, "sound": 0.75, "word": 0.5})
     write_run(tmp_path / "again", values={"word": 0.625}, only=["word"], total=500)  # of two, the better counts
-    made = compare(read_runs([tmp_path]))
-    assert [run.name for run in made.runs] == ["all"]
-    assert made.baselines["word"] == Baseline(0.625, 500, tmp_path / "again")
-    gaps = differences(made.best.values, made.baselines)
+    comparison = compare(read_runs([tmp_path]))
+    assert [run.name for run in comparison.runs] == ["all"]
+    assert comparison.baselines["word"] == Baseline(0.625, 500, tmp_path / "again")
+    gaps = differences(comparison.best.values, comparison.baselines)
     assert gaps == pytest.approx({"picture": 0.1, "clip": -0.2, "sound": 0.0, "word": -0.125})
-    assert made.worst(made.best) == ("clip", pytest.approx(-0.2))
-    assert parameters_saved(made.best, made.baselines) == (600 * 3 + 500, pytest.approx(2.3))
+    assert comparison.worst(comparison.best) == ("clip", pytest.approx(-0.2))
+    assert parameters_saved(comparison.best, comparison.baselines) == (600 * 3 + 500, pytest.approx(2.3))
 
 
 def test_nothing_is_said_of_parameters_where_a_single_model_is_missing(tmp_path: Path) -> None:
     write_run(tmp_path / "all")
     write_singles(tmp_path, {"picture": 0.4})
-    made = compare(read_runs([tmp_path]))
-    assert parameters_saved(made.best, made.baselines) is None
-    assert made.worst(made.best) == ("picture", pytest.approx(0.1))
+    comparison = compare(read_runs([tmp_path]))
+    assert parameters_saved(comparison.best, comparison.baselines) is None
+    assert comparison.worst(comparison.best) == ("picture", pytest.approx(0.1))
 
 
 def test_baselines_and_objective_of_a_sweep(tmp_path: Path) -> None:
     sweep = "sweep={objective: worst_regression, baselines: {picture: 0.5, clip: 0.25, sound: 0.5, word: 0.5}}"
     write_run(tmp_path / "mean", sweep, values={"picture": 0.9, "clip": 0.15, "sound": 0.8, "word": 0.6})
     write_run(tmp_path / "safe", sweep)
-    made = compare(read_runs([tmp_path]))
-    assert made.objective == "worst_regression"
-    assert [run.name for run in made.runs] == ["safe", "mean"]
-    assert made.worst(made.runs[1]) == ("clip", pytest.approx(-0.1))
-    assert made.keys == {}  # the sweep section tells nothing about a run
+    comparison = compare(read_runs([tmp_path]))
+    assert comparison.objective == "worst_regression"
+    assert [run.name for run in comparison.runs] == ["safe", "mean"]
+    assert comparison.worst(comparison.runs[1]) == ("clip", pytest.approx(-0.1))
+    assert comparison.keys == {}  # the sweep section tells nothing about a run
 
 
 def test_runs_of_single_tasks_alone_are_compared_as_runs(tmp_path: Path) -> None:
     for name, value in (("a", 0.2), ("b", 0.4)):
         write_run(tmp_path / name, values={"word": value}, only=["word"])
-    made = compare(read_runs([tmp_path]))
-    assert [run.name for run in made.runs] == ["b", "a"]
-    assert made.baselines == {}
+    comparison = compare(read_runs([tmp_path]))
+    assert [run.name for run in comparison.runs] == ["b", "a"]
+    assert comparison.baselines == {}
 
 
 # --------------------------------------------------------------------------------- keys, labels, leaderboard
 
 
 def test_differing_keys_and_labels(tmp_path: Path) -> None:
-    made = compare(read_runs([sweep_of_four(tmp_path)]))
-    assert list(made.keys) == ["schedule.kind", "model.l_adapt"]
-    assert made.keys["model.l_adapt"]["uniform-2"] == 2
-    assert made.labels == {
+    comparison = compare(read_runs([sweep_of_four(tmp_path)]))
+    assert list(comparison.keys) == ["schedule.kind", "model.l_adapt"]
+    assert comparison.keys["model.l_adapt"]["uniform-2"] == 2
+    assert comparison.labels == {
         "uniform-2": "uniform, L_adapt 2", "uniform-0": "uniform, L_adapt 0",
         "task_by_task-2": "task by task, L_adapt 2", "task_by_task-0": "task by task, L_adapt 0",
     }  # fmt: skip
-    assert [run.name for run in made.runs] == ["uniform-2", "task_by_task-2", "uniform-0", "task_by_task-0"]
+    assert [run.name for run in comparison.runs] == ["uniform-2", "task_by_task-2", "uniform-0", "task_by_task-0"]
 
 
 def test_a_key_that_tells_nothing_more_stays_out_of_the_labels(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "seed=1", "optim.lr=0.1", "optim.momentum=0.5")
     write_run(tmp_path / "b", "seed=2", "optim.lr=0.2", "optim.momentum=0.6")
     write_run(tmp_path / "c", "seed=1", "optim.lr=0.2", "optim.momentum=0.5")
-    made = compare(read_runs([tmp_path]))
-    assert list(made.keys) == ["seed", "optim.lr", "optim.momentum"]
-    assert made.labels == {"a": "seed 1, lr 0.1", "b": "seed 2, lr 0.2", "c": "seed 1, lr 0.2"}
+    comparison = compare(read_runs([tmp_path]))
+    assert list(comparison.keys) == ["seed", "optim.lr", "optim.momentum"]
+    assert comparison.labels == {"a": "seed 1, lr 0.1", "b": "seed 2, lr 0.2", "c": "seed 1, lr 0.2"}
 
 
 def test_equal_runs_keep_their_names_and_their_order(tmp_path: Path) -> None:
     for name in ("b", "a", "c"):
         write_run(tmp_path / name)
-    made = compare(read_runs([tmp_path / "c", tmp_path / "b", tmp_path / "a"]))
-    assert [run.name for run in made.runs] == ["a", "b", "c"]
-    assert made.labels == {"a": "a", "b": "b", "c": "c"}
+    comparison = compare(read_runs([tmp_path / "c", tmp_path / "b", tmp_path / "a"]))
+    assert [run.name for run in comparison.runs] == ["a", "b", "c"]
+    assert comparison.labels == {"a": "a", "b": "b", "c": "c"}
 
 
 def test_means_are_over_the_tasks_that_all_runs_have(tmp_path: Path) -> None:
     write_run(tmp_path / "a", only=["picture", "clip"], values={"picture": 0.3, "clip": 0.5})
     write_run(tmp_path / "b", only=["clip", "sound"], values={"clip": 0.4, "sound": 0.9})
-    made = compare(read_runs([tmp_path]))
-    assert made.tasks == ("picture", "clip", "sound")
-    assert [(run.name, made.mean(run)) for run in made.runs] == [("a", 0.5), ("b", 0.4)]
-    assert made.keys["tasks"] == {"a": "picture, clip", "b": "clip, sound"}
-    assert made.notes == ("The runs have different tasks; means are over those of all runs: clip.",)
+    comparison = compare(read_runs([tmp_path]))
+    assert comparison.tasks == ("picture", "clip", "sound")
+    assert [(run.name, comparison.mean(run)) for run in comparison.runs] == [("a", 0.5), ("b", 0.4)]
+    assert comparison.keys["tasks"] == {"a": "picture, clip", "b": "clip, sound"}
+    assert comparison.notes == ("The runs have different tasks; means are over those of all runs: clip.",)
 
 
 def test_a_task_that_no_run_measured_is_in_no_mean(tmp_path: Path) -> None:
     write_run(tmp_path / "a", values={**VALUES, "word": None})
-    made = compare(read_runs([tmp_path / "a"]))
-    assert made.mean(made.best) == 0.5
-    assert made.notes == ("Not measured in any run, and in no mean: word.",)
+    comparison = compare(read_runs([tmp_path / "a"]))
+    assert comparison.mean(comparison.best) == 0.5
+    assert comparison.notes == ("Not measured in any run, and in no mean: word.",)
 
 
 def test_the_leaderboard_as_rows_and_csv(tmp_path: Path) -> None:
     write_singles(tmp_path / "single", {"picture": 0.6, "clip": 0.25, "sound": 0.5, "word": 0.25})
-    made = compare(read_runs([sweep_of_four(tmp_path / "runs")]), read_runs([tmp_path / "single"]))
-    rows = leaderboard(made)
+    comparison = compare(read_runs([sweep_of_four(tmp_path / "runs")]), read_runs([tmp_path / "single"]))
+    rows = leaderboard(comparison)
     assert rows[1] == {
         "rank": 2, "run": "task_by_task-2", "status": "finished", "steps": 18, "schedule.kind": "task_by_task",
         "model.l_adapt": 2, "mean": pytest.approx(0.55), "worst_regression": 0.0, "worst_task": "clip",
@@ -289,18 +289,18 @@ def test_cells_are_means_over_finished_runs(tmp_path: Path) -> None:
     sweep_of_four(tmp_path)
     write_run(tmp_path / "halted", "schedule.kind=uniform", evaluations={6: CURVE[6]}, finished=False)
     write_run(tmp_path / "lone", "schedule.kind=alternating", evaluations={6: CURVE[6]}, finished=False)
-    made = compare(read_runs([tmp_path]))
-    rows = cells(made, "schedule.kind")
+    comparison = compare(read_runs([tmp_path]))
+    rows = cells(comparison, "schedule.kind")
     assert [(row.value, row.runs, row.stopped) for row in rows] == [
         ("uniform", 2, 0), ("task_by_task", 2, 0), ("alternating", 1, 1)
     ]  # fmt: skip
     assert rows[0].means == pytest.approx({"picture": 0.65, "clip": 0.25, "sound": 0.75, "word": 0.5})
     assert rows[0].mean == pytest.approx(0.5375)
     assert rows[2].means == CURVE[6]
-    numbers = cells(made, "model.l_adapt")
+    numbers = cells(comparison, "model.l_adapt")
     assert [row.value for row in numbers] == [0, 1, 2]  # numbers in order, not by merit
     assert numbers[0].means["picture"] == pytest.approx(0.525)
-    assert made.notes[0].startswith("2 of 6 runs did not come to their end")
+    assert comparison.notes[0].startswith("2 of 6 runs did not come to their end")
 
 
 def test_the_spread_of_cells_is_over_seeds_alone(tmp_path: Path) -> None:
@@ -308,8 +308,8 @@ def test_the_spread_of_cells_is_over_seeds_alone(tmp_path: Path) -> None:
         name, values = f"{l_adapt}-{seed}", {**VALUES, "clip": value}
         write_run(tmp_path / "runs" / name, f"model.l_adapt={l_adapt}", f"seed={seed}", values=values)
     write_run(tmp_path / "runs" / "lone", "schedule.kind=uniform", "seed=1")
-    made = compare(read_runs([tmp_path / "runs"]))
-    uniform, weighted = sorted(cells(made, "schedule.kind"), key=lambda row: row.value)
+    comparison = compare(read_runs([tmp_path / "runs"]))
+    uniform, weighted = sorted(cells(comparison, "schedule.kind"), key=lambda row: row.value)
     # Squares about the mean of 0.2 0.4, and of 0.7 0.9 0.8: 0.02 + 0.02, with 1 + 2 degrees of freedom.
     assert weighted.sds == pytest.approx({"picture": 0, "clip": (0.04 / 3) ** 0.5, "sound": 0, "word": 0})
     assert weighted.sd == pytest.approx((0.04 / 3) ** 0.5 / 4)

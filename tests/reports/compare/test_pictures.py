@@ -17,21 +17,16 @@ from polyvit.errors import UserError
 from polyvit.reports.compare.comparison import Comparison, compare, read_runs
 from polyvit.reports.compare.curves import draw_losses, draw_metrics, smooth, training_share
 from polyvit.reports.compare.heat_maps import (
-    OTHER,
-    PALETTE,
-    SCHEDULE_COLOURS,
     _column_colours,
     _is_best,
-    amount,
     draw_differences,
     draw_forgetting,
     draw_key,
-    percent,
-    run_styles,
-    settings_words,
 )
 from polyvit.reports.compare.page import write_report
+from polyvit.reports.compare.run_styles import SCHEDULE_COLOURS, run_styles, settings_words
 from polyvit.reports.compare.tradeoffs import _place_labels, draw_alone, draw_pareto
+from polyvit.reports.style import OTHER, PALETTE, amount, percent
 from polyvit.schedule.schedule import build_schedule
 
 
@@ -116,28 +111,28 @@ def test_runs_that_differ_in_the_seed_alone_look_alike(tmp_path: Path) -> None:
             size = 1000 if kind == "uniform" else 900
             run = tmp_path / "runs" / f"{kind}-{seed}"
             write_run(run, *changed, values=values, evaluations=CURVE, total=size)
-    made = compare(read_runs([tmp_path / "runs"]))
-    assert run_styles(made) == {
+    comparison = compare(read_runs([tmp_path / "runs"]))
+    assert run_styles(comparison) == {
         f"{kind}-{seed}": (SCHEDULE_COLOURS[kind], "-") for kind in ("weighted", "uniform") for seed in (0, 1, 2)
     }
-    assert settings_words(made, "uniform-1") == "uniform"
+    assert settings_words(comparison, "uniform-1") == "uniform"
     seeds = compare(read_runs([tmp_path / "runs" / f"uniform-{seed}" for seed in (0, 1, 2)]))
     assert len({colour for colour, _ in run_styles(seeds).values()}) == 3
     assert settings_words(seeds, "uniform-1") == "seed 1"
-    assert draw_metrics(made, tmp_path / "m.png")
-    says = draw_pareto(made, tmp_path / "p.png")
+    assert draw_metrics(comparison, tmp_path / "m.png")
+    says = draw_pareto(comparison, tmp_path / "p.png")
     assert says == "Size against quality: no run beats weighted, seed 2 or uniform, seed 2"
-    written = write_report(list(made.runs), tmp_path / "out", "seeds")
+    written = write_report(list(comparison.runs), tmp_path / "out", "seeds")
     assert "by_seed.png" not in written
 
 
 def test_of_many_runs_the_best_have_a_colour(tmp_path: Path) -> None:
     for i in range(10):
         write_run(tmp_path / f"r{i}", f"optim.lr={0.1 + i / 100}", values={**VALUES, "clip": i / 10})
-    made = compare(read_runs([tmp_path]))
-    colours = [run_styles(made)[run.name][0] for run in made.runs]
+    comparison = compare(read_runs([tmp_path]))
+    colours = [run_styles(comparison)[run.name][0] for run in comparison.runs]
     assert colours == [*PALETTE, OTHER, OTHER, OTHER]
-    assert draw_metrics(made, tmp_path / "m.png") is None  # evaluated once
+    assert draw_metrics(comparison, tmp_path / "m.png") is None  # evaluated once
 
 
 # ------------------------------------------------------------------------------------------------- pictures
@@ -164,18 +159,18 @@ def test_forgetting_needs_two_evaluations(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "steady", evaluations={6: VALUES, 18: VALUES})
     says = draw_forgetting(compare(read_runs([tmp_path / "runs"])), tmp_path / "f.png")
     assert says == "Forgotten by the end: 6.2 points on average by same, 0.0 by steady"
-    made = compare(read_runs([tmp_path / "runs" / "same", tmp_path / "runs" / "thrice"]))
-    says = draw_forgetting(made, tmp_path / "f.png")
+    comparison = compare(read_runs([tmp_path / "runs" / "same", tmp_path / "runs" / "thrice"]))
+    says = draw_forgetting(comparison, tmp_path / "f.png")
     assert says == "Forgotten by the end: 6.2 points on average by every run"
 
 
 def test_curves_are_drawn_in_the_runs_colours(tmp_path: Path) -> None:
     for kind in ("uniform", "task_by_task", "accumulating"):
         write_run(tmp_path / kind, f"schedule.kind={kind}", evaluations=CURVE)
-    made = compare(read_runs([tmp_path]))
+    comparison = compare(read_runs([tmp_path]))
     draws: Sequence[Callable[[Comparison, Path], str | None]] = (draw_metrics, draw_losses)
     for draw in draws:
-        assert draw(made, tmp_path / "c.png")
+        assert draw(comparison, tmp_path / "c.png")
         assert pixels_of(tmp_path / "c.png", SCHEDULE_COLOURS["task_by_task"]) > 500  # its blocks, solid
         assert pixels_of(tmp_path / "c.png", SCHEDULE_COLOURS["weighted"]) == 0
     for path in tmp_path.glob("*/history/*"):
@@ -187,14 +182,14 @@ def test_curves_are_drawn_in_the_runs_colours(tmp_path: Path) -> None:
 def test_against_single_task_models(tmp_path: Path, alone: float, gained: int, lost: int) -> None:
     write_run(tmp_path / "all", total=300)
     write_singles(tmp_path, dict.fromkeys(VALUES, alone))
-    made = compare(read_runs([tmp_path]))
-    says = draw_alone(made, tmp_path / "a.png")
+    comparison = compare(read_runs([tmp_path]))
+    says = draw_alone(comparison, tmp_path / "a.png")
     assert says == f"One model for all: level with or above single-task models on {gained} of 4 tasks"
     lines = {colour: pixels_of(tmp_path / "a.png", colour) for colour in PALETTE[:2]}
     assert (lines[PALETTE[0]] > 3000, lines[PALETTE[1]] > 3000) == (gained > 0, lost > 0)
-    says = draw_differences(made, tmp_path / "d.png")
+    says = draw_differences(comparison, tmp_path / "d.png")
     assert says == f"Against one model for each task: {gained // 4} of 1 runs are level or better on average"
-    draw_pareto(made, tmp_path / "p.png")
+    draw_pareto(comparison, tmp_path / "p.png")
     assert (tmp_path / "p.png").exists()
 
 

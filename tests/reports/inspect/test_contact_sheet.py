@@ -21,12 +21,12 @@ from polyvit.synthetic.media import encode_mp4
 RNG = np.random.Generator(np.random.Philox(3))
 
 
-def drawn(path: Path, made: TaskConfig, spec: InputSection, *media: Media) -> np.ndarray:
+def drawn(path: Path, config: TaskConfig, spec: InputSection, *media: Media) -> np.ndarray:
     """The PNG's pixels, after a check that it is no blank."""
     samples = [contact_sheet.Sample(f"class {i}", f"key{i}", each) for i, each in enumerate(media)]
     assert (
-        "as the model sees them" in contact_sheet.draw_sheet("t", samples, made, spec, path, 1)
-        or made.modality == "audio"
+        "as the model sees them" in contact_sheet.draw_sheet("t", samples, config, spec, path, 1)
+        or config.modality == "audio"
     )
     pixels_HWC = np.asarray(Image.open(path).convert("RGB"))
     assert len(np.unique(pixels_HWC.reshape(-1, 3), axis=0)) > 50
@@ -60,8 +60,8 @@ def test_a_clip_sheet(tmp_path: Path) -> None:
 def test_a_spectrogram_has_low_frequencies_at_the_bottom(tmp_path: Path) -> None:
     sound = io.BytesIO()
     soundfile.write(sound, np.sin(2 * np.pi * 200 * np.arange(16000) / 16000), 16000, format="WAV")
-    made = task("audioset", modality="audio", augment={"freq_mask_count": 0})
-    pixels_HWC = drawn(tmp_path / "s.png", made, AudioInput(frames=64, mel_bins=32), sound.getvalue())
+    config = task("audioset", modality="audio", augment={"freq_mask_count": 0})
+    pixels_HWC = drawn(tmp_path / "s.png", config, AudioInput(frames=64, mel_bins=32), sound.getvalue())
     tone = np.argwhere((pixels_HWC[..., 0] > 240) & (pixels_HWC[..., 2] < 200) & (pixels_HWC[..., 1] > 150))
     dark = np.argwhere((pixels_HWC.sum(axis=2) < 100) & (np.arange(pixels_HWC.shape[0])[:, None] > 70))
     assert len(tone) > 100
@@ -70,31 +70,31 @@ def test_a_spectrogram_has_low_frequencies_at_the_bottom(tmp_path: Path) -> None
 
 def test_views_are_the_tokens_of_evaluation_and_of_the_epochs_of_training() -> None:
     image_HWC = RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    made, spec = task("imagefolder"), ImageInput(size=(16, 24), patch_size=(8, 8))
-    views = contact_sheet.model_views("t", contact_sheet.Sample("a", "key", image_HWC), made, spec, 5)
+    config, spec = task("imagefolder"), ImageInput(size=(16, 24), patch_size=(8, 8))
+    views = contact_sheet.model_views("t", contact_sheet.Sample("a", "key", image_HWC), config, spec, 5)
     assert [view.shape for view in views] == [(16, 24, 3)] * (1 + contact_sheet.VIEWS["image"])
-    assert np.array_equal(patchify_image(views[0], (8, 8)), example_tokens(image_HWC, made, spec, None))
+    assert np.array_equal(patchify_image(views[0], (8, 8)), example_tokens(image_HWC, config, spec, None))
     rng = example_rng(5, "t", 1, "key")
-    assert np.array_equal(patchify_image(views[2], (8, 8)), example_tokens(image_HWC, made, spec, rng))
+    assert np.array_equal(patchify_image(views[2], (8, 8)), example_tokens(image_HWC, config, spec, rng))
     assert len({view.tobytes() for view in views}) == len(views)
 
 
 def test_overlapping_patches_show_the_same_picture() -> None:
     image_HWC = RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    made, sample = task("imagefolder"), contact_sheet.Sample("a", "key", image_HWC)
-    plain = contact_sheet.model_views("t", sample, made, ImageInput(size=(16, 16), patch_size=(8, 8)), 5)
+    config, sample = task("imagefolder"), contact_sheet.Sample("a", "key", image_HWC)
+    plain = contact_sheet.model_views("t", sample, config, ImageInput(size=(16, 16), patch_size=(8, 8)), 5)
     overlapping = ImageInput(size=(16, 16), patch_size=(8, 8), stride=(4, 4))
-    for here, there in zip(plain, contact_sheet.model_views("t", sample, made, overlapping, 5), strict=True):
+    for here, there in zip(plain, contact_sheet.model_views("t", sample, config, overlapping, 5), strict=True):
         assert np.array_equal(here, there)
 
 
 def test_what_cannot_be_decoded_is_left_out(tmp_path: Path) -> None:
     image_HWC = RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    made, spec = task("imagefolder"), ImageInput(size=(16, 16))
-    both = drawn(tmp_path / "both.png", made, spec, image_HWC, b"no picture")
-    alone = drawn(tmp_path / "alone.png", made, spec, image_HWC)
+    config, spec = task("imagefolder"), ImageInput(size=(16, 16))
+    both = drawn(tmp_path / "both.png", config, spec, image_HWC, b"no picture")
+    alone = drawn(tmp_path / "alone.png", config, spec, image_HWC)
     assert np.array_equal(both, alone)
     with pytest.raises(BadMedia, match="none of the examples can be decoded"):
         contact_sheet.draw_sheet(
-            "t", [contact_sheet.Sample("a", "k", b"no picture")], made, spec, tmp_path / "none.png", 1
+            "t", [contact_sheet.Sample("a", "k", b"no picture")], config, spec, tmp_path / "none.png", 1
         )

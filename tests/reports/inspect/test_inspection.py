@@ -1,4 +1,4 @@
-"""The data doctor's parts: facts of one example, what is said of a task, the page."""
+"""The data report's parts: facts of one example, what is said of a task, the page."""
 
 import io
 import math
@@ -17,11 +17,11 @@ from small import small_config
 
 from polyvit.config import AudioInput, ImageInput, VideoInput
 from polyvit.data.index.io import Example, Problem, Scan
-from polyvit.reports.inspect.examine import ZERO_DB, Facts, examine, sample_positions
+from polyvit.reports.inspect.examine import ZERO_DB, MediaInfo, examine, sample_positions
 from polyvit.reports.inspect.examine_worker import Examiner
-from polyvit.reports.inspect.findings import Finding, find
+from polyvit.reports.inspect.findings import Finding, find_problems
 from polyvit.reports.inspect.page import write_page
-from polyvit.reports.inspect.task_report import Look, TaskReport, distribution, report_task
+from polyvit.reports.inspect.task_report import ExampleReport, TaskReport, distribution, report_task
 from polyvit.synthetic.media import encode_mp4
 
 IMAGE, VIDEO = ImageInput(size=(16, 16)), VideoInput(frames=4, size=(16, 16), tubelet_size=(2, 8, 8))
@@ -45,65 +45,65 @@ def sound(waveform_S: np.ndarray, rate: int = 16000) -> bytes:
 
 
 def test_facts_of_a_picture() -> None:
-    made = task("imagefolder")
+    config = task("imagefolder")
     array_HWC = np.zeros((30, 40, 3), np.uint8)
     array_HWC[0, 0] = (200, 3, 0)
     content = picture(array_HWC)
-    facts = examine(content, made, IMAGE)
-    assert facts == Facts(bytes=len(content), form="PNG", width=40, height=30, contrast=200, brightest=200)
-    assert not facts.flat
-    assert examine(array_HWC, made, IMAGE) == replace(facts, bytes=None, form="pixels")
+    info = examine(content, config, IMAGE)
+    assert info == MediaInfo(bytes=len(content), form="PNG", width=40, height=30, contrast=200, brightest=200)
+    assert not info.flat
+    assert examine(array_HWC, config, IMAGE) == replace(info, bytes=None, form="pixels")
     # Colours that do not vary are one colour, however far apart the three numbers are.
-    assert examine(picture(np.full((9, 9, 3), (255, 120, 0), np.uint8), "JPEG"), made, IMAGE).flat
-    dark = examine(np.random.default_rng(0).integers(0, 16, (9, 9, 3), dtype=np.uint8), made, IMAGE)
+    assert examine(picture(np.full((9, 9, 3), (255, 120, 0), np.uint8), "JPEG"), config, IMAGE).flat
+    dark = examine(np.random.default_rng(0).integers(0, 16, (9, 9, 3), dtype=np.uint8), config, IMAGE)
     assert dark.flat
     assert dark.contrast is not None
     assert dark.contrast > 8
 
 
 def test_what_is_broken_has_a_reason_and_what_its_header_told() -> None:
-    made = task("imagefolder")
+    config = task("imagefolder")
     whole = picture(NOISE_THWC[0], "JPEG")
-    cut = examine(whole[: len(whole) * 9 // 10], made, IMAGE)
+    cut = examine(whole[: len(whole) * 9 // 10], config, IMAGE)
     assert (cut.width, cut.height, cut.form) == (48, 32, "JPEG")
     assert "Premature end" in cut.reason
     assert not cut.flat
-    assert examine(b"<!DOCTYPE html><p>404", made, IMAGE).reason.endswith("(it is a web page)")
-    assert "web page" not in examine(b"\0\1\2\3 what", made, IMAGE).reason
-    assert examine(b"", made, IMAGE).reason == "image: the file is empty"
+    assert examine(b"<!DOCTYPE html><p>404", config, IMAGE).reason.endswith("(it is a web page)")
+    assert "web page" not in examine(b"\0\1\2\3 what", config, IMAGE).reason
+    assert examine(b"", config, IMAGE).reason == "image: the file is empty"
 
 
 def test_facts_of_a_video() -> None:
-    made = task("kinetics", modality="video")
-    facts = examine(encode_mp4(NOISE_THWC, 10, None, 16000), made, VIDEO)
-    assert (facts.width, facts.height, facts.frames, facts.reason) == (48, 32, 12, "")
-    assert facts.fps == pytest.approx(10)
-    assert facts.seconds == pytest.approx(1.2, abs=0.01)
-    assert not facts.flat
-    assert facts.still is False
-    segment = examine(encode_mp4(NOISE_THWC, 10, None, 16000), made, VIDEO, 0.5, 9.0)
+    config = task("kinetics", modality="video")
+    info = examine(encode_mp4(NOISE_THWC, 10, None, 16000), config, VIDEO)
+    assert (info.width, info.height, info.frames, info.reason) == (48, 32, 12, "")
+    assert info.fps == pytest.approx(10)
+    assert info.seconds == pytest.approx(1.2, abs=0.01)
+    assert not info.flat
+    assert info.still is False
+    segment = examine(encode_mp4(NOISE_THWC, 10, None, 16000), config, VIDEO, 0.5, 9.0)
     assert segment.seconds == pytest.approx(0.7, abs=0.01)
-    black = examine(encode_mp4(np.zeros_like(NOISE_THWC), 10, None, 16000), made, VIDEO)
+    black = examine(encode_mp4(np.zeros_like(NOISE_THWC), 10, None, 16000), config, VIDEO)
     assert black.flat
-    still = examine(encode_mp4(NOISE_THWC[:1].repeat(12, axis=0), 10, None, 16000), made, VIDEO)
+    still = examine(encode_mp4(NOISE_THWC[:1].repeat(12, axis=0), 10, None, 16000), config, VIDEO)
     assert still.still is True
     assert not still.flat
 
 
 def test_facts_of_a_recording() -> None:
-    made = task("csv", modality="audio")
+    config = task("csv", modality="audio")
     tone_S = 0.1 * np.sin(2 * np.pi * 400 * np.arange(32000) / 16000)
-    facts = examine(sound(np.stack([tone_S, tone_S], axis=1)), made, AUDIO)
-    assert (facts.seconds, facts.sample_rate, facts.channels, facts.form) == (2.0, 16000, 2, "WAV")
-    assert facts.level_db == pytest.approx(20 * math.log10(0.1 / math.sqrt(2)), abs=1e-3)
-    assert not facts.silent
-    assert examine(sound(tone_S), made, AUDIO, 0.5, 1.25).seconds == 0.75
-    assert examine(sound(tone_S * 0.014), made, AUDIO).silent  # -60.1 dBFS
-    assert not examine(sound(tone_S * 0.0142), made, AUDIO).silent  # -59.96 dBFS
-    nothing = examine(sound(np.zeros(800)), made, AUDIO)
+    info = examine(sound(np.stack([tone_S, tone_S], axis=1)), config, AUDIO)
+    assert (info.seconds, info.sample_rate, info.channels, info.form) == (2.0, 16000, 2, "WAV")
+    assert info.level_db == pytest.approx(20 * math.log10(0.1 / math.sqrt(2)), abs=1e-3)
+    assert not info.silent
+    assert examine(sound(tone_S), config, AUDIO, 0.5, 1.25).seconds == 0.75
+    assert examine(sound(tone_S * 0.014), config, AUDIO).silent  # -60.1 dBFS
+    assert not examine(sound(tone_S * 0.0142), config, AUDIO).silent  # -59.96 dBFS
+    nothing = examine(sound(np.zeros(800)), config, AUDIO)
     assert nothing.level_db == ZERO_DB
     assert nothing.silent
-    assert examine(sound(np.zeros(0)), made, AUDIO) == Facts(
+    assert examine(sound(np.zeros(0)), config, AUDIO) == MediaInfo(
         bytes=len(sound(np.zeros(0))), form="WAV", sample_rate=16000, channels=1, reason="audio: no samples"
     )
 
@@ -132,33 +132,33 @@ def test_samples_share_alike_and_follow_the_seed() -> None:
 
 @pytest.fixture(scope="module")
 def examiner() -> Iterator[Examiner]:
-    made = Examiner(small_config(), "image", seconds=30.0)
-    yield made
-    made.close()
+    process = Examiner(small_config(), "image", seconds=30.0)
+    yield process
+    process.close()
 
 
 def test_facts_come_from_the_child_as_from_here(examiner: Examiner) -> None:
     config = small_config()
     tone_S = 0.1 * np.sin(np.arange(16000))
     for media in (picture(NOISE_THWC[0]), b"no picture"):
-        assert examiner.facts(media, "picture") == examine(media, config.tasks["picture"], config.model.image)
+        assert examiner.examine(media, "picture") == examine(media, config.tasks["picture"], config.model.image)
     listener = Examiner(config, "audio", seconds=30.0)
-    assert listener.facts(sound(tone_S), "sound") == examine(
+    assert listener.examine(sound(tone_S), "sound") == examine(
         sound(tone_S), config.tasks["sound"], config.model.audio
     )
-    assert listener.facts(sound(tone_S), "sound", 0.25, 0.5).seconds == 0.25
+    assert listener.examine(sound(tone_S), "sound", 0.25, 0.5).seconds == 0.25
     listener.close()
-    assert examiner.facts(NOISE_THWC[0], "picture").form == "pixels"
+    assert examiner.examine(NOISE_THWC[0], "picture").form == "pixels"
 
 
 def test_a_file_that_kills_the_decoder_is_named_and_the_next_one_is_looked_at(examiner: Examiner) -> None:
     content = picture(NOISE_THWC[0])
-    assert examiner.facts(content, "picture").reason == ""
+    assert examiner.examine(content, "picture").reason == ""
     os.kill(examiner.pid, signal.SIGSEGV)
-    assert examiner.facts(content, "picture") == Facts(
+    assert examiner.examine(content, "picture") == MediaInfo(
         bytes=len(content), reason="the decoder died on it (SIGSEGV)"
     )
-    assert examiner.facts(content, "picture").reason == ""
+    assert examiner.examine(content, "picture").reason == ""
 
 
 # ------------------------------------------------------------------------------------------------- findings
@@ -171,7 +171,7 @@ def example(key: str, split: str, *labels: int, **more: float) -> Example:
 def report(
     examples: list[Example],
     digests: dict[str, str] | None = None,
-    facts: dict[str, Facts] | None = None,
+    info: dict[str, MediaInfo] | None = None,
     problems: tuple[Problem, ...] = (),
     classes: tuple[str, ...] = ("cat", "dog", "hen house"),
     name: str = "pets",
@@ -180,15 +180,15 @@ def report(
 ) -> TaskReport:
     """A report of examples whose content is their key unless `digests` says otherwise, and that look sound."""
     keys = {"num_classes": len(classes), "modality": "image", "classes": classes_file, **keys}
-    made = task("imagefolder" if keys["modality"] == "image" else "kinetics", **keys)  # type: ignore[arg-type]
+    config = task("imagefolder" if keys["modality"] == "image" else "kinetics", **keys)  # type: ignore[arg-type]
     spec = IMAGE if keys["modality"] == "image" else VIDEO
-    sound_one = Facts(bytes=9, width=20, height=20, contrast=99, brightest=200)
-    looks = [
-        Look(e.key, e.path, e.split, e.labels, ((digests or {}).get(e.key, e.key)).encode(),
-             (facts or {}).get(e.key, sound_one))
+    sound_one = MediaInfo(bytes=9, width=20, height=20, contrast=99, brightest=200)
+    examined = [
+        ExampleReport(e.key, e.path, e.split, e.labels, ((digests or {}).get(e.key, e.key)).encode(),
+             (info or {}).get(e.key, sound_one))
         for e in examples
     ]  # fmt: skip
-    return report_task(name, made, spec, "root", Scan(list(examples), list(classes), list(problems)), looks)
+    return report_task(name, config, spec, "root", Scan(list(examples), list(classes), list(problems)), examined)
 
 
 def plenty(first: str = "", **keys: object) -> list[Example]:
@@ -202,7 +202,7 @@ def plenty(first: str = "", **keys: object) -> list[Example]:
 
 
 def found(*reports: TaskReport) -> dict[str, Finding]:
-    findings = find(small_config(), {each.name: each for each in reports})
+    findings = find_problems(small_config(), {each.name: each for each in reports})
     order = [finding.severity for finding in findings]
     assert order == sorted(order, key=("error", "warning", "note").index)
     assert len({(f.task, f.kind) for f in findings}) == len(findings)
@@ -260,21 +260,21 @@ def test_rare_and_frequent_classes() -> None:
 
 
 def test_broken_files_are_an_error_where_a_run_would_stop() -> None:
-    bad = Facts(reason="image: cut short")
-    assert found(report(plenty(), facts={"train00": bad}))["broken"].severity == "warning"  # 1 of 24
-    kinds = found(report(plenty(), facts={f"train0{i}": bad for i in range(3)}))  # 3 of 24
+    bad = MediaInfo(reason="image: cut short")
+    assert found(report(plenty(), info={"train00": bad}))["broken"].severity == "warning"  # 1 of 24
+    kinds = found(report(plenty(), info={f"train0{i}": bad for i in range(3)}))  # 3 of 24
     assert kinds["broken"].severity == "error"
     assert "data.max_bad_fraction=0.1, here it is 0.12" in kinds["broken"].do
     assert kinds["broken"].examples[0] == "train00.jpg: image: cut short"
 
 
 def test_empty_content() -> None:
-    facts = {
-        "train00": Facts(contrast=3, brightest=200), "train01": Facts(level_db=-60.1),
-        "train02": Facts(contrast=99, brightest=200, still=True),
-        "train03": Facts(contrast=0, brightest=0, still=True), "train04": Facts(level_db=-59.9),
+    info = {
+        "train00": MediaInfo(contrast=3, brightest=200), "train01": MediaInfo(level_db=-60.1),
+        "train02": MediaInfo(contrast=99, brightest=200, still=True),
+        "train03": MediaInfo(contrast=0, brightest=0, still=True), "train04": MediaInfo(level_db=-59.9),
     }  # fmt: skip
-    kinds = found(report(plenty(), facts=facts))
+    kinds = found(report(plenty(), info=info))
     assert kinds["one colour"].examples == ("train00.jpg", "train03.jpg")
     assert kinds["silent"].examples == ("train01.jpg",)
     assert kinds["still"].examples == ("train02.jpg",)
@@ -312,33 +312,38 @@ def test_pieces_of_one_source_in_two_splits() -> None:
 
 
 def test_media_against_the_input_of_the_model() -> None:
-    tiny = Facts(width=7, height=90, contrast=99, brightest=200)
-    kinds = found(report(plenty(), facts={e.key: tiny for e in plenty()}))
+    tiny = MediaInfo(width=7, height=90, contrast=99, brightest=200)
+    kinds = found(report(plenty(), info={e.key: tiny for e in plenty()}))
     assert kinds["small"].says == "24 of 24 looked at: pictures smaller than half the model's input (16 pixels)"
     large = replace(tiny, width=65, height=65)
-    assert "large" in found(report(plenty(), facts={e.key: large for e in plenty()}))
-    assert found(report(plenty(), facts={"train00": large, "train01": large})) == {}  # under a tenth
-    clip = Facts(width=20, height=20, fps=10.0, seconds=0.7, frames=70, contrast=99, brightest=200)
-    kinds = found(report(plenty(), facts={e.key: clip for e in plenty()}, modality="video"))
+    assert "large" in found(report(plenty(), info={e.key: large for e in plenty()}))
+    assert found(report(plenty(), info={"train00": large, "train01": large})) == {}  # under a tenth
+    clip = MediaInfo(width=20, height=20, fps=10.0, seconds=0.7, frames=70, contrast=99, brightest=200)
+    kinds = found(report(plenty(), info={e.key: clip for e in plenty()}, modality="video"))
     assert "shorter than 7 frames (4 at stride 2)" not in str(kinds)  # exactly 7 frames in its segment
     short = replace(clip, seconds=0.6)
-    kinds = found(report(plenty(), facts={e.key: short for e in plenty()}, modality="video"))
+    kinds = found(report(plenty(), info={e.key: short for e in plenty()}, modality="video"))
     assert "clips shorter than 7 frames (4 at stride 2)" in kinds["short"].says
 
 
 def test_counts_and_distributions_as_data() -> None:
-    bad = Facts(reason="image: cut short")
-    made = report([*plenty(), example("z", "test", 0, 2)], facts={"train00": bad}, loss="sigmoid").document()
-    assert made["classes"] == {
+    bad = MediaInfo(reason="image: cut short")
+    document = report([*plenty(), example("z", "test", 0, 2)], info={"train00": bad}, loss="sigmoid").document()
+    assert document["classes"] == {
         "cat": {"train": 6, "validation": 2, "test": 1},
         "dog": {"train": 6, "validation": 2, "test": 0},
         "hen house": {"train": 6, "validation": 2, "test": 1},
     }
-    assert (made["train"], made["validation"], made["test"], made["multi_label_examples"]) == (18, 6, 1, 1)
-    assert made["broken"] == [
+    assert (document["train"], document["validation"], document["test"], document["multi_label_examples"]) == (
+        18,
+        6,
+        1,
+        1,
+    )
+    assert document["broken"] == [
         {"key": "train00", "path": "train00.jpg", "split": "train", "reason": "image: cut short"}
     ]
-    assert (made["decoded"], made["hashed"]) == (25, 25)
+    assert (document["decoded"], document["hashed"]) == (25, 25)
     assert distribution(np.arange(101.0)) == {"min": 0.0, "p5": 5.0, "median": 50.0, "p95": 95.0, "max": 100.0}
 
 
@@ -346,11 +351,11 @@ def test_counts_and_distributions_as_data() -> None:
 
 
 def test_the_page_holds_everything_loads_nothing_and_escapes_names(tmp_path: Path) -> None:
-    made = report(plenty(), {"train00": "x", "validation00": "x"}, classes=("<b>cat</b>", "dog", "hen"))
+    pets = report(plenty(), {"train00": "x", "validation00": "x"}, classes=("<b>cat</b>", "dog", "hen"))
     Image.new("RGB", (30, 20)).save(tmp_path / "pets_sheet.png")
-    config, reports = small_config(), {"pets": made}
+    config, reports = small_config(), {"pets": pets}
     sheets = {"pets": {"pets_sheet.png": "what <it> shows"}}
-    files = write_page(config, reports, find(config, reports), sheets, tmp_path, "polyvit inspect 'a b'")
+    files = write_page(config, reports, find_problems(config, reports), sheets, tmp_path, "polyvit inspect 'a b'")
     assert files.keys() == {"report.html", "pets_numbers.png", "pets_sheet.png"}
     page = files["report.html"].read_text()
     assert page.count("data:image/png;base64,") == 2
