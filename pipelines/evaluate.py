@@ -140,9 +140,9 @@ def _measure(model: PolyViT, config: RunConfig, alone: RunConfig, indexes: Any) 
     """`_forward` in a Ray task that holds a GPU, or here."""
     import ray
 
-    from pipelines.runtime import Board, live_line, use_gpu
+    from pipelines.runtime import ProgressActor, live_line, use_gpu
 
-    board = Board.remote()  # type: ignore[attr-defined]
+    board = ProgressActor.remote()  # type: ignore[attr-defined]
     ray.get(board.post.remote({"phase": "starting the feed ..."}))
     with live_line(board):
         if not use_gpu(alone):
@@ -156,11 +156,11 @@ def _forward(
 ) -> tuple[dict[str, dict[str, Any]], list[Quarantined]]:
     """Results and undecodable examples of every task."""
     from pipelines.feed import make_decoder, minibatches
-    from pipelines.runtime import Poster
+    from pipelines.runtime import ProgressReporter
 
     requests = evaluation_requests(config, indexes.scans)
     stream = minibatches(requests, make_decoder(config, indexes), config)
-    poster = Poster(board, rank=0)
+    poster = ProgressReporter(board, rank=0)
 
     def said(i: int, minibatch: Minibatch) -> Minibatch:
         poster({"phase": f"evaluating: {minibatch.task} (minibatch {i} of {len(requests)}) ..."})

@@ -42,10 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.cotrain import cotrain, new_run, print_results
+    from pipelines.cotrain import print_results
     from pipelines.index import task_roots
     from pipelines.runtime import cluster
     from pipelines.tracking import model_folder
+    from pipelines.training import cotrain, new_run
     from polyvit.checkpoint import load_trained
     from polyvit.deploy import write_release
 

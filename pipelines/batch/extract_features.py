@@ -106,10 +106,10 @@ def extract(model: PolyViT, config: RunConfig, indexes: Any, missing: Sequence[W
     import ray
 
     from pipelines.feed import make_decoder
-    from pipelines.runtime import Board, live_line, one_worker, use_gpu
+    from pipelines.runtime import ProgressActor, live_line, one_worker, use_gpu
 
     decoder = make_decoder(config, indexes)
-    board, model_ref = Board.remote(), None  # type: ignore[attr-defined]
+    board, model_ref = ProgressActor.remote(), None  # type: ignore[attr-defined]
     for wanted in missing:
         requests = split_requests(config, wanted)
         ray.get(board.post.remote({"phase": f"features of {wanted.task} ({wanted.split}) ..."}))
@@ -141,10 +141,10 @@ def encode(
 ) -> Encoded:
     """Decode the requests on the cluster and run the model on them here, in their order."""
     from pipelines.feed import minibatches
-    from pipelines.runtime import Poster
+    from pipelines.runtime import ProgressReporter
 
     stream = minibatches(requests, decoder, config)
-    poster, parts = Poster(board, rank), []
+    poster, parts = ProgressReporter(board, rank), []
     model = model.to(device).eval()
     try:
         for i, minibatch in enumerate(stream, start=1):

@@ -26,7 +26,7 @@ LOG_EVERY_S = float(os.environ.get("POLYVIT_LOG_EVERY_S", "5"))
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
-class Board:
+class ProgressActor:
     """Holds the newest snapshot of a run, the notices to its user, and whether it was told to stop."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Board:
         return self.snapshot
 
 
-class Poster:
+class ProgressReporter:
     """Posts at most every POST_EVERY_S seconds, without waiting; from rank 0 only.
 
     stop_requested: what the board answered to the last post that came back.

@@ -29,8 +29,8 @@ for _name in ("mlflow", "mlflow.tracking._model_registry.fluent", "mlflow.store.
 
 PREFIX = "models:/"
 REQUIREMENTS = (
-    "mlflow", "torch", "torchaudio", "numpy", "pandas", "lazy-loader", "pyarrow", "pydantic", "pyyaml", "safetensors", "av",
-    "decord", "soundfile", "soxr", "simplejpeg", "opencv-python-headless", "pillow",
+    "mlflow", "torch", "torchaudio", "numpy", "pandas", "lazy-loader", "pyarrow", "pydantic", "pyyaml",
+    "safetensors", "av", "decord", "soundfile", "soxr", "simplejpeg", "opencv-python-headless", "pillow",
 )  # fmt: skip
 """What the logged code imports; the versions of this environment are written with it."""
 _DESCRIPTION = 5000  # the store's limit
