@@ -93,7 +93,7 @@ def old_tasks(trained: RunConfig, given: RunConfig, root: Path | None) -> RunCon
 
 
 def _evaluated(when: str, model: Any, config: RunConfig, folder: Path) -> dict[str, dict[str, Any]]:
-    from pipelines.evaluate import evaluate_checkpoint
+    from pipelines.batch import evaluate_checkpoint
 
     console.print(f"evaluating the old tasks, {when} ...")
     return evaluate_checkpoint(model, config, folder)

@@ -49,10 +49,10 @@ class Cluster:
     def __enter__(self) -> "Cluster":
         from ray.cluster_utils import Cluster as Nodes
 
-        from pipelines.runtime.ray_cluster import started
+        from pipelines.runtime.ray_cluster import start_node
 
         head = {"num_cpus": 3, "include_dashboard": False}
-        self.inner = started(lambda: Nodes(initialize_head=True, head_node_args=head))
+        self.inner = start_node(lambda: Nodes(initialize_head=True, head_node_args=head))
         for _ in range(self.nodes):
             self.add()
         return self
@@ -64,9 +64,9 @@ class Cluster:
 
     def add(self) -> None:
         """One more node, with room for train workers and decoding."""
-        from pipelines.runtime.ray_cluster import started
+        from pipelines.runtime.ray_cluster import start_node
 
-        self.extra.append(started(lambda: self.inner.add_node(num_cpus=2)))
+        self.extra.append(start_node(lambda: self.inner.add_node(num_cpus=2)))
 
     def kill_node(self) -> None:
         """SIGKILL to the raylet of a node that is not the head; a new node takes its place."""

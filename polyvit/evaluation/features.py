@@ -50,7 +50,7 @@ class DamagedFeatures(Exception):
 def features_key(
     model_digest: str,
     index_digest: str,
-    root: Path,
+    root: Path | str,
     split: str,
     task: TaskConfig,
     spec: ModelInput,

@@ -22,7 +22,6 @@ import yaml
 from mlflow.tracking import MlflowClient
 from nodes_kit import free_port
 
-from pipelines.runtime.ray_cluster import started
 from pipelines.tracking.runs import STEP_KEY
 from polyvit.synthetic.write import write_synthetic
 
@@ -79,7 +78,7 @@ class Head:
                 raise RuntimeError(log.read_text())
             return node
 
-        self.nodes.append(started(start))
+        self.nodes.append(start_node(start))
 
     def _wait_for(self, nodes: int) -> None:
         command = [sys.executable, "cluster/wait_for_nodes.py", self.address, str(nodes), "--timeout=240"]

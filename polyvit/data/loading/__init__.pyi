@@ -15,11 +15,11 @@ from .minibatch import Decoder as Decoder
 from .minibatch import Minibatch as Minibatch
 from .minibatch import Quarantined as Quarantined
 from .minibatch import Request as Request
-from .minibatch import evaluation_requests as evaluation_requests
 from .minibatch import multi_hot as multi_hot
 from .prefetch import ReadAhead as ReadAhead
 from .reader import load as load
 from .reader import load_many as load_many
 from .requests import EVAL_BATCH as EVAL_BATCH
 from .requests import Requests as Requests
+from .requests import evaluation_requests as evaluation_requests
 from .requests import split_requests as split_requests

@@ -187,15 +187,3 @@ def train_request(batch: PlannedBatch, examples: Sequence[Example]) -> Request:
         global_batch=batch.global_batch,
         spares=examples_at(examples, batch.spares),
     )
-
-
-def evaluation_requests(
-    task: str, examples: Sequence[Example], batch: int, rank: int, world_size: int
-) -> list[Request]:
-    """The rank's share of one task's evaluation split: every `world_size`-th batch; no example twice."""
-    starts = range(0, len(examples), batch)
-    return [
-        Request(i, task, examples[start : start + batch], first_slot=start, global_batch=len(examples))
-        for i, start in enumerate(starts)
-        if i % world_size == rank
-    ]

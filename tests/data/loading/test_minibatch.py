@@ -11,8 +11,8 @@ from polyvit.config.loader import validate_config
 from polyvit.config.run import RunConfig
 from polyvit.data.index.io import Example, Scan
 from polyvit.data.layouts.scanning.context import EMPTY
-from polyvit.data.loading.minibatch import Decoder, Minibatch, Quarantined, Request, evaluation_requests, multi_hot
-from polyvit.data.loading.requests import EVAL_BATCH, InlineFeed, Requests
+from polyvit.data.loading.minibatch import Decoder, Minibatch, Quarantined, Request, multi_hot
+from polyvit.data.loading.requests import EVAL_BATCH, InlineFeed, Requests, evaluation_requests
 from polyvit.schedule.plan import Plan
 from polyvit.schedule.schedule import build_schedule
 

@@ -9,7 +9,7 @@ import pytest
 from small import small_config
 
 from pipelines.runtime import cluster
-from pipelines.runtime.ray_cluster import STARTS, scaling, started
+from pipelines.runtime.ray_cluster import STARTS, scaling
 from polyvit.errors import UserError
 
 SLOW = "The current node timed out during startup. This could happen because ..."
@@ -32,7 +32,7 @@ def test_a_start_that_took_too_long_is_tried_again_and_leaves_nothing() -> None:
     other = subprocess.Popen(["sleep", "600"])
     try:
         start = Start(STARTS - 1)
-        assert started(start) == "address"
+        assert start_node(start) == "address"
         assert [process.wait(timeout=60) for process in start.left] == [-9] * (STARTS - 1)
         assert psutil.Process(other.pid).is_running()
         assert other.poll() is None
@@ -44,14 +44,14 @@ def test_a_start_that_took_too_long_is_tried_again_and_leaves_nothing() -> None:
 def test_a_machine_that_is_too_busy_is_said() -> None:
     start = Start(STARTS)
     with pytest.raises(UserError, match=rf"did not start within 30 s, {STARTS} times: this machine is too busy"):
-        started(start)
+        start_node(start)
     assert [process.wait(timeout=60) for process in start.left] == [-9] * STARTS
 
 
 def test_any_other_failure_comes_at_once() -> None:
     start = Start(1, "no such address")
     with pytest.raises(Exception, match="no such address"):
-        started(start)
+        start_node(start)
     (process,) = start.left
     process.kill()
     process.wait()
