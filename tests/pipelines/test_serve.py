@@ -15,7 +15,7 @@ from starlette.datastructures import QueryParams
 from use_kit import media, trained
 
 from pipelines.serve import main, start
-from pipelines.serving.deployments import Refused, asked, media_of_body, refusal_of
+from pipelines.serving.deployments import Refused, media_of_body, parse_query, refusal_of
 from polyvit.data.decode.media_type import UNKNOWN
 from polyvit.deploy.isolated_predict import DecoderDied, OverLimit
 from polyvit.deploy.predict import Predictor
@@ -47,11 +47,11 @@ def service(checkpoint: Path, ray_cluster: None) -> Iterator[str]:
 
 def test_what_a_query_may_say() -> None:
     query = QueryParams("task=a&task=b&top_k=7&modality=video")
-    assert asked(query) == (["a", "b"], "video", 7)
-    assert asked(QueryParams("")) == ([], None, 5)
+    assert parse_query(query) == (["a", "b"], "video", 7)
+    assert parse_query(QueryParams("")) == ([], None, 5)
     for wrong in ("top_k=0", "top_k=-1", "top_k=1e3", "top_k=1001", "modality=smell", "tasks=a"):
         with pytest.raises(Refused) as refused:
-            asked(QueryParams(wrong))
+            parse_query(QueryParams(wrong))
         assert refused.value.status == 400
 
 

@@ -22,6 +22,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 from nodes_kit import free_port
 
+from pipelines.runtime.ray_cluster import start_node
 from pipelines.tracking.runs import STEP_KEY
 from polyvit.synthetic.write import write_synthetic
 

@@ -9,7 +9,7 @@ import pytest
 from small import small_config
 
 from pipelines.runtime import cluster
-from pipelines.runtime.ray_cluster import STARTS, scaling
+from pipelines.runtime.ray_cluster import STARTS, scaling, start_node
 from polyvit.errors import UserError
 
 SLOW = "The current node timed out during startup. This could happen because ..."
