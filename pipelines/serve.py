@@ -45,15 +45,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=2**25,
         help="pixels of a picture or a frame (default: 33.5 million)",
     )
-    limits.add_argument("--max-seconds", type=float, default=600.0, help="length of a video or recording (default: 600)")
+    limits.add_argument(
+        "--max-seconds", type=float, default=600.0, help="length of a video or recording (default: 600)"
+    )
     limits.add_argument(
         "--decode-seconds", type=float, default=20.0, help="time for decoding a file (default: 20)"
     )
     limits.add_argument(
-        "--max-memory", type=command_line.positive_int, default=2048 * MIB, help="memory of a decoder (default: 2 GiB)"
+        "--max-memory",
+        type=command_line.positive_int,
+        default=2048 * MIB,
+        help="memory of a decoder (default: 2 GiB)",
     )
     limits.add_argument(
-        "--max-requests", type=command_line.positive_int, default=64, help="requests under way at a time (default: 64)"
+        "--max-requests",
+        type=command_line.positive_int,
+        default=64,
+        help="requests under way at a time (default: 64)",
     )
     return command_line.run(parser, _body, argv)
 

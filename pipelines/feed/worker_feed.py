@@ -26,10 +26,6 @@ def minibatches(
     share the cluster.
     """
     if config.feed.backend == "ray_data":
-        from pipelines.feed.ray_data import (
-            ray_data_minibatches,  # start-up: Ray Data with pandas, for this backend
-        )
-
         return ReadAhead(ray_data_minibatches(requests, decoder, config), 1)
     decoders = decoders_of_a_worker(config, world_size)
     return ReadAhead(ray_core_minibatches(requests, decoder, config, decoders), 1)
