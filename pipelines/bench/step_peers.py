@@ -1,6 +1,6 @@
-"""Contenders of `polyvit bench step`: one training step each, of the same shapes, from random weights.
+"""Contenders of `polyvit bench step`: each has one training step, of the same shapes, with random weights.
 
-Ours is the project's own `train_step`; a peer is its library's classification model with cross-entropy, backward,
+Ours is the project's own `train_step`. A peer is its library's classification model with cross-entropy, backward,
 and torch's SGD with momentum. Peers that are not installed are left out.
 """
 
@@ -31,7 +31,7 @@ PEERS = {
 
 @dataclass(frozen=True)
 class Case:
-    """What every contender of one table is given."""
+    """What all contenders of one table have in common. batch: examples of a step."""
 
     modality: Modality
     model: ModelConfig
@@ -43,7 +43,7 @@ class Case:
 
 @dataclass
 class Contender:
-    """A model and its training step. tokens: that its first block really sees, class tokens included."""
+    """A model and its training step. tokens: how many its first block really gets, class tokens included."""
 
     model: nn.Module
     step: Callable[[], object]
@@ -57,18 +57,18 @@ def installed(name: str) -> bool:
 
 
 def contender(name: str, case: Case) -> Contender:
-    """Built, run once, with the tokens of its first block counted."""
-    made = _ours(case) if name == "ours" else _peer(name, case)
+    """Build a contender, run one step, and count the tokens that its first block gets."""
+    result = _ours(case) if name == "ours" else _peer(name, case)
     seen: list[int] = []
-    first = next(m for m in made.model.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 0
+    first = next(m for m in result.model.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 0
                  and len(m) == case.model.depth)[0]  # fmt: skip
     handle = first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
-    made.step()
+    result.step()
     handle.remove()
-    made.tokens = seen[0]
+    result.tokens = seen[0]
     if case.compile:
-        _compile(made.model)
-    return made
+        _compile(result.model)
+    return result
 
 
 def _compile(model: nn.Module) -> None:
