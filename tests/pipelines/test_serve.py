@@ -129,7 +129,7 @@ def test_it_refuses_with_a_reason_and_counts(service: str, files: dict[str, Path
 
 def decoders_of_the_service() -> list[psutil.Process]:
     """The children of its replica: decoders of a batch job may linger in the same Ray."""
-    found = []
+    processes = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # processes of Ray come and go
             parent = process.parent()
@@ -138,24 +138,24 @@ def decoders_of_the_service() -> list[psutil.Process]:
                 and "polyvit.deploy.isolated_predict" in process.cmdline()
                 and "ServeReplica" in " ".join(parent.cmdline())
             ):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 @pytest.mark.ray
 def test_a_dead_decoder_costs_one_request(service: str, files: dict[str, Path]) -> None:
-    found: list[int] = []
+    statuses: list[int] = []
 
     def post() -> None:
         reply = requests.post(f"{service}/predict", data=files["image"].read_bytes(), timeout=300)
-        found.append(reply.status_code)
+        statuses.append(reply.status_code)
 
     decoders = decoders_of_the_service()
     assert len(decoders) == 2
     for _ in decoders:  # they take turns: now both have started
         post()
-    assert found == [200, 200]
-    found.clear()
+    assert statuses == [200, 200]
+    statuses.clear()
     for decoder in decoders:
         decoder.send_signal(signal.SIGSEGV)
     threads = [threading.Thread(target=post) for _ in range(8)]
@@ -163,7 +163,7 @@ def test_a_dead_decoder_costs_one_request(service: str, files: dict[str, Path]) 
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(found) == [200] * 6 + [422] * 2
+    assert sorted(statuses) == [200] * 6 + [422] * 2
     assert requests.get(f"{service}/healthz", timeout=60).json()["decoder_deaths"] == 2
 
 

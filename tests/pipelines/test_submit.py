@@ -139,12 +139,12 @@ def _title(process: psutil.Process) -> str:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    made = Head()
+    head = Head()
     try:
-        made.start()
-        yield made
+        head.start()
+        yield head
     finally:
-        made.close()
+        head.close()
 
 
 @pytest.fixture(scope="module")

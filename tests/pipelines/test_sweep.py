@@ -37,9 +37,9 @@ def spaced(**changes: Any) -> Any:
 
 def test_a_trial_is_the_config_with_some_keys_changed() -> None:
     base = small_config().model_dump(mode="json")
-    made = trial_config(base, {"schedule.kind": "uniform", "tasks.sound.lr_coef": 0.5})
-    assert (made.schedule.kind, made.tasks["sound"].lr_coef) == ("uniform", 0.5)
-    assert made.tasks["picture"] == small_config().tasks["picture"]
+    trial = trial_config(base, {"schedule.kind": "uniform", "tasks.sound.lr_coef": 0.5})
+    assert (trial.schedule.kind, trial.tasks["sound"].lr_coef) == ("uniform", 0.5)
+    assert trial.tasks["picture"] == small_config().tasks["picture"]
     assert base == small_config().model_dump(mode="json")  # not changed on the way
 
 
@@ -91,10 +91,10 @@ def test_optuna_draws_from_the_space_and_the_same_again() -> None:
         search.set_search_properties("objective", "max", param_space(config))
         return [search.suggest(str(i)) for i in range(12)]
 
-    found = drawn()
-    assert found == drawn()
-    assert all(0.01 <= each["optim.lr"] <= 1.0 for each in found)
-    assert {each["schedule.kind"] for each in found} == {"weighted", "uniform"}
+    draws = drawn()
+    assert draws == drawn()
+    assert all(0.01 <= each["optim.lr"] <= 1.0 for each in draws)
+    assert {each["schedule.kind"] for each in draws} == {"weighted", "uniform"}
 
 
 def test_without_optuna_it_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +118,8 @@ def test_baselines_come_from_runs_of_one_task(tmp_path: Path, monkeypatch: pytes
         "sweep.objective=worst_regression",
     ]  # fmt: skip
     assert cli.main([*command, "--baseline", str(tmp_path / "single")]) == 0
-    made, folder, resume, alone, _ = started["given"]
-    assert made.sweep.baselines == values
+    trained, folder, resume, alone, _ = started["given"]
+    assert trained.sweep.baselines == values
     assert (folder, resume) == (tmp_path / "runs" / "one", False)
     assert sorted(alone) == sorted(singles)
     with contextlib.redirect_stderr(io.StringIO()) as err:
