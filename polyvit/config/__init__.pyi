@@ -11,6 +11,8 @@ from .loader import recipe_names as recipe_names
 from .loader import set_key as set_key
 from .loader import validate_config as validate_config
 from .loader import with_absolute_paths as with_absolute_paths
+from .reference import config_sections as config_sections
+from .reference import reference_markdown as reference_markdown
 from .run import KernelInit as KernelInit
 from .run import ModelConfig as ModelConfig
 from .run import OptimConfig as OptimConfig
