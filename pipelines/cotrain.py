@@ -24,7 +24,14 @@ from rich.table import Table
 
 from pipelines.runtime import Stopped, command_line, console
 from polyvit.checkpoint import TrainState, best_step, folder_name, open_store, under
-from polyvit.config import RunConfig, apply_override, load_config, validate_config, with_absolute_paths
+from polyvit.config import (
+    RunConfig,
+    apply_override,
+    check_installed,
+    load_config,
+    validate_config,
+    with_absolute_paths,
+)
 from polyvit.errors import UserError
 from polyvit.model import parameters_of
 from polyvit.model.pretrained import check_init
@@ -105,7 +112,9 @@ def resumed_config(place: RunPlace, overrides: Sequence[str]) -> RunConfig:
         )
     for override in overrides:
         apply_override(document, override)
-    return with_absolute_paths(validate_config(document))
+    config = validate_config(document)
+    check_installed(config)
+    return with_absolute_paths(config)
 
 
 def cotrain(

@@ -1,7 +1,7 @@
 """Everything a run needs, as frozen validated models.
 
 In: a recipe's name or a YAML file, and `key=value` overrides. Out: a `RunConfig`.
-Read: inputs, tasks, paper_tasks, run, cross_field, loader.
+Read: inputs, tasks, paper_tasks, run, cross_field, installed, loader, reference.
 """
 
 import lazy_loader

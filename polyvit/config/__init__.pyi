@@ -3,6 +3,7 @@ from .inputs import ImageInput as ImageInput
 from .inputs import Modality as Modality
 from .inputs import ModelInput as ModelInput
 from .inputs import VideoInput as VideoInput
+from .installed import check_installed as check_installed
 from .loader import apply_override as apply_override
 from .loader import flatten as flatten
 from .loader import load_config as load_config
