@@ -34,7 +34,7 @@ REQUIREMENTS = (
     "safetensors", "av", "soundfile", "soxr", "simplejpeg", "opencv-python-headless", "pillow",
 )  # fmt: skip
 """What the logged code imports; the versions of this environment are written with it."""
-X86_ONLY = {"decord": "platform_machine == 'x86_64' or platform_machine == 'AMD64'"}
+X86_ONLY = {"decord": 'platform_machine == "x86_64" or platform_machine == "AMD64"'}
 """Optional packages, written where they are installed, with the platforms that have wheels of them."""
 _DESCRIPTION = 5000  # the store's limit
 

@@ -82,14 +82,14 @@ def _cells(*texts: str) -> str:
     return " | ".join(text.replace("|", "\\|") for text in texts)
 
 
-def _sections(model: type[BaseModel], path: str, variant: str, shared: frozenset[str]) -> Iterator[KeySection]:
-    """The section of `model` without the keys in `shared`, then the sections that its fields hold."""
+def _sections(model: type[BaseModel], path: str, variant: str, hidden: frozenset[str]) -> Iterator[KeySection]:
+    """The section of `model` without the keys in `hidden`, then the sections that its fields hold."""
     prefix = f"{path}." if path else ""
-    fields = {name: field for name, field in model.model_fields.items() if name not in shared}
+    fields = {name: field for name, field in model.model_fields.items() if name not in hidden}
     meanings = _meanings(model)
     keys, nested = [], []
     for name, field in fields.items():
-        models = _models(field.annotation)
+        models = [inner for inner in _models(field.annotation) if inner.model_fields]
         if models:
             holds = f"{prefix}{name}.NAME" if _is_mapping(field.annotation) else f"{prefix}{name}"
             nested.append((models, holds))
@@ -109,11 +109,15 @@ def _variants(models: Sequence[type[BaseModel]], path: str, variant: str) -> Ite
         yield from _sections(models[0], path, variant, frozenset())
         return
     base = _common_base(models)
-    shared = frozenset(base.model_fields)
-    if base.model_fields:
-        yield from _sections(base, path, variant, frozenset())
+    own = {name for name in base.model_fields if any(_kind(model, name) != _kind(base, name) for model in models)}
+    shared = frozenset(base.model_fields) - own
+    yield from _sections(base, path, variant, frozenset(own))
     for model in models:
         yield from _sections(model, path, _discriminator(model, shared) or model.__name__, shared)
+
+
+def _kind(model: type[BaseModel], name: str) -> Any:
+    return model.model_fields[name].annotation
 
 
 def _common_base(models: Sequence[type[BaseModel]]) -> type[BaseModel]:
@@ -170,7 +174,7 @@ def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if annotation is NoneType:
         return "null"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "{" + ", ".join(annotation.model_fields) + "}"
+        return "{" + ", ".join(annotation.model_fields) + "}" if annotation.model_fields else "a section of keys"
     bounds = " and".join(f" {sign} {value:g}" for value, sign in _bounds(metadata))
     return _PLAIN.get(annotation, getattr(annotation, "__name__", str(annotation))) + bounds
 
