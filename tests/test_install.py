@@ -6,9 +6,12 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from polyvit import __version__
 
@@ -46,14 +49,31 @@ def _table(page: str) -> dict[str, list[str]]:
     return {re.sub(r" \(.*", "", name): cells.split(" | ") for name, cells in rows}
 
 
-@pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("row", PLATFORMS)
-def test_everything_resolves_to_wheels(row: str, python: str) -> None:
-    platform, with_decord = PLATFORMS[row]
-    done = _uv(
+def _resolve(platform: str, python: str) -> subprocess.CompletedProcess[str]:
+    return _uv(
         "pip", "compile", "pyproject.toml", "--quiet", "--no-header", "--no-annotate",
         "--python-platform", platform, "--python-version", python, "--only-binary", ":all:",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def resolutions() -> Iterator[dict[tuple[str, str], Future[subprocess.CompletedProcess[str]]]]:
+    """{(row, Python): what uv says}, several at a time, since uv mostly waits for the index."""
+    with ThreadPoolExecutor(6) as pool:
+        yield {
+            (row, python): pool.submit(_resolve, platform, python)
+            for row, (platform, _) in PLATFORMS.items()
+            for python in PYTHONS
+        }
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("row", PLATFORMS)
+def test_everything_resolves_to_wheels(
+    row: str, python: str, resolutions: dict[tuple[str, str], Future[subprocess.CompletedProcess[str]]]
+) -> None:
+    done = resolutions[row, python].result()
+    _, with_decord = PLATFORMS[row]
     assert done.returncode == 0, done.stderr
     names = {line.partition("==")[0] for line in done.stdout.splitlines()}
     assert {"torch", "torchaudio", "ray", "mlflow", "av"} <= names
@@ -183,8 +203,6 @@ def test_the_wheel_runs_in_a_clean_environment(wheel: Path, tmp_path: Path) -> N
 
 
 def test_the_citation_names_this_version_and_both_papers() -> None:
-    import yaml
-
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == PROJECT["version"] == __version__
     assert citation["license"] == PROJECT["license"] == "Apache-2.0"
@@ -195,8 +213,6 @@ def test_the_citation_names_this_version_and_both_papers() -> None:
 
 
 def test_pre_commit_and_the_workflow_run_what_the_makefile_runs() -> None:
-    import yaml
-
     lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1)
     tools = [line.rpartition("$(BIN)/")[2].strip() for line in lint.splitlines()]
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
