@@ -112,7 +112,7 @@ class DataConfig(Section):
     takes longer is quarantined. Leave room for busy machines; null: no limit."""
     decode_cpus: PositiveFloat = 1.0
     """Logical CPUs that Ray reserves for one decoding task."""
-    decode_labels: dict[str, str] = Field(default_factory=dict)
+    decode_node_labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the Ray nodes that decode, such as {pool: cpu}; empty: any node with free CPUs. A value may also
     be "!x", "in(x, y)" or "!in(x, y)"."""
 
@@ -125,7 +125,7 @@ class FeedConfig(Section):
     several of which are in the object store at a time. The bytes are the same (`polyvit bench feed`)."""
     prefetch: PositiveInt = 4
     """Minibatches under way or ready for each worker."""
-    decoders: PositiveInt | None = None
+    decode_workers: PositiveInt | None = None
     """`ray_core`: decoding processes that each worker keeps supplied with work. Null: its share of the CPUs that
     the cluster has for decoding. Ray starts as many as there are free CPUs."""
     segment_steps: PositiveInt = 1000
@@ -142,7 +142,7 @@ class TrainConfig(Section):
     resize_check_s: PositiveFloat = 60.0
     """`min_workers` only: seconds between looks for room for more workers. Growing starts the workers anew from
     the last checkpoint, as a loss does."""
-    worker_labels: dict[str, str] = Field(default_factory=dict)
+    worker_node_labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the Ray nodes that train, such as {ray.io/accelerator-type: H200}; empty: any node."""
     use_gpu: bool | None = None
     """Null: a GPU for each worker if the cluster has that many."""
