@@ -249,7 +249,8 @@ def placement_problems(config: RunConfig, nodes: Sequence[Node], gpu: bool) -> l
         others = sum(node.holds(bundle) for node in nodes if not node.carries(train.worker_node_labels))
         if others:
             problems.append(
-                f"train.min_workers with train.worker_node_labels: Ray's elastic scaling counts nodes of any label,"
+                f"train.min_workers with train.worker_node_labels: Ray's elastic scaling counts nodes of any "
+                "label,"
                 f" and others have room for {others} workers, for which it would wait; leave one of the keys out"
             )
     return problems
