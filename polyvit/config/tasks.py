@@ -98,8 +98,8 @@ class TaskBase(Section):
     """Keys that decide the arrays of an evaluation view; tasks with equal values share them."""
 
     layout: LayoutName
-    """How the data lie on disk: imagenet, cifar10, cifar100, pets, resisc45, kinetics, moments, audioset, vggsound,
-    imagefolder, csv, webdataset, parquet, or one of `plugins.layouts`."""
+    """How the data lie on disk: imagenet, cifar10, cifar100, pets, resisc45, kinetics, moments, audioset,
+    vggsound, imagefolder, csv, webdataset, parquet, or one of `plugins.layouts`."""
     root: str | None = None
     """The dataset's folder or URL; null: `data.root` / the task's name."""
     num_classes: PositiveInt
