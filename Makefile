@@ -6,7 +6,7 @@ SHELL := bash
 # What is checked: the files that git tracks, not what a run or an editor left in the folder.
 TRACKED := git ls-files -z
 
-.PHONY: install demo test soak lint clean
+.PHONY: install demo test test-all test-rest soak lint clean
 
 install: .venv/.installed
 
@@ -23,11 +23,22 @@ demo: install
 	$(BIN)/polyvit synth demo-data
 	$(BIN)/polyvit cotrain demo
 
+# Our own files are compiled once, and not again by each of the hundreds of processes that tests start. Tests run in as
+# many processes as there are cores, at most four; those that start Ray share one process and one cluster.
+PYTEST = $(BIN)/python -m compileall -q polyvit pipelines && $(BIN)/python -m pytest
+PARALLEL := -n logical --maxprocesses 4 --dist loadgroup
+
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST) $(PARALLEL)
+
+test-all: install
+	$(PYTEST) $(PARALLEL) -m "not soak"
+
+test-rest: install
+	$(PYTEST) $(PARALLEL) -m "(slow or faults or gpu) and not soak"
 
 soak: install
-	$(BIN)/python -m pytest -m soak
+	$(PYTEST) -m soak
 
 lint: install
 	$(TRACKED) '*.py' '*.pyi' | xargs -0 $(BIN)/ruff check

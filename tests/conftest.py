@@ -16,6 +16,7 @@ TIERS = ("slow", "faults", "gpu", "soak")
 """Markers that take a test out of `make test`; a test has one of them at most."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One tier a test, and one process for all tests that start Ray: they share a cluster and the cores."""
     for item in items:

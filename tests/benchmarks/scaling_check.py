@@ -32,7 +32,7 @@ from small import SIZES, ArrayFeed, fresh
 
 from polyvit.config import RunConfig, load_config, validate_config
 from polyvit.cost.cluster_model import Hardware, RunCost, StepCost, run_cost, step_cost, update_passes
-from polyvit.distributed.reducer import Done
+from polyvit.distributed.communicator import Done
 from polyvit.schedule.plan import Plan
 from polyvit.schedule.schedule import build_schedule
 from polyvit.training.step import train_step

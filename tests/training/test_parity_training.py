@@ -17,7 +17,7 @@ from torch import Tensor
 from polyvit.config import RunConfig
 from polyvit.data.loading.minibatch import Minibatch
 from polyvit.distributed import SingleProcess
-from polyvit.distributed.reducer import Done
+from polyvit.distributed.communicator import Done
 from polyvit.evaluation.metrics import MetricState
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained.convert import state_to_official

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from polyvit.config import RunConfig
 from polyvit.data.loading.minibatch import Minibatch, Quarantined
-from polyvit.distributed.reducer import Done
+from polyvit.distributed.communicator import Done
 from polyvit.model.tokenizer import normalise
 from polyvit.training.step import local_loss, mixup_weight, train_step
 

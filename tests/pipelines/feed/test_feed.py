@@ -195,7 +195,7 @@ def test_a_feed_that_is_left_interrupts_no_process(
     config: RunConfig, indexes: Indexes, in_parts: None, tmp_path: Path
 ) -> None:
     """Which may be in the middle of an import, and could never do it again."""
-    left = feed(with_feed(config, decoders=1), indexes)
+    left = feed(with_feed(config, decode_workers=1), indexes)
     left.decoder = Noted(*(getattr(left.decoder, name) for name in Decoder.__dataclass_fields__), tmp_path)
     stream = left.train(1)
     next(stream)
@@ -261,7 +261,7 @@ def test_the_share_of_the_clusters_decoders(config: RunConfig) -> None:
     """Five CPUs, one a train worker."""
     shares = [decoders_of_a_worker(config, world_size) for world_size in (1, 2, 3, 9)]
     assert shares == [4, 1, 1, 1]
-    assert decoders_of_a_worker(with_feed(config, decoders=7), 2) == 7
+    assert decoders_of_a_worker(with_feed(config, decode_workers=7), 2) == 7
 
 
 def test_a_trial_whose_placement_group_is_full_is_fed_all_the_same(config: RunConfig, indexes: Indexes) -> None:
