@@ -32,7 +32,7 @@ def sides(decoder: Decoder, config: RunConfig, processes: int) -> dict[str, Side
     """Every side, with the same number of decoding processes, and as many minibatches decoded ahead."""
 
     def backend(name: str) -> Side:
-        feed = config.feed.model_copy(update={"backend": name, "decoders": processes})
+        feed = config.feed.model_copy(update={"backend": name, "decode_workers": processes})
         return lambda requests: _ours(requests, decoder, config.model_copy(update={"feed": feed}))
 
     return {

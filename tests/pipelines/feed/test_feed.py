@@ -93,7 +93,7 @@ def test_the_same_bytes_in_step_order_for_any_number_of_workers(
     config: RunConfig, indexes: Indexes, inline: list[Signature], backend: str, world_size: int, in_parts: None
 ) -> None:
     """Across a segment's boundary, with a broken picture and with parts that are empty."""
-    chosen = with_feed(config, backend=backend, decoders=3)
+    chosen = with_feed(config, backend=backend, decode_workers=3)
     streams = [feed(chosen, indexes, rank, world_size).train(1) for rank in range(world_size)]
     assert [signature([part for (part,) in made]) for made in zip(*streams, strict=True)] == inline
 
@@ -114,7 +114,7 @@ def test_any_number_of_decoding_processes(
 ) -> None:
     """The last: one process at a time, whatever is asked for, as it takes all CPUs of the cluster."""
     data = config.data.model_copy(update={"decode_cpus": decode_cpus})
-    chosen = with_feed(config.model_copy(update={"data": data}), decoders=decoders)
+    chosen = with_feed(config.model_copy(update={"data": data}), decode_workers=decoders)
     assert [signature(made) for made in feed(chosen, indexes).train(1)] == inline
 
 
