@@ -16,6 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from polyvit.config import AVBertConfig, RoleSharing
+from polyvit.model.avbert.convert import official_name
+
 DIR = Path(os.environ.get("POLYVIT_PARITY_AV_DIR") or Path(__file__).parents[2] / "shared" / "parity-av")
 
 
@@ -66,3 +69,54 @@ def close(found: Any, expected: Any, tolerance: float, what: str = "", floor: fl
     error = np.abs(found - expected).max(initial=0.0)
     limit = tolerance * max(floor, np.abs(expected).max(initial=0.0))
     assert error <= limit, f"{what}: off by {error:.2e}, more than {limit:.2e}"
+
+
+def model_config(sizes: Mapping[str, Any], fusion: str, mode: str, **more: Any) -> AVBertConfig:
+    """The AVBert of a kit's sizes (`tf` or `av`) in one of its sharing modes."""
+    said = info()["modes"][mode]
+    roles = {
+        (False, False): "none",
+        (False, True): "low_rank_alone",
+        (True, False): "full",
+        (True, True): "low_rank",
+    }[said["transformers_shared"], said["low_rank"]]
+    return AVBertConfig(
+        width=sizes.get("hidden", sizes.get("hidden_size")),
+        depth=sizes.get("layers", sizes.get("num_hidden_layers")),
+        num_heads=sizes.get("heads", sizes.get("num_attention_heads")),
+        mlp_dim=sizes.get("ffn", sizes.get("intermediate_size")),
+        positions=sizes.get("maxpos", sizes.get("max_position_embeddings")),
+        fusion=fusion,
+        sharing=RoleSharing(
+            layers="all" if said["layers_shared"] else "none",
+            roles=roles,
+            rank=sizes.get("rank", sizes.get("orthogonal_size")),
+        ),
+        dropout=0.0,
+        norm_eps=info()["layer_norm_eps"],
+        **more,
+    )
+
+
+def gradients_close(
+    model: torch.nn.Module, name: str, config: AVBertConfig, tolerance: float, prefix: str = "grad/"
+) -> None:
+    """Every gradient of a model that the file holds, each within `tolerance` of its own largest entry.
+
+    A key's bias adds the same to all scores of a query, so its gradient is zero and what is stored is rounding.
+    Nothing the file holds may be missing in ours, nor the other way round.
+    """
+    expected = under(name, prefix)
+    seen = set()
+    for ours, parameter in model.named_parameters():
+        theirs = official_name(ours, config)
+        if theirs not in expected:
+            assert parameter.grad is None, f"{ours} has a gradient, the official code none"
+            continue
+        seen.add(theirs)
+        noise = theirs.endswith(("key.bias", "factor_key.s_linear.bias"))
+        found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        close(found, expected[theirs], 1e-5 if noise else tolerance, theirs, 1.0 if noise else 1e-2)
+    idle = set(info()["parameters_without_gradient"].get(name.removeprefix("transformer_"), []))
+    assert expected.keys() - seen <= idle, sorted(expected.keys() - seen - idle)[:5]
+    assert all(not expected[theirs].any() for theirs in expected.keys() - seen)

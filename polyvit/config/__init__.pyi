@@ -1,3 +1,7 @@
+from .avbert import AudiovisualTask as AudiovisualTask
+from .avbert import AVBertConfig as AVBertConfig
+from .avbert import RoleSharing as RoleSharing
+from .avbert import SequenceInput as SequenceInput
 from .inputs import ArraySpec as ArraySpec
 from .inputs import AudioInput as AudioInput
 from .inputs import ImageInput as ImageInput

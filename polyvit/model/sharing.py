@@ -68,7 +68,7 @@ def exponential(k: Tensor) -> Tensor:
 
 
 class PrivateFactor(nn.Module):
-    """One role's own part of a factorised map: projection `weight` [O, N] and a rotation, stored as `skew` [O, O]."""
+    """What one role has of a factorised map: `weight` [O, N] and a rotation, stored as `skew` [O, O]."""
 
     def __init__(self, in_features: int, rank: int, rotates: bool) -> None:
         super().__init__()
