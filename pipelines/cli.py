@@ -1,4 +1,4 @@
-"""`polyvit COMMAND ...`: one line a command; each is also `python -m pipelines.<command>`."""
+"""`polyvit COMMAND ...`: a table of commands, each of which is also `python -m pipelines.<command>`."""
 
 import importlib
 import sys
@@ -31,25 +31,25 @@ MODULES = {"bench": "bench.main"}
 
 
 def usage() -> str:
-    """The commands, a line each."""
+    """The text of `polyvit --help`: one line for each command."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(["usage: polyvit COMMAND ...   (polyvit COMMAND --help)", "", *lines])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Hand over to the command's module in `pipelines`."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    if not given or given[0] in ("-h", "--help", "help"):
+    """Call the `main` of the command's module in `pipelines`. Returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    if given[0] == "--version":
+    if arguments[0] == "--version":
         print(__version__)
         return 0
-    if given[0] not in COMMANDS:
-        print(f"error: unknown command {given[0]!r}\n{usage()}", file=sys.stderr)
+    if arguments[0] not in COMMANDS:
+        print(f"error: unknown command {arguments[0]!r}\n{usage()}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"pipelines.{MODULES.get(given[0], given[0])}").main(given[1:])
+    return importlib.import_module(f"pipelines.{MODULES.get(arguments[0], arguments[0])}").main(arguments[1:])
 
 
 if __name__ == "__main__":

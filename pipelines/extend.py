@@ -19,8 +19,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.cotrain import cotrain, new_run, print_results
-from pipelines.evaluate import evaluate_checkpoint
+from pipelines.cotrain import print_results
 from pipelines.runtime import command_line, console
 from polyvit.checkpoint import load_trained
 from polyvit.config import RunConfig, load_config
@@ -48,6 +47,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipelines.index import task_roots  # start-up: Ray
     from pipelines.runtime import cluster  # start-up: Ray
     from pipelines.tracking import model_folder  # start-up: MLflow
+    from pipelines.training import cotrain, new_run  # start-up: Ray
 
     folder = model_folder(arguments.model)
     old, trained, document = load_trained(folder)
@@ -92,6 +92,8 @@ def old_tasks(trained: RunConfig, requested: RunConfig, root: Path | None) -> Ru
 
 
 def _evaluated(when: str, model: Any, config: RunConfig, folder: Path) -> dict[str, dict[str, Any]]:
+    from pipelines.batch import evaluate_checkpoint
+
     console.print(f"evaluating the old tasks, {when} ...")
     return evaluate_checkpoint(model, config, folder)
 

@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from pipelines.runtime import command_line, console
 from pipelines.tracking import is_registered, model_folder
 from polyvit.checkpoint import load_trained
-from polyvit.config import AudioInput, RunConfig, VideoInput, load_config
+from polyvit.config import RunConfig, load_config
 from polyvit.errors import UserError
 from polyvit.evaluation import EPOCHS, LRS, Features, ProbeResult, ProbeSettings, probe
 from polyvit.model import PolyViT
@@ -38,8 +39,10 @@ def probe_config(
     Raises UserError for tasks of a modality that the checkpoint has no tokenizer for, and where an evaluation
     split is the train split.
     """
-    if given := [o for o in overrides if o.startswith("model.")]:
-        raise UserError(f"{', '.join(given)}: a probe takes the model as it was trained; leave out model.* keys")
+    if model_keys := [o for o in overrides if o.startswith("model.")]:
+        raise UserError(
+            f"{', '.join(model_keys)}: a probe takes the model as it was trained; leave out model.* keys"
+        )
     config = load_config(recipe, overrides, only)
     have = ", ".join(trained.modalities)
     problems = [
@@ -59,24 +62,30 @@ def probe_config(
 def run_probes(
     model: PolyViT, config: RunConfig, model_digest: str, cache: Path, settings: ProbeSettings
 ) -> dict[str, dict[str, Any]]:
-    """Index, get features, fit and score a head a task, on the cluster that is attached. Returns their rows."""
-    from pipelines.batch import cached_or_extracted, wanted_features
-    from pipelines.index import build_indexes, index_report
-    from pipelines.runtime import check_resources, one_worker, use_gpu
+    """Index, get features, fit and score a head for each task, on the cluster that is attached. Returns a row a
+    task.
+
+    model: the encoder. config: says which tasks, and has the model's own model section.
+    model_digest: hash of the weights, part of the key of cached features. cache: folder of cached features.
+    settings: how heads are fitted.
+    """
+    from pipelines.batch import feature_splits, load_or_extract  # start-up: ray
+    from pipelines.index import build_indexes, index_report  # start-up: ray
+    from pipelines.runtime import check_resources, one_worker, use_gpu  # start-up: ray
 
     check_resources(one_worker(config))
     with tempfile.TemporaryDirectory(prefix="index-", dir=cache) as folder:
         indexes = build_indexes(config, Path(folder))
-    wanted = wanted_features(config, indexes, model_digest, cache)
-    features, extracted = cached_or_extracted(model, config, indexes, wanted)
-    device = "cuda" if use_gpu(one_worker(config)) and _has_cuda() else "cpu"
+    splits = feature_splits(config, indexes, model_digest, cache)
+    features, extracted = load_or_extract(model, config, indexes, splits)
+    device = "cuda" if use_gpu(one_worker(config)) and torch.cuda.is_available() else "cpu"
     report, rows = index_report(indexes), {}
     for name, task in config.tasks.items():
-        train, held = features[name, "train"], features[name, task.eval_split]
-        _judge(config, name, train, held)
+        train, evaluation = features[name, "train"], features[name, task.eval_split]
+        _check_bad_fraction(config, name, train, evaluation)
         console.print(f"fitting a head for {name} ...")
         try:
-            result = probe(task, train, held, settings, device)
+            result = probe(task, train, evaluation, settings, device)
         except UserError as error:
             raise UserError(f"tasks.{name}: {error.message}") from None
         rows[name] = {
@@ -85,21 +94,15 @@ def run_probes(
                 s: "extracted" if (name, s) in extracted else "cached" for s in ("train", task.eval_split)
             },
             "skipped_files": [
-                *({"path": entry.path, "reason": entry.reason} for entry in (*train.bad, *held.bad)),
+                *({"path": entry.path, "reason": entry.reason} for entry in (*train.bad, *evaluation.bad)),
                 *({"path": problem["where"], "reason": problem["reason"]} for problem in report[name]["problems"]),
             ],
         }
     return rows
 
 
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _judge(config: RunConfig, name: str, *splits: Features) -> None:
-    """As in training: a task of which too much is broken is not measured."""
+def _check_bad_fraction(config: RunConfig, name: str, *splits: Features) -> None:
+    """Raises UserError, as training does, where too many examples of a task cannot be decoded."""
     bad, read = sum(len(s.bad) for s in splits), sum(len(s) + len(s.bad) for s in splits)
     allowed = config.data.max_bad_fraction
     if any(not len(s) for s in splits) or (read >= JUDGED_FROM and bad > allowed * read):
@@ -114,7 +117,7 @@ def _row(config: RunConfig, name: str, result: ProbeResult) -> dict[str, Any]:
     task = config.tasks[name]
     return {
         "modality": task.modality,
-        "tokenizer": tokenizer_words(config, name),
+        "tokenizer": tokenizer_text(config, name),
         "loss_function": task.loss,
         "metric": result.metric,
         "value": result.value,
@@ -128,16 +131,11 @@ def _row(config: RunConfig, name: str, result: ProbeResult) -> dict[str, Any]:
     }
 
 
-def tokenizer_words(config: RunConfig, name: str) -> str:
-    """Which tokenizer of the model, in words: "video 4x16x16 of 32x224x224"."""
+def tokenizer_text(config: RunConfig, name: str) -> str:
+    """Which tokenizer of the model a task has, to read: "video 4x16x16 of 32x224x224"."""
     modality = config.tasks[name].modality
     spec = config.model.input(modality)
-    patch: tuple[int, ...] = spec.tubelet_size if isinstance(spec, VideoInput) else spec.patch_size
-    if isinstance(spec, AudioInput):
-        size: tuple[int, ...] = (spec.frames, spec.mel_bins)
-    else:
-        size = (spec.frames, *spec.size) if isinstance(spec, VideoInput) else spec.size
-    return f"{modality} {'x'.join(map(str, patch))} of {'x'.join(map(str, size))}"
+    return f"{modality} {'x'.join(map(str, spec.patch))} of {'x'.join(map(str, spec.media_size))}"
 
 
 def print_results(document: dict[str, Any]) -> None:
@@ -159,7 +157,7 @@ def print_results(document: dict[str, Any]) -> None:
     console.print(f"features  {document['cache']}", markup=False)
 
 
-def _rates(text: str) -> tuple[float, ...]:
+def _learning_rates(text: str) -> tuple[float, ...]:
     try:
         rates = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -177,21 +175,23 @@ def _count(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit probe`."""
-    made = command_line.parser("probe", "Fit a new linear head a task on the frozen features of a checkpoint.")
-    made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
-    command_line.add_config(made)
-    made.add_argument("--cache", metavar="DIR", type=Path, help="folder of features (default: MODEL/features)")
-    made.add_argument("--lrs", type=_rates, default=LRS, metavar="LR,LR", help="learning rates to choose from")
-    made.add_argument("--epochs", type=_count, default=EPOCHS, help=f"passes over train (default: {EPOCHS})")
-    return command_line.run(made, _body, argv)
+    parser = command_line.parser("probe", "Fit a new linear head a task on the frozen features of a checkpoint.")
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    command_line.add_config(parser)
+    parser.add_argument("--cache", metavar="DIR", type=Path, help="folder of features (default: MODEL/features)")
+    parser.add_argument(
+        "--lrs", type=_learning_rates, default=LRS, metavar="LR,LR", help="learning rates to choose from"
+    )
+    parser.add_argument("--epochs", type=_count, default=EPOCHS, help=f"passes over train (default: {EPOCHS})")
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint = model_folder(arguments.model)
     model, trained, state = load_trained(checkpoint)
     config = probe_config(trained, arguments.config, arguments.overrides, arguments.only)
-    from pipelines.index import task_roots
-    from pipelines.runtime import cluster
+    from pipelines.index import task_roots  # start-up: ray, where the arguments have no mistake
+    from pipelines.runtime import cluster  # start-up: ray
 
     task_roots(config)  # before anything is started
     cache = _cache_folder((arguments.cache or _default_cache(arguments.model)).expanduser().absolute())
@@ -216,12 +216,12 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _default_cache(model: str) -> Path:
-    """Beside the checkpoint or in the run; for a registered model, whose folder may be temporary, here."""
+    """In the folder that MODEL names; for a registered model, whose folder may be temporary, in this folder."""
     return Path("features") if is_registered(model) else Path(model).expanduser() / "features"
 
 
 def _cache_folder(cache: Path) -> Path:
-    """Made, and tried out before hours of extraction. Raises UserError where it cannot be written."""
+    """Make the folder and try to write there, before hours of extraction. Raises UserError where that fails."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache):

@@ -5,8 +5,8 @@
     polyvit register --list
     python -m pipelines.register ...
 
-A version is the release of the checkpoint (safetensors and JSON), the code that runs it, a signature and a model
-card, in the MLflow store of its run. `polyvit predict models:/polyvit@champion FILE` answers with it; so does
+A version holds the checkpoint without its optimiser (safetensors and JSON), the code that runs it, a signature
+and a model card, in the MLflow store of its run. `polyvit predict models:/polyvit@champion FILE` uses it; so does
 `mlflow.pyfunc.load_model`, where neither Ray nor this package is installed.
 """
 
@@ -27,23 +27,23 @@ NAME = "polyvit"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit register`."""
-    made = command_line.parser("register", "Register a trained model with MLflow; move and list aliases.")
-    made.add_argument("model", metavar="RUN_OR_CHECKPOINT", nargs="?", help="a run's folder, or a checkpoint's")
-    made.add_argument("--name", default=NAME, help=f"the registered model's name (default: {NAME})")
-    made.add_argument("--alias", help="give the new version this alias, such as champion")
-    made.add_argument("--set-alias", metavar="ALIAS=VERSION", help="move an alias to a version that is there")
-    made.add_argument("--list", action="store_true", help="list registered versions and their aliases")
-    made.add_argument(
+    parser = command_line.parser("register", "Register a trained model with MLflow; move and list aliases.")
+    parser.add_argument("model", metavar="RUN_OR_CHECKPOINT", nargs="?", help="a run's folder, or a checkpoint's")
+    parser.add_argument("--name", default=NAME, help=f"the registered model's name (default: {NAME})")
+    parser.add_argument("--alias", help="give the new version this alias, such as champion")
+    parser.add_argument("--set-alias", metavar="ALIAS=VERSION", help="move an alias to a version that is there")
+    parser.add_argument("--list", action="store_true", help="list registered versions and their aliases")
+    parser.add_argument(
         "--store", metavar="URI", help="MLflow store (default: the run's; else MLFLOW_TRACKING_URI, else runs/)"
     )
-    return command_line.run(made, _body, argv)
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.tracking import list_versions, registry_uri, set_alias
+    from pipelines.tracking import list_versions, registry_uri, set_alias  # start-up: torch
 
-    asked = [bool(arguments.model), arguments.set_alias is not None, arguments.list]
-    if sum(asked) != 1:
+    choices = [bool(arguments.model), arguments.set_alias is not None, arguments.list]
+    if sum(choices) != 1:
         raise UserError("give one of: a run or a checkpoint to register, --set-alias ALIAS=VERSION, --list")
     if arguments.model:
         return _register(arguments)
@@ -60,20 +60,22 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _register(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.tracking import log_model
+    from pipelines.tracking import log_model  # start-up: torch
 
-    given = Path(arguments.model).expanduser()
-    console.print(f"registering {given} as {arguments.name} ...", markup=False)
-    done = log_model(given, arguments.name, arguments.alias, arguments.store)
-    named = f"@{arguments.alias}" if arguments.alias else f"/{done['version']}"
-    console.print(f"registered  {done['name']} version {done['version']} of {done['checkpoint']}", markup=False)
-    console.print(f"MLflow      run {done['run_id']} in {done['uri']}", markup=False)
+    path = Path(arguments.model).expanduser()
+    console.print(f"registering {path} as {arguments.name} ...", markup=False)
+    version = log_model(path, arguments.name, arguments.alias, arguments.store)
+    named = f"@{arguments.alias}" if arguments.alias else f"/{version['version']}"
     console.print(
-        f"next        MLFLOW_TRACKING_URI={done['uri']} {command_line.tool('polyvit')} predict "
-        f"models:/{done['name']}{named} FILE",
+        f"registered  {version['name']} version {version['version']} of {version['checkpoint']}", markup=False
+    )
+    console.print(f"MLflow      run {version['run_id']} in {version['uri']}", markup=False)
+    console.print(
+        f"next        MLFLOW_TRACKING_URI={version['uri']} {command_line.tool('polyvit')} predict "
+        f"models:/{version['name']}{named} FILE",
         markup=False,
     )
-    return done
+    return version
 
 
 def _print_versions(versions: Sequence[dict[str, Any]], store: str) -> None:

@@ -16,7 +16,6 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.predict import command_count
 from pipelines.runtime import command_line, console
 from polyvit.errors import UserError
 
@@ -25,38 +24,57 @@ MIB = 2**20
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit serve`."""
-    made = command_line.parser("serve", "Answer over HTTP with a trained model, on Ray Serve.")
-    made.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
-    made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    made.add_argument("--port", type=command_count, default=8000)
-    made.add_argument("--replicas", type=command_count, default=1, help="processes with the model")
-    made.add_argument("--decoders", type=command_count, default=2, help="files decoded at a time, by each replica")
-    made.add_argument("--batch", type=command_count, default=16, help="most files in one forward pass")
-    limits = made.add_argument_group("what a request may ask for")
-    limits.add_argument("--max-bytes", type=command_count, default=64 * MIB, help="of a file (default: 64 MiB)")
-    limits.add_argument(
-        "--max-pixels", type=command_count, default=2**25, help="of a picture or a frame (33.5 million)"
+    parser = command_line.parser("serve", "Answer over HTTP with a trained model, on Ray Serve.")
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=command_line.positive_int, default=8000)
+    parser.add_argument("--replicas", type=command_line.positive_int, default=1, help="processes with the model")
+    parser.add_argument(
+        "--decoders", type=command_line.positive_int, default=2, help="files that each replica decodes at a time"
     )
-    limits.add_argument("--max-seconds", type=float, default=600.0, help="of a video or recording (default: 600)")
+    parser.add_argument(
+        "--batch", type=command_line.positive_int, default=16, help="most files in one forward pass"
+    )
+    limits = parser.add_argument_group("what a request may ask for")
+    limits.add_argument(
+        "--max-bytes", type=command_line.positive_int, default=64 * MIB, help="size of a file (default: 64 MiB)"
+    )
+    limits.add_argument(
+        "--max-pixels",
+        type=command_line.positive_int,
+        default=2**25,
+        help="pixels of a picture or a frame (default: 33.5 million)",
+    )
+    limits.add_argument(
+        "--max-seconds", type=float, default=600.0, help="length of a video or recording (default: 600)"
+    )
     limits.add_argument(
         "--decode-seconds", type=float, default=20.0, help="time for decoding a file (default: 20)"
     )
     limits.add_argument(
-        "--max-memory", type=command_count, default=2048 * MIB, help="of a decoder (default: 2 GiB)"
+        "--max-memory",
+        type=command_line.positive_int,
+        default=2048 * MIB,
+        help="memory of a decoder (default: 2 GiB)",
     )
-    limits.add_argument("--max-requests", type=command_count, default=64, help="under way at a time (default: 64)")
-    return command_line.run(made, _body, argv)
+    limits.add_argument(
+        "--max-requests",
+        type=command_line.positive_int,
+        default=64,
+        help="requests under way at a time (default: 64)",
+    )
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.runtime import cluster
+    from pipelines.runtime import cluster  # start-up: ray
 
     with cluster(1 + arguments.replicas):
         address = start(arguments)
         console.print(f"listening   {address}/predict   (also /healthz, /metrics; Ctrl-C ends it)", markup=False)
         console.print(f"try         curl --data-binary @FILE '{address}/predict?top_k=3'", markup=False)
         stop = threading.Event()
-        for signum in (signal.SIGINT, signal.SIGTERM):  # now, for Ray sets its own when it starts
+        for signum in (signal.SIGINT, signal.SIGTERM):  # now, since Ray sets its own when it starts
             signal.signal(signum, lambda *_: stop.set())
         stop.wait()
         from ray import serve
@@ -75,12 +93,13 @@ def start(arguments: argparse.Namespace) -> str:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    from pipelines.serving import Back, Front, ServiceLimits
-    from pipelines.tracking import is_registered, model_folder, registry_uri
-    from polyvit.deploy import Limits
+    from pipelines.serving import Ingress, ModelReplica, ServiceLimits  # start-up: ray, fastapi, torch
+    from pipelines.tracking import is_registered, model_folder, registry_uri  # start-up: torch
+    from polyvit.deploy import Limits  # start-up: torch
 
-    folder = model_folder(arguments.model)  # a mistake shows here, not in a replica
-    model = arguments.model if is_registered(arguments.model) else str(folder)
+    # Fetched here too, so that a mistake is shown by this process and not by a replica.
+    folder = model_folder(arguments.model)
+    replica_model = arguments.model if is_registered(arguments.model) else str(folder)
     limits = ServiceLimits(
         arguments.max_bytes,
         arguments.max_requests,
@@ -88,26 +107,26 @@ def start(arguments: argparse.Namespace) -> str:
     )
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= arguments.replicas else 0
     # A registered model is fetched by each replica, from the store that this process sees.
-    environment = {"env_vars": {"MLFLOW_TRACKING_URI": registry_uri()}} if is_registered(model) else {}
+    environment = {"env_vars": {"MLFLOW_TRACKING_URI": registry_uri()}} if is_registered(replica_model) else {}
     serve.start(
         http_options=HTTPOptions(
             host=arguments.host, port=arguments.port, request_timeout_s=arguments.decode_seconds + 120
         ),
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
-    back = Back.options(  # type: ignore[attr-defined]
+    model_replicas = ModelReplica.options(  # type: ignore[attr-defined]
         num_replicas=arguments.replicas,
         max_ongoing_requests=arguments.max_requests,
         graceful_shutdown_timeout_s=arguments.decode_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus, "runtime_env": environment},
-    ).bind(model, limits.file, arguments.decoders, arguments.batch)
-    # One request more than are answered, so that there is room for the 503 and for /healthz.
-    front = Front.options(  # type: ignore[attr-defined]
+    ).bind(replica_model, limits.file, arguments.decoders, arguments.batch)
+    # More requests than are answered at a time, so that there is room for the 503 and for /healthz.
+    ingress = Ingress.options(  # type: ignore[attr-defined]
         max_ongoing_requests=4 * arguments.max_requests, ray_actor_options={"num_cpus": 0}
-    ).bind(back, limits)
+    ).bind(model_replicas, limits)
     try:
-        serve.run(front, name="polyvit", route_prefix="/")
+        serve.run(ingress, name="polyvit", route_prefix="/")
     except RuntimeError as error:
         serve.shutdown()
         raise UserError(f"the service did not start ({str(error).splitlines()[0]}); is the port free?") from None

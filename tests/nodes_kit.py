@@ -50,10 +50,10 @@ class Nodes:
 
     def add(self, name: str, cpus: int, labels: Mapping[str, str]) -> None:
         """Start a node. The first is the head."""
-        from pipelines.runtime.ray_cluster import started
+        from pipelines.runtime.ray_cluster import start_node
 
         sizes = {"num_cpus": cpus, "object_store_memory": 200 * 2**20, "include_dashboard": False}
-        self.by_name[name] = started(lambda: self.cluster.add_node(labels=dict(labels), **sizes))
+        self.by_name[name] = start_node(lambda: self.cluster.add_node(labels=dict(labels), **sizes))
 
     def kill(self, name: str) -> None:
         """The machine is gone: kill -9 of its raylet, and of its workers, which would outlive it for a moment."""
@@ -70,7 +70,7 @@ class Nodes:
         return psutil.Process(node.all_processes["raylet"][0].process.pid)
 
     def processes(self) -> Iterator[tuple[str, str]]:
-        """(node, title) of every Ray worker process now alive; titles are as `ray::decode_piece`."""
+        """(node, title) of every Ray worker process now alive; titles are as `ray::decode_chunk`."""
         for name, node in list(self.by_name.items()):
             try:
                 for child in self.raylet(node).children():

@@ -49,10 +49,10 @@ class Cluster:
     def __enter__(self) -> "Cluster":
         from ray.cluster_utils import Cluster as Nodes
 
-        from pipelines.runtime.ray_cluster import started
+        from pipelines.runtime.ray_cluster import start_node
 
         head = {"num_cpus": 3, "include_dashboard": False}
-        self.inner = started(lambda: Nodes(initialize_head=True, head_node_args=head))
+        self.inner = start_node(lambda: Nodes(initialize_head=True, head_node_args=head))
         for _ in range(self.nodes):
             self.add()
         return self
@@ -64,9 +64,9 @@ class Cluster:
 
     def add(self) -> None:
         """One more node, with room for train workers and decoding."""
-        from pipelines.runtime.ray_cluster import started
+        from pipelines.runtime.ray_cluster import start_node
 
-        self.extra.append(started(lambda: self.inner.add_node(num_cpus=2)))
+        self.extra.append(start_node(lambda: self.inner.add_node(num_cpus=2)))
 
     def kill_node(self) -> None:
         """SIGKILL to the raylet of a node that is not the head; a new node takes its place."""
@@ -80,14 +80,14 @@ class Cluster:
 
 def ray_processes(session: str, *titles: str) -> list[psutil.Process]:
     """The Ray worker processes of a session whose title holds one of these words: never another cluster's."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             title = " ".join(process.cmdline())
             wanted = title.startswith("ray::") and any(word in title for word in titles)
             if wanted and session in process.environ().get("RAY_SESSION_DIR", "") + _family(process):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def _family(process: psutil.Process) -> str:
@@ -196,7 +196,7 @@ def _kill(target: str, run: Run, cluster: Cluster, rng: random.Random) -> bool:
 def _gone(session: str) -> None:
     """Raises AssertionError where processes of a dead driver live on."""
     until = time.monotonic() + PATIENCE_S
-    while left := ray_processes(session, "RayTrainWorker", "decode_", "Board"):
+    while left := ray_processes(session, "RayTrainWorker", "decode_", "ProgressActor"):
         if time.monotonic() > until:
             raise AssertionError(f"left behind: {[p.cmdline()[0].strip() for p in left]}")
         time.sleep(0.5)
@@ -298,16 +298,16 @@ def soak(folder: Path, runs: int, kills: int, seed: int, steps: int) -> dict[str
 
 def main() -> int:
     """Exit status 0 where every run is equal."""
-    made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("folder", type=Path)
-    made.add_argument("--runs", type=int, default=4)
-    made.add_argument("--kills", type=int, default=5)
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--steps", type=int, default=400)
-    given = made.parse_args()
-    folder = given.folder.absolute()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--runs", type=int, default=4)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=400)
+    arguments = parser.parse_args()
+    folder = arguments.folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
-    report = soak(folder, given.runs, given.kills, given.seed, given.steps)
+    report = soak(folder, arguments.runs, arguments.kills, arguments.seed, arguments.steps)
     count = sum(len(entry["kills"]) for entry in report["runs"])
     print(f"{len(report['runs'])} runs, {count} kills, all equal: {report['equal']}")
     return 0 if report["equal"] else 1

@@ -70,6 +70,11 @@ def evaluation_arrays(media, task, spec, segment_s=(0.0, -1.0)):
     return {"tokens": _signal(media, spec).astype(np.float16).reshape(1, -1, spec.patch_size)}
 
 
+def preparation(task, spec):
+    """How a file becomes the model's input."""
+    return f"{spec.samples} numbers"
+
+
 def _signal(media: bytes, spec: SensorInput) -> np.ndarray:
     try:
         signal_S = np.load(io.BytesIO(media), allow_pickle=False)

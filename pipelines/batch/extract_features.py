@@ -1,18 +1,24 @@
 """Ray Data: features of tasks' splits by a frozen encoder, extracted once and cached as Parquet.
 
-Media are decoded by Ray Data's tasks as for training, and encoded in this process, or on the GPUs of the cluster
-if it has them by up to `train.workers` Ray tasks. One file a split, written as soon as it is complete.
+In: a model, a config and its indexes. Out: one file of features for each split, written as soon as it is complete.
+Media are decoded by the feed's processes as for training. They are encoded in this process, or, where the cluster
+has GPUs, by up to `train.workers` Ray tasks.
+
+Shapes: B examples of a minibatch, V views of each, W = B * V, N tokens, P patch_dim, D width.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
+import torch
 
-from pipelines.runtime import console
+from pipelines.feed import make_decoder, minibatches
+from pipelines.index import Indexes
+from pipelines.runtime import ProgressActor, ProgressReporter, console, live_line, one_worker, use_gpu
 from polyvit.config import RunConfig
 from polyvit.data.index import Example, Split
 from polyvit.data.loading import (
@@ -21,8 +27,7 @@ from polyvit.data.loading import (
     Minibatch,
     Request,
     evaluation_requests,
-    token_dtype,
-    token_shape,
+    example_bytes,
 )
 from polyvit.evaluation import (
     DamagedFeatures,
@@ -32,15 +37,17 @@ from polyvit.evaluation import (
     read_features,
     write_features,
 )
-from polyvit.model import PolyViT
+from polyvit.model import PolyViT, normalise
 
 BATCH_BYTES = 64 * 2**20
-"""Most bytes of tokens in one minibatch: of long clips fewer than EVAL_BATCH, so that many are in flight."""
+"""Most bytes of tokens in one minibatch. Long clips come in smaller minibatches than EVAL_BATCH, so that many of
+them are decoded at a time."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The features of one split of one task: of which examples, and where they are cached under which key."""
+class FeatureSplit:
+    """One split of one task whose features are wanted: its examples, and the cache file with the key it must
+    have."""
 
     task: str
     split: Split
@@ -49,85 +56,83 @@ class Wanted:
     key: str
 
 
-def wanted_features(config: RunConfig, indexes: Any, model_digest: str, cache: Path) -> list[Wanted]:
-    """Train and evaluation split of every task."""
-    digests, found = indexes.digests(), []
+def feature_splits(config: RunConfig, indexes: Indexes, model_digest: str, cache: Path) -> list[FeatureSplit]:
+    """Train and evaluation split of every task. model_digest: hash of the weights. cache: folder of the files."""
+    digests, feature_splits = indexes.digests(), []
     for name, task in config.tasks.items():
         spec, root = config.model.input(task.modality), indexes.roots[name]
         splits: tuple[Split, Split] = ("train", task.eval_split)
         for split in splits:
             key = features_key(model_digest, digests[name], root, split, task, spec, config.train.precision)
             path = cache / f"{name}-{split}-{key[:16]}.parquet"
-            found.append(Wanted(name, split, indexes.scans[name].split(split), path, key))
-    return found
+            feature_splits.append(FeatureSplit(name, split, indexes.scans[name].split(split), path, key))
+    return feature_splits
 
 
-def read_cached(wanted: Wanted, num_classes: int) -> Features | None:
-    """What an earlier probe wrote, None where there is nothing or nothing whole."""
+def read_cached(split: FeatureSplit, num_classes: int) -> Features | None:
+    """What an earlier probe wrote; None where there is no file, or a damaged one."""
     try:
-        found = read_features(wanted.path, wanted.key, len(wanted.examples), num_classes)
+        features = read_features(split.path, split.key, len(split.examples), num_classes)
     except FileNotFoundError:
         return None
     except DamagedFeatures as error:
-        console.print(f"[yellow]warning: a damaged cache file is extracted again[/]: {wanted.path.name} ({error})")
+        console.print(f"[yellow]warning: a damaged cache file is extracted again[/]: {split.path.name} ({error})")
         return None
-    again = f"; to try the {len(found.bad)} undecodable again delete {wanted.path}" if found.bad else ""
-    console.print(f"features of {wanted.task} ({wanted.split}): cached, {len(found)}{again}", markup=False)
-    return found
+    again = f"; to try the {len(features.bad)} undecodable again delete {split.path}" if features.bad else ""
+    console.print(f"features of {split.task} ({split.split}): cached, {len(features)}{again}", markup=False)
+    return features
 
 
-def cached_or_extracted(
-    model: PolyViT, config: RunConfig, indexes: Any, wanted: Sequence[Wanted]
+def load_or_extract(
+    model: PolyViT, config: RunConfig, indexes: Indexes, splits: Sequence[FeatureSplit]
 ) -> tuple[dict[tuple[str, Split], Features], set[tuple[str, Split]]]:
     """The features by (task, split), and which of them had to be extracted."""
-    found = {}
-    for want in wanted:
-        cached = read_cached(want, config.tasks[want.task].num_classes)
+    features = {}
+    for split in splits:
+        cached = read_cached(split, config.tasks[split.task].num_classes)
         if cached is not None:
-            found[want.task, want.split] = cached
-    missing = [want for want in wanted if (want.task, want.split) not in found]
-    if missing:
-        extracted = extract(model, config, indexes, missing)
-        found |= {(want.task, want.split): made for want, made in zip(missing, extracted, strict=True)}
-    return found, {(want.task, want.split) for want in missing}
+            features[split.task, split.split] = cached
+    missing = [split for split in splits if (split.task, split.split) not in features]
+    for split, extracted in zip(missing, extract(model, config, indexes, missing), strict=True):
+        features[split.task, split.split] = extracted
+    return features, {(split.task, split.split) for split in missing}
 
 
-def split_requests(config: RunConfig, wanted: Wanted) -> list[Request]:
+def encode_requests(config: RunConfig, split: FeatureSplit) -> list[Request]:
     """The requests of one split, each of at most EVAL_BATCH views and BATCH_BYTES."""
-    task = config.tasks[wanted.task]
+    task = config.tasks[split.task]
     views = task.eval_views
-    example_bytes = math.prod(token_shape(config.model.input(task.modality))) * token_dtype(task.modality).itemsize
-    batch = max(1, min(EVAL_BATCH // views, BATCH_BYTES // (views * example_bytes)))
-    return evaluation_requests(wanted.task, wanted.examples, batch, 0, 1)
+    size = views * example_bytes(config.model.input(task.modality))
+    batch = max(1, min(EVAL_BATCH // views, BATCH_BYTES // size))
+    return evaluation_requests(split.task, split.examples, batch, 0, 1)
 
 
-def extract(model: PolyViT, config: RunConfig, indexes: Any, missing: Sequence[Wanted]) -> Iterator[Features]:
-    """Decode and encode what is missing; each split is written as soon as it is complete."""
-    import ray
-
-    from pipelines.feed import make_decoder
-    from pipelines.runtime import Board, live_line, one_worker, use_gpu
-
+def extract(
+    model: PolyViT, config: RunConfig, indexes: Indexes, missing: Sequence[FeatureSplit]
+) -> Iterator[Features]:
+    """Decode and encode each of the splits; its file is written as soon as it is complete."""
+    if not missing:
+        return
     decoder = make_decoder(config, indexes)
-    board, model_ref = Board.remote(), None  # type: ignore[attr-defined]
-    for wanted in missing:
-        requests = split_requests(config, wanted)
-        ray.get(board.post.remote({"phase": f"features of {wanted.task} ({wanted.split}) ..."}))
-        with live_line(board):
+    progress_actor, model_ref = ProgressActor.remote(), None  # type: ignore[attr-defined]
+    for split in missing:
+        requests = encode_requests(config, split)
+        ray.get(progress_actor.post.remote({"phase": f"features of {split.task} ({split.split}) ..."}))
+        with live_line(progress_actor):
             if use_gpu(one_worker(config)):
                 model_ref = model_ref or ray.put(model)
-                parts = _on_gpus(model_ref, config, decoder, requests, board)
+                encoded = _on_gpus(model_ref, config, decoder, requests, progress_actor)
             else:
-                parts = encode(model, config, decoder, requests, board, 0, "cpu")
-        found = gather_features(parts, config.model.width, config.tasks[wanted.task].num_classes)
-        write_features(found, wanted.path, wanted.key)
-        left_out = f", left out {len(found.bad)} that cannot be decoded" if found.bad else ""
-        console.print(f"features of {wanted.task} ({wanted.split}): extracted {len(found)}{left_out}")
-        yield found
+                encoded = encode(model, config, decoder, requests, progress_actor, 0, "cpu")
+        features = gather_features(encoded, config.model.width, config.tasks[split.task].num_classes)
+        write_features(features, split.path, split.key)
+        left_out = f", left out {len(features.bad)} that cannot be decoded" if features.bad else ""
+        console.print(f"features of {split.task} ({split.split}): extracted {len(features)}{left_out}")
+        yield features
 
 
 Encoded = list[tuple[np.ndarray, Minibatch]]
-"""Features [n, D] of each minibatch, and the minibatch without its tokens."""
+"""features_BD float32 of each minibatch, and the minibatch without its tokens."""
 
 
 def encode(
@@ -135,60 +140,72 @@ def encode(
     config: RunConfig,
     decoder: Decoder,
     requests: Sequence[Request],
-    board: Any,
+    progress_actor: Any,
     rank: int,
     device: str,
 ) -> Encoded:
-    """Decode the requests on the cluster and run the model on them here, in their order."""
-    from pipelines.feed import minibatches
-    from pipelines.runtime import Poster
+    """Decode the requests on the cluster and run the model on them here, in their order.
 
+    model, config: the encoder and its config. decoder, requests: what the feed is given. progress_actor: gets the
+    live line, from rank 0 only. rank: of this process among those that encode. device: "cpu" or "cuda".
+    """
     stream = minibatches(requests, decoder, config)
-    poster, parts = Poster(board, rank), []
+    progress = ProgressReporter(progress_actor, rank)
+    encoded: Encoded = []
     model = model.to(device).eval()
     try:
         for i, minibatch in enumerate(stream, start=1):
-            poster({"phase": f"features of {minibatch.task} (minibatch {i} of {len(requests)}) ..."})
-            features = minibatch_features(model, minibatch, config, device)
-            parts.append((features, replace(minibatch, tokens=np.zeros(0, np.uint8))))
+            progress({"phase": f"features of {minibatch.task} (minibatch {i} of {len(requests)}) ..."})
+            features_BD = minibatch_features(model, minibatch, config, device)
+            encoded.append((features_BD, replace(minibatch, inputs={})))
     finally:
         stream.close()
-    return parts
+    return encoded
 
 
 def minibatch_features(model: PolyViT, minibatch: Minibatch, config: RunConfig, device: str) -> np.ndarray:
-    """[n, D] float32: the class token after the final norm, the mean over an example's views."""
-    import torch
+    """features_BD float32: the class token after the final norm, the mean over an example's views.
 
-    from polyvit.model import normalise
-
+    minibatch: its arrays [W, ...] are as the feed brings them.
+    """
     width, examples = config.model.width, len(minibatch.labels)
     if not examples:  # none of the minibatch could be decoded
         return np.zeros((0, width), np.float32)
     half = torch.autocast(device, torch.bfloat16, enabled=config.train.precision == "bfloat16")
     with torch.inference_mode(), half:
-        tokens_WNP = normalise(torch.from_numpy(minibatch.tokens.copy()).to(device))
-        features_WD = model.forward_features(tokens_WNP, config.tasks[minibatch.task].modality).float()
+        inputs = {
+            name: normalise(torch.from_numpy(array.copy()).to(device)) for name, array in minibatch.inputs.items()
+        }
+        features_WD = model.forward_features(inputs, config.tasks[minibatch.task].modality).float()
     return features_WD.view(examples, minibatch.views, width).mean(dim=1).cpu().numpy()
 
 
 def _on_gpus(
-    model_ref: Any, config: RunConfig, decoder: Decoder, requests: Sequence[Request], board: Any
+    model_ref: Any, config: RunConfig, decoder: Decoder, requests: Sequence[Request], progress_actor: Any
 ) -> Encoded:
-    """`encode` in as many Ray tasks as there are workers, or as the cluster can hold; each a GPU and a share."""
-    import ray
+    """`encode` in as many Ray tasks as there are workers, or as the cluster can hold; each has a GPU and a share.
 
+    model_ref: the model in Ray's object store. The rest is as for `encode`.
+    """
     train, have = config.train, ray.cluster_resources()
     cpus = (have["CPU"] - config.data.decode_cpus) // train.cpus_per_worker
     size = max(1, min(train.workers, len(requests), int(have["GPU"] // train.gpus_per_worker), int(cpus)))
     remote = ray.remote(num_cpus=train.cpus_per_worker, num_gpus=train.gpus_per_worker)(_encode_on_gpu)
     shares = ray.get(
-        [remote.remote(model_ref, config, decoder, requests[rank::size], board, rank) for rank in range(size)]
+        [
+            remote.remote(model_ref, config, decoder, requests[rank::size], progress_actor, rank)
+            for rank in range(size)
+        ]
     )
     return [shares[i % size][i // size] for i in range(len(requests))]
 
 
 def _encode_on_gpu(
-    model: PolyViT, config: RunConfig, decoder: Decoder, requests: Sequence[Request], board: Any, rank: int
+    model: PolyViT,
+    config: RunConfig,
+    decoder: Decoder,
+    requests: Sequence[Request],
+    progress_actor: Any,
+    rank: int,
 ) -> Encoded:
-    return encode(model, config, decoder, requests, board, rank, "cuda")
+    return encode(model, config, decoder, requests, progress_actor, rank, "cuda")

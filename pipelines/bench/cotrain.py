@@ -2,8 +2,8 @@
 
     polyvit bench cotrain [CONFIG] [key=value ...] [--steps N] [--rounds N] [--threads N] [--json FILE]
 
-The minibatches are made beforehand (no feed), so the difference is what switching tasks costs the step: caches,
-allocator, graphs, optimiser. Both orders take turns, each starting from the same parameters.
+The minibatches are there before the clock starts (no feed), so the difference is what switching tasks costs the
+step: caches, allocator, graphs, optimiser. Both orders take turns, and each starts from the same parameters.
 """
 
 import argparse
@@ -13,31 +13,30 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipelines.bench import kit
+from pipelines.bench.kit import random_minibatch
 from pipelines.runtime import command_line, console
 from polyvit.config import RunConfig, load_config
-from polyvit.data.loading import Minibatch, multi_hot, token_dtype, token_shape
 from polyvit.errors import UserError
 from polyvit.model import PolyViT
 from polyvit.schedule import build_schedule
 from polyvit.training import Alone, build_optimiser, train_step
 
 LIMIT = 1.03
-"""Co-training may cost this many times the sum of its tasks."""
+"""The most that co-training may take, as a multiple of its tasks run one after another."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit bench cotrain`."""
-    made = command_line.parser("bench cotrain", "Co-training's steps against the same steps run task by task.")
-    made.add_argument("config", metavar="CONFIG", nargs="?", default="tiny-nine", help="default: tiny-nine")
-    made.add_argument("overrides", metavar="key=value", nargs="*", help="keys of the config to change")
-    made.add_argument("--steps", type=int, default=90, help="steps of each order in a round")
-    made.add_argument("--rounds", type=int, default=7)
-    made.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    return command_line.run(made, _body, argv)
+    parser = command_line.parser("bench cotrain", "Co-training's steps against the same steps run task by task.")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", default="tiny-nine", help="default: tiny-nine")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys of the config to change")
+    parser.add_argument("--steps", type=int, default=90, help="steps of each order in a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -63,11 +62,11 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(config: RunConfig, steps: int, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Milliseconds of both orders, medians over rounds, and their ratio within a round."""
+    """Milliseconds of both orders, medians over rounds, and the median of their ratio within a round."""
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
     stride = max(1, len(schedule) // steps)
     mixed = [name for step in range(1, len(schedule) + 1, stride) for name, _ in schedule.tasks_at(step)][:steps]
-    minibatches = {name: blank(config, name) for name in config.tasks}
+    minibatches = {name: random_minibatch(config, name) for name in config.tasks}
     model = PolyViT(config.model, config.tasks).to(device)
     if config.train.compile or (config.train.compile is None and device.type == "cuda"):
         model.compile_blocks()
@@ -94,17 +93,6 @@ def measure(config: RunConfig, steps: int, rounds: int, device: torch.device) ->
         "cotraining_ms": statistics.median(times["mixed"]), "task_by_task_ms": statistics.median(times["sorted"]),
         "ratio": ratio, "limit": LIMIT, "within_limit": ratio <= LIMIT,
     }  # fmt: skip
-
-
-def blank(config: RunConfig, name: str) -> Minibatch:
-    """A minibatch of the task's shapes with random content."""
-    task = config.tasks[name]
-    shape = (task.batch, *token_shape(config.model.input(task.modality)))
-    tokens = np.random.default_rng(0).integers(0, 255, shape).astype(token_dtype(task.modality))
-    if tokens.dtype != np.uint8:
-        tokens = (tokens / 128 - 1).astype(tokens.dtype)
-    labels = multi_hot([[i % task.num_classes] for i in range(task.batch)], task.num_classes)
-    return Minibatch(1, name, tokens, labels, ("",) * task.batch, 0, task.batch)
 
 
 if __name__ == "__main__":

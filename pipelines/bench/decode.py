@@ -2,9 +2,9 @@
 
     python -m pipelines.bench.decode --data DIR [--rounds N] [--photos N] [--clips N] [--opens N] [--json FILE]
 
-Every item is decoded by every contender in every round, the contenders in random order; what counts is the CPU
-time of the whole process, so that a library's own threads are not free. Torch and OpenCV have one thread. Frames
-are compared with a sequential decoding, pixels by PSNR, log-mel by its largest difference.
+Every contender decodes every item in every round, in random order. What is measured is the CPU time of the whole
+process, so that a library's own threads count too. Torch and OpenCV have one thread. Frames are compared with a
+sequential decoding, pixels by PSNR, log-mel by its largest difference.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 
 from pipelines.bench import decode_media, kit
 from pipelines.bench import decode_peers as peers
-from pipelines.bench.decode_kit import Rows, Runs, machine, print_table, psnr, timed
+from pipelines.bench.kit import Rows, Runs, decode_machine, print_table, psnr, timed_items
 from pipelines.runtime import command_line, console
 from polyvit.config import (
     AudioInput,
@@ -35,7 +35,7 @@ from polyvit.config import (
     VideoTask,
 )
 from polyvit.data.decode import audio, image, video
-from polyvit.data.loading import example_tokens
+from polyvit.data.loading import example_arrays
 from polyvit.data.transforms import Box, example_rng, inception_box, patchify_video, window_indices, window_start
 from polyvit.errors import UserError
 
@@ -45,14 +45,16 @@ TASK = {"layout": "csv", "num_classes": 2, "steps": 1, "batch": 1}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m pipelines.bench.decode`."""
-    made = command_line.parser("bench feed decode", "Decoding against peers, one core.")
-    made.add_argument("--data", type=Path, required=True, help="a folder with photos and sounds below it")
-    made.add_argument("--rounds", type=int, default=5)
-    made.add_argument("--photos", type=int, default=48)
-    made.add_argument("--clips", type=int, default=4, help="clips of each kind, made anew: 10 s of CPU time each")
-    made.add_argument("--opens", type=int, default=0, help="open videos so often, to see what leaks")
-    made.add_argument("--seed", type=int, default=0)
-    return command_line.run(made, _body, argv)
+    parser = command_line.parser("bench feed decode", "Decoding against peers, one core.")
+    parser.add_argument("--data", type=Path, required=True, help="a folder with photos and sounds below it")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--photos", type=int, default=48)
+    parser.add_argument(
+        "--clips", type=int, default=4, help="clips of each kind; encoding one takes 10 s of CPU time"
+    )
+    parser.add_argument("--opens", type=int, default=0, help="how often to open videos, to look for leaks")
+    parser.add_argument("--seed", type=int, default=0)
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -64,7 +66,11 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 def decode_section(
     data: Path, rounds: int = 5, photos: int = 48, clips: int = 4, opens: int = 0, seed: int = 0
 ) -> dict[str, Any]:
-    """The document of this benchmark, its tables printed on the way. `data`: JPEGs and sounds anywhere below it.
+    """Run the whole benchmark and print its tables. Returns its document.
+
+    data: a folder with JPEGs and sounds anywhere below it. rounds: of every table. photos: how many JPEGs.
+    clips: how many clips of each kind. opens: how often videos are opened to look for leaks; 0: not at all.
+    seed: of the material and of the order of contenders.
 
     Raises UserError where `data` lacks either, and for counts below 1.
     """
@@ -76,7 +82,7 @@ def decode_section(
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
             pictures = decode_media.photos(data, photos, seed)
             document = {
-                "benchmark": "decode", "machine": machine(), "rounds": rounds, "seed": seed,
+                "benchmark": "decode", "machine": decode_machine(), "rounds": rounds, "seed": seed,
                 "absent": peers.absent(),
                 "unit": "milliseconds of the process's CPU time an item",
                 "image": image_tables(pictures, rounds, seed),
@@ -110,7 +116,7 @@ def image_tables(photos: list[bytes], rounds: int, seed: int) -> list[dict[str, 
 
 
 def image_rows(photos: list[bytes], out: int, rounds: int, seed: int) -> Rows:
-    """PIL first; every contender draws and cuts the crop of `example_tokens`. No flips, so that pixels compare."""
+    """PIL first; every contender draws and cuts the crop of `example_arrays`. No flips, so that pixels compare."""
     spec = ImageInput(size=(out, out), patch_size=peers.PATCH)
     augment = ImageAugment(flip=0)
     sides = [image.decode_image(photo).shape[:2] for photo in photos]
@@ -122,11 +128,11 @@ def image_rows(photos: list[bytes], out: int, rounds: int, seed: int) -> Rows:
 
     def ours(**changes: bool) -> Callable[[int], np.ndarray]:
         task = ImageTask.model_validate({**TASK, "augment": augment.model_dump() | changes})
-        return lambda i: example_tokens(photos[i], task, spec, example_rng(seed, "bench", 0, str(i)))
+        return lambda i: example_arrays(photos[i], task, spec, example_rng(seed, "bench", 0, str(i)))["tokens"][0]
 
     def peer(name: str) -> Callable[[int], np.ndarray]:
-        made = peers.image_peers()[name]
-        return lambda i: made(photos[i], box(i), out)
+        decode = peers.image_peers()[name]
+        return lambda i: decode(photos[i], box(i), out)
 
     runs = {name: peer(name) for name in peers.image_peers()}
     runs |= {
@@ -136,7 +142,7 @@ def image_rows(photos: list[bytes], out: int, rounds: int, seed: int) -> Rows:
         "ours, antialias, whole": ours(antialias=True, scaled_decode=False),
         "ours, flipped": ours(flip=True),
     }
-    rows = timed(runs, len(photos), rounds, seed)
+    rows = timed_items(runs, len(photos), rounds, seed)
     filtered, exact = ([runs[name](i) for i in range(len(photos))] for name in ("PIL", "simplejpeg + OpenCV"))
     for name in rows.keys() - {"limit: decode only", "ours, flipped"}:
         tokens = [runs[name](i) for i in range(len(photos))]
@@ -145,8 +151,8 @@ def image_rows(photos: list[bytes], out: int, rounds: int, seed: int) -> Rows:
     return rows
 
 
-def _median_p5(found: list[np.ndarray], expected: list[np.ndarray]) -> list[float]:
-    values = [psnr(a, b) for a, b in zip(found, expected, strict=True)]
+def _median_p5(actual: list[np.ndarray], expected: list[np.ndarray]) -> list[float]:
+    values = [psnr(a, b) for a, b in zip(actual, expected, strict=True)]
     return [float(np.median(values)), float(np.percentile(values, 5))]
 
 
@@ -182,17 +188,21 @@ def video_rows(clips: list[peers.Clip], rounds: int, seed: int) -> dict[str, Any
     numbers = [window_indices(length, FRAMES, STRIDE, start).tolist() for start in starts]
 
     def peer(name: str) -> Callable[[int], np.ndarray]:
-        made = peers.clip_peers()[name]
-        return lambda i: made(clips[i], numbers[i])
+        read = peers.clip_peers()[name]
+        return lambda i: read(clips[i], numbers[i])
 
     def ours(reader: str) -> Callable[[int], Sequence[np.ndarray]]:
         return lambda i: video.read_frames(clips[i].data, FRAMES, STRIDE, generator(i), reader=reader)  # type: ignore[arg-type]
 
     runs: dict[str, Callable[[int], Any]] = {name: peer(name) for name in peers.clip_peers()}
-    runs |= {"ours": ours("pyav"), "ours, reader=decord": ours("decord")}
+    runs["ours"] = ours("pyav")
+    if "decord" not in peers.absent():
+        runs["ours, reader=decord"] = ours("decord")
     expected = [peers.sequential(clip, wanted) for clip, wanted in zip(clips, numbers, strict=True)]
     same = {n: all(np.array_equal(run(i), frames) for i, frames in enumerate(expected)) for n, run in runs.items()}
-    rows = {name: {**row, "identical": same[name]} for name, row in timed(runs, len(clips), rounds, seed).items()}
+    rows = {
+        name: {**row, "identical": same[name]} for name, row in timed_items(runs, len(clips), rounds, seed).items()
+    }
     return {"rows": rows, "stages": video_stages(clips, expected, rounds, seed)}
 
 
@@ -213,7 +223,7 @@ def video_stages(clips: list[peers.Clip], frames: list[np.ndarray], rounds: int,
 
     cut = [video.train_video(video_THWC, spec.size, plain, generator(0)) for video_THWC in frames]
     runs: Runs = {
-        "tokens": lambda i: example_tokens(clips[i].data, task, spec, generator(i)),
+        "tokens": lambda i: example_arrays(clips[i].data, task, spec, generator(i))["tokens"][0],
         "open": opened,
         "open and walk": walk,
         "read": lambda i: video.read_frames(clips[i].data, FRAMES, STRIDE, generator(i)),
@@ -223,14 +233,14 @@ def video_stages(clips: list[peers.Clip], frames: list[np.ndarray], rounds: int,
         ),
         "patchify": lambda i: patchify_video(cut[i], spec.tubelet_size),
     }
-    return timed(runs, len(clips), rounds, seed)
+    return timed_items(runs, len(clips), rounds, seed)
 
 
 def video_opens(photo: bytes, opens: int, seed: int) -> dict[str, dict[str, int]]:
     """Memory, file descriptors and threads before and after `opens` clips read, after 100 that are not counted."""
     data = decode_media.clip(photo, decode_media.CLIPS["gop 32 fastdecode"], seed)
     document: dict[str, dict[str, int]] = {}
-    for reader in ("pyav", "decord"):
+    for reader in [name for name in ("pyav", "decord") if name not in peers.absent()]:
         marks = []
         for count in (100, opens):
             for number in range(count):
@@ -271,27 +281,27 @@ def audio_tables(data: Path, rounds: int, seed: int) -> dict[str, Any]:
 def recording_rows(files: list[bytes], m4a: bool, rounds: int, seed: int) -> tuple[Rows, Rows]:
     """Reading alone, and reading with log-mel."""
     spec, task = AudioInput(), AudioTask.model_validate({**TASK, "modality": "audio"})
-    found = peers.sound_peers(m4a)
+    readers_of_peers = peers.sound_peers(m4a)
 
     def read(name: str) -> Callable[[int], np.ndarray]:
-        return lambda i: found[name](files[i])
+        return lambda i: readers_of_peers[name](files[i])
 
     def read_mel(name: str) -> Callable[[int], np.ndarray]:
-        return lambda i: peers.torchaudio_log_mel(found[name](files[i]))
+        return lambda i: peers.torchaudio_log_mel(readers_of_peers[name](files[i]))
 
     def ours(i: int) -> np.ndarray:
         return audio.decode_waveform(files[i], 16_000)
 
     def tokens(i: int) -> np.ndarray:
-        return example_tokens(files[i], task, spec, example_rng(seed, "bench", 0, str(i)))
+        return example_arrays(files[i], task, spec, example_rng(seed, "bench", 0, str(i)))["tokens"][0]
 
-    readers: Runs = {**{name: read(name) for name in found}, "ours": ours}
+    readers: Runs = {**{name: read(name) for name in readers_of_peers}, "ours": ours}
     whole: Runs = {
-        **{name: read_mel(name) for name in found},
+        **{name: read_mel(name) for name in readers_of_peers},
         "ours": lambda i: audio.eval_waveform(ours(i), spec),
         "ours, training tokens": tokens,
     }
-    return timed(readers, len(files), rounds, seed), timed(whole, len(files), rounds, seed)
+    return timed_items(readers, len(files), rounds, seed), timed_items(whole, len(files), rounds, seed)
 
 
 def log_mel_table(waves: list[np.ndarray], rounds: int, seed: int) -> dict[str, Any]:
@@ -301,7 +311,7 @@ def log_mel_table(waves: list[np.ndarray], rounds: int, seed: int) -> dict[str, 
         "torchaudio": lambda i: peers.torchaudio_log_mel(waves[i]),
         "ours": lambda i: audio.log_mel(waves[i], spec, 0, 800),
     }
-    rows = timed(runs, len(waves), rounds, seed)
+    rows = timed_items(runs, len(waves), rounds, seed)
     noise_S = np.random.default_rng(seed).standard_normal(128_000, np.float32) / 10
     apart = [
         float(np.abs(audio.log_mel(wave, spec) - peers.torchaudio_log_mel(wave)).max())
@@ -314,10 +324,6 @@ def log_mel_table(waves: list[np.ndarray], rounds: int, seed: int) -> dict[str, 
     return {"log_mel": rows, "difference_noise": apart[0], "difference_sounds": max(apart[1:])}
 
 
-def _apart(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(a - b).max())
-
-
 def resampling() -> dict[str, Any]:
     """Signal to error, in dB, of tones below the new limit of 8 kHz; and how far down tones above it are."""
     time_S = np.arange(44_100 * 2) / 44_100
@@ -327,12 +333,12 @@ def resampling() -> dict[str, Any]:
                          ("torchaudio", lambda tone_S: peers.resample(tone_S, 44_100))):  # fmt: skip
         kept, aliased = {}, {}
         for hertz in (1_000, 5_000, 7_000):
-            found = change(np.sin(2 * np.pi * hertz * time_S).astype(np.float32))[1000:-1000]
-            error = found - np.sin(2 * np.pi * hertz * after_S)[1000 : 1000 + len(found)]
+            resampled_S = change(np.sin(2 * np.pi * hertz * time_S).astype(np.float32))[1000:-1000]
+            error = resampled_S - np.sin(2 * np.pi * hertz * after_S)[1000 : 1000 + len(resampled_S)]
             kept[hertz] = -10 * float(np.log10(2 * np.mean(error**2)))
         for hertz in (8_500, 9_000, 12_000):
-            found = change(np.sin(2 * np.pi * hertz * time_S).astype(np.float32))[1000:-1000]
-            aliased[hertz] = -10 * float(np.log10(2 * np.mean(found.astype(np.float64) ** 2)))
+            resampled_S = change(np.sin(2 * np.pi * hertz * time_S).astype(np.float32))[1000:-1000]
+            aliased[hertz] = -10 * float(np.log10(2 * np.mean(resampled_S.astype(np.float64) ** 2)))
         document[name] = {"signal_to_error_db": kept, "alias_db_down": aliased}
     return document
 

@@ -1,8 +1,8 @@
-"""Photos, clips and recordings for `polyvit bench feed`'s decode section, made from a folder of real data.
+"""Photos, clips and recordings for the decode section of `polyvit bench feed`, from a folder of real data.
 
-Photos are taken as they are; large ones are mosaics of them. Clips are pans and zooms over photos with sensor
-noise, H.264 by libx264: the noise makes the bit rate realistic, the motion is not. Recordings are real sounds,
-joined to `RECORDING_S` and encoded anew. All draws follow from the seed.
+Photos are used as they are; large ones are mosaics of them. Clips are pans and zooms over photos with sensor
+noise, in H.264 by libx264: the noise makes the bit rate realistic, the motion is not. Recordings are real sounds,
+joined to `RECORDING_S` and encoded again. All draws follow from the seed.
 """
 
 import io
@@ -39,34 +39,35 @@ RECORDING_S = 8.0
 
 
 def photos(data: Path, most: int, seed: int, least_pixels: int = 120_000) -> list[bytes]:
-    """Some JPEGs below `data` of at least `least_pixels`, of any size where there are none that large.
+    """At most `most` JPEGs below `data`, of at least `least_pixels`; of any size where none is that large.
 
     Raises UserError where there is none at all.
     """
     files = sorted(path for path in data.rglob("*") if path.suffix.lower() in (".jpeg", ".jpg"))
-    found: list[bytes] = []
-    small: list[bytes] = []
+    large_files: list[bytes] = []
+    small_files: list[bytes] = []
     for path in random.Random(seed).sample(files, len(files)):
         content = path.read_bytes()
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(content)
             large = height * width >= least_pixels
-            if len(small) < most or large:
+            if len(small_files) < most or large:
                 decode_image(content)
-                (found if large else small).append(content)
+                (large_files if large else small_files).append(content)
         except (ValueError, BadMedia):
             continue
-        if len(found) == most:
+        if len(large_files) == most:
             break
-    if not found and small:
+    if not large_files and small_files:
         console.print(f"{data}: no JPEG of {least_pixels} pixels or more; small ones are timed, which says little")
-    if not found and not small:
+    if not large_files and not small_files:
         raise UserError(f"{data}: no JPEG below it; give a folder of photos")
-    return found or small
+    return large_files or small_files
 
 
 def clip(photo: bytes, options: dict[str, str], seed: int) -> bytes:
-    """An MP4 of `SECONDS` s: a pan and zoom over one photo, with noise."""
+    """The bytes of an MP4 of `SECONDS` s: a pan and zoom over one photo (a JPEG), with noise. options: of
+    libx264."""
     picture_HWC = decode_image(photo)
     rng = np.random.default_rng(seed)
     (start_y, start_x), (end_y, end_x) = rng.random((2, 2))
@@ -97,12 +98,12 @@ def large_photos(photos: list[bytes], count: int) -> list[bytes]:
     """JPEGs of `LARGE`, quality 90, 4:2:0: sixteen photos each, side by side, so that detail is real."""
     height, width = LARGE[0] // 4, LARGE[1] // 4
     tiles = [cv2.resize(decode_image(photo), (width, height), interpolation=cv2.INTER_AREA) for photo in photos]
-    made = []
+    mosaics = []
     for i in range(count):
         rows = [[tiles[(7 * i + 4 * y + x) % len(tiles)] for x in range(4)] for y in range(4)]
         mosaic_HWC = np.concatenate([np.concatenate(row, axis=1) for row in rows])
-        made.append(simplejpeg.encode_jpeg(mosaic_HWC, quality=90, colorsubsampling="420"))
-    return made
+        mosaics.append(simplejpeg.encode_jpeg(mosaic_HWC, quality=90, colorsubsampling="420"))
+    return mosaics
 
 
 def recordings(data: Path, kind: str, count: int, seed: int) -> list[bytes]:

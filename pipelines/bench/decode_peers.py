@@ -1,4 +1,4 @@
-"""Contenders of the decode benchmark: what others make of the same bytes, by the same crops, windows and shapes.
+"""Contenders of the decode benchmark: other libraries decode the same bytes to the same crops, windows and shapes.
 
 Image: (data, box, size) -> tokens_NP; video: (clip, frame numbers) -> video_THWC; audio: data -> waveform_S. One
 thread each. A peer that is not installed, or does not start here, is named with its reason (`absent`).
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import av
 import cv2
-import decord
 import numpy as np
 import simplejpeg
 import soundfile
@@ -27,12 +26,12 @@ ImagePeer = Callable[[bytes, Box, int], np.ndarray]
 ClipPeer = Callable[["Clip", list[int]], np.ndarray]
 SoundPeer = Callable[[bytes], np.ndarray]
 PATCH = (16, 16)
-LIBRARIES = {"torchvision": "torchvision", "torchcodec": "torchcodec.decoders"}
+LIBRARIES = {"decord": "decord", "torchvision": "torchvision", "torchcodec": "torchcodec.decoders"}
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A video in memory, and as a file for those who want a path."""
+    """A video in memory, and as a file for peers that need a path."""
 
     data: bytes
     path: Path
@@ -53,7 +52,7 @@ def absent() -> dict[str, str]:
 
 
 def image_peers() -> dict[str, ImagePeer]:
-    """Those of this machine. Antialiased, but for those called bilinear."""
+    """The image peers of this machine. All resize with antialias, except those called bilinear."""
     peers = {
         "PIL": pil, "PIL + draft": pil_draft, "OpenCV bilinear": opencv_bilinear, "simplejpeg + OpenCV": bare,
         "torchvision": torchvision_resized_crop, "limit: decode only": decode_only,
@@ -105,12 +104,12 @@ def torchvision_resized_crop(data: bytes, box: Box, out: int) -> np.ndarray:
 
 
 def decode_only(data: bytes, box: Box, out: int) -> np.ndarray:
-    """What no resizing can undercut: the whole picture decoded."""
+    """The whole picture decoded and not resized: no contender that resizes can be faster."""
     return simplejpeg.decode_jpeg(data)
 
 
 def clip_peers() -> dict[str, ClipPeer]:
-    """Those of this machine."""
+    """The video peers of this machine."""
     peers = {
         "decord": decord_batch,
         "PyAV, seeking": pyav_seek,
@@ -133,7 +132,9 @@ def sequential(clip: Clip, numbers: list[int]) -> np.ndarray:
 
 
 def decord_batch(clip: Clip, numbers: list[int]) -> np.ndarray:
-    """decord, without a look at the file before."""
+    """decord, without any check of the file before."""
+    import decord
+
     return decord.VideoReader(io.BytesIO(clip.data), num_threads=1).get_batch(numbers).asnumpy()
 
 
@@ -176,7 +177,7 @@ def torchcodec_range(clip: Clip, numbers: list[int]) -> np.ndarray:
 
 
 def sound_peers(m4a: bool) -> dict[str, SoundPeer]:
-    """Readers to mono at 16 kHz; m4a: of MP4 sound."""
+    """The audio peers of this machine, to mono at 16 kHz. m4a: whether they must read MP4 sound."""
     peers = {"PyAV": pyav_sound, "torchcodec": torchcodec_sound}
     if not m4a:
         peers["soundfile"] = soundfile_sound

@@ -3,14 +3,17 @@
     polyvit bench feed [CONFIG] [key=value ...] [--workers N] [--rounds N] [--seconds S] [--steps N] [--quick]
                        [--sections delivered,host,memory,decode] [--json FILE]
 
-delivered: minibatches to a consumer that does nothing, for images, clips, audio and the weighted mix of all tasks:
-    examples/s, seconds to the first minibatch on a warm cluster, CPU ms an example. A ratio is taken within a
-    round, the median over rounds: above 1 we are faster.
-host: what is left when nothing is decoded: steps/s of the feed alone, with tiny arrays and with arrays of real
-    size, of the training loop's own code, and of both with a step that takes 5 ms.
-memory: MB of all processes that are their own (no object store) along `--steps` steps, for one task and for all.
-decode: every decoder on one core against its peers (`pipelines/bench/decode.py`).
-Data: `data.root=DIR`, which holds the tasks' folders; without it, made: photos of 500 x 375, 10 s clips and FLACs.
+delivered: minibatches for a consumer that does nothing, for images, clips, audio and the weighted mix of all
+tasks:
+    examples/s, seconds to the first minibatch on a warm cluster, CPU ms for each example. A ratio is the median
+    over rounds of the ratio within a round: above 1 we are faster.
+host: the cost of everything but decoding: steps/s of the feed alone, with tiny arrays and with arrays of real
+size,
+    of the training loop's own code, and of both with a step that takes 5 ms.
+memory: MB of all processes without shared memory (the object store) during `--steps` steps, for one task and for
+all. decode: every decoder on one core against its peers (`pipelines/bench/decode.py`).
+Data: `data.root=DIR`, which holds the tasks' folders. Without it synthetic data are written: photos of 500 x 375,
+clips of 10 s, FLACs.
 """
 
 import argparse
@@ -30,10 +33,11 @@ import torch
 from rich.table import Table
 
 from pipelines.bench import kit
-from pipelines.bench.feed_sides import SIDES, Stub, made_data, memory_mb, sides, timed
+from pipelines.bench.decode import decode_section
+from pipelines.bench.feed_sides import SIDES, Stub, memory_mb, sides, timed, write_data
 from pipelines.feed import RayFeed, make_decoder
 from pipelines.index import Indexes, build_indexes
-from pipelines.runtime import command_line, console
+from pipelines.runtime import cluster, command_line, console
 from polyvit.checkpoint import TrainState, TrainUnit
 from polyvit.config import RunConfig, load_config
 from polyvit.data.loading import Decoder, Minibatch, Request, Requests
@@ -51,25 +55,35 @@ STEP_S = 0.005
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit bench feed`."""
-    made = command_line.parser("bench feed", "The feed against a torch DataLoader with the same decode function.")
-    made.add_argument("config", metavar="CONFIG", nargs="?", default="polyvit-b-nine", help="polyvit-b-nine")
-    made.add_argument("overrides", metavar="key=value", nargs="*", help="keys of the config to change")
-    made.add_argument("--workers", type=int, default=8, help="measure the share of one of so many train workers")
-    made.add_argument("--rounds", type=int, default=5)
-    made.add_argument("--seconds", type=float, default=10.0, help="about how long a pass takes")
-    made.add_argument("--steps", type=int, default=2000, help="of the memory section; a fifth of the others'")
-    made.add_argument("--sections", default=",".join(SECTIONS), help="comma-separated")
-    made.add_argument(
+    parser = command_line.parser(
+        "bench feed", "The feed against a torch DataLoader with the same decode function."
+    )
+    parser.add_argument(
+        "config", metavar="CONFIG", nargs="?", default="polyvit-b-nine", help="default: polyvit-b-nine"
+    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys of the config to change")
+    parser.add_argument("--workers", type=int, default=8, help="measure the feed of one train worker of so many")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="about how long a pass takes")
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="steps of the memory section; the host section takes a fifth"
+    )
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="comma-separated")
+    parser.add_argument(
         "--quick",
         action="store_true",
         help="2 rounds of 2 s, 200 steps; without the decode section about 2 minutes",
     )
-    return command_line.run(made, _body, argv)
+    return command_line.run(parser, _body, argv)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all sections need. processes: that decode, on every side."""
+    """What all sections need.
+
+    config, indexes: the tasks and their data. workers: train workers of the run of which one is measured.
+    rounds: of every comparison. seconds: about how long a pass takes. processes: how many decode, on every side.
+    """
 
     config: RunConfig
     indexes: Indexes
@@ -88,13 +102,11 @@ class Bench:
         requests = Requests.of(
             config, Plan(order, chosen, sizes, config.seed), self.indexes.scans, 0, self.workers
         )
-        listed = (request for step in range(1, min(steps, len(order)) + 1) for request in requests.at(step))
-        return config, make_decoder(config, self.indexes), listed
+        case_requests = (request for step in range(1, min(steps, len(order)) + 1) for request in requests.at(step))
+        return config, make_decoder(config, self.indexes), case_requests
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.runtime import cluster
-
     sections = arguments.sections.split(",")
     if unknown := [name for name in sections if name not in SECTIONS]:
         raise UserError(f"--sections {unknown[0]}: choose from {', '.join(SECTIONS)}")
@@ -128,7 +140,7 @@ def _indexes(config: RunConfig, folder: Path, quick: bool) -> Indexes:
     if config.data.root or all(task.root for task in config.tasks.values()):
         return build_indexes(config, folder / "index")
     console.print("no data.root: making photos, clips and recordings of realistic size ...")
-    return made_data(folder, config, clips=4 if quick else 16)
+    return write_data(folder, config, clips=4 if quick else 16)
 
 
 def cases(config: RunConfig) -> dict[str, list[str]]:
@@ -143,27 +155,27 @@ def cases(config: RunConfig) -> dict[str, list[str]]:
 
 def delivered(bench: Bench) -> dict[str, Any]:
     """Every case: rates of every side, and ratios to the DataLoader."""
-    found = {name: delivered_case(bench, tasks) for name, tasks in cases(bench.config).items()}
+    results = {name: delivered_case(bench, tasks) for name, tasks in cases(bench.config).items()}
     table = Table(title=f"delivered by {bench.processes} processes, medians of {bench.rounds} rounds")
     for column in ("", "examples", "side", "examples/s", "x DataLoader", "first s", "CPU ms/example", "load"):
         table.add_column(column, justify="right" if column not in ("", "side") else "left")
-    for name, case in found.items():
+    for name, case in results.items():
         for side, row in case["sides"].items():
             table.add_row(
                 name, str(case["examples"]), side, f"{row['examples_per_s']:.1f}", f"{row['ratio']:.2f}",
                 f"{row['first_s']:.2f}", f"{row['cpu_ms_per_example']:.2f}", f"{max(case['load']):.1f}",
             )  # fmt: skip
     console.print(table)
-    return found
+    return results
 
 
 def delivered_case(bench: Bench, tasks: Sequence[str]) -> dict[str, Any]:
     """One case. A pass is as many requests as the processes decode in about `bench.seconds`."""
     config, decoder, requests = bench.case(tasks, 10**9)
-    listed, costs = [], {name: [0.0, 0] for name in tasks}  # seconds and number of a task's requests decoded here
+    sample, costs = [], {name: [0.0, 0] for name in tasks}  # seconds and number of a task's requests decoded here
     spent, until = 0.0, time.perf_counter() + max(2.0, bench.seconds)
     while spent < bench.seconds * bench.processes and (request := next(requests, None)) is not None:
-        listed.append(request)
+        sample.append(request)
         cost = costs[request.task]
         if not cost[1]:
             decoder.decode(request)  # imports, caches
@@ -173,20 +185,20 @@ def delivered_case(bench: Bench, tasks: Sequence[str]) -> dict[str, Any]:
             cost[0], cost[1] = cost[0] + time.perf_counter() - began, cost[1] + 1
         spent += cost[0] / cost[1]
     contenders = sides(decoder, config, bench.processes)
-    return {"tasks": list(tasks), "examples": sum(len(r.examples) for r in listed), "requests": len(listed),
-            **compared(contenders, listed, bench.rounds)}  # fmt: skip
+    return {"tasks": list(tasks), "examples": sum(len(r.examples) for r in sample), "requests": len(sample),
+            **compared(contenders, sample, bench.rounds)}  # fmt: skip
 
 
 def compared(contenders: dict[str, Any], requests: Sequence[Request], rounds: int) -> dict[str, Any]:
-    """Passes of every side in turn, each round in another order, after one that warms up."""
+    """Time passes of every side in turn, after one that warms up; the order changes from round to round."""
     passes: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     loads = []
     for turn in range(rounds + 1):
         names = list(contenders)[turn % len(contenders) :] + list(contenders)[: turn % len(contenders)]
         for name in names:
-            made = timed(contenders[name], requests[: max(4, len(requests) // 2)] if not turn else requests)
+            figures = timed(contenders[name], requests[: max(4, len(requests) // 2)] if not turn else requests)
             if turn:
-                passes[name].append(made)
+                passes[name].append(figures)
         loads.append(os.getloadavg()[0])
     rows: dict[str, dict[str, Any]] = {}
     for name, entries in passes.items():
@@ -203,14 +215,14 @@ def compared(contenders: dict[str, Any], requests: Sequence[Request], rounds: in
 
 
 def host(bench: Bench, steps: int) -> dict[str, Any]:
-    """Steps/s where nothing is decoded and nothing computed."""
-    config, decoder, requests = bench.case(list(bench.config.tasks), steps)
-    listed = list(requests)
-    found: dict[str, Any] = {}
+    """Steps/s where nothing is decoded and nothing is computed."""
+    config, decoder, stream = bench.case(list(bench.config.tasks), steps)
+    requests = list(stream)
+    results: dict[str, Any] = {}
     for kind, count in (("tiny", steps), ("real_size", max(8, steps // 6))):
         contenders = sides(Stub.of(decoder, real_size=kind == "real_size"), config, bench.processes)
-        found[f"feed_{kind}"] = compared(contenders, listed[:count], bench.rounds)
-    found["loop"] = {
+        results[f"feed_{kind}"] = compared(contenders, requests[:count], bench.rounds)
+    results["loop"] = {
         "alone": loop_rate(bench, config, 2 * steps, 0.0, stubbed=False),
         "with_feed": loop_rate(bench, config, 2 * steps, 0.0, stubbed=True),
         "with_feed_and_5_ms_step": loop_rate(bench, config, steps, STEP_S, stubbed=True),
@@ -219,16 +231,16 @@ def host(bench: Bench, steps: int) -> dict[str, Any]:
     for column in ("", *SIDES):
         table.add_column(column, justify="right" if column else "left")
     for kind in ("tiny", "real_size"):
-        rows = found[f"feed_{kind}"]["sides"]
+        rows = results[f"feed_{kind}"]["sides"]
         table.add_row(f"feed, {kind}", *(f"{rows[side]['minibatches_per_s']:.0f}" for side in SIDES))
     console.print(table)
-    for name, rate in found["loop"].items():
+    for name, rate in results["loop"].items():
         console.print(f"loop {name.replace('_', ' ')}: {rate:.0f} steps/s ({1000 / rate:.2f} ms a step)")
-    return found
+    return results
 
 
-class _Silent:
-    """Events that nobody hears."""
+class _NoCallbacks:
+    """The training loop's callbacks, which do nothing."""
 
     def progress(self, snapshot: dict[str, Any]) -> None: ...
     def metrics(self, step: int, values: dict[str, float]) -> None: ...
@@ -252,10 +264,10 @@ class _StubFeed(RayFeed):
         if self.stubbed:
             yield from super().train(start_step)
             return
-        made = {name: self.decoder.decode(Request(0, name, (), global_batch=1)) for name in self.config.tasks}
+        templates = {name: self.decoder.decode(Request(0, name, (), global_batch=1)) for name in self.config.tasks}
         for step in range(start_step, self.total + 1):
             ((name, _),) = self.requests.plan.schedule.tasks_at(step)
-            yield [Minibatch(**{**vars(made[name]), "step": step})]
+            yield [Minibatch(**{**vars(templates[name]), "step": step})]
 
     def evaluation(self) -> Iterator[Minibatch]:
         """Nothing."""
@@ -263,7 +275,11 @@ class _StubFeed(RayFeed):
 
 
 def loop_rate(bench: Bench, config: RunConfig, steps: int, step_s: float, stubbed: bool) -> float:
-    """Steps/s of `polyvit.training.loop.train` with a step that only sleeps; the first tenth does not count."""
+    """Steps/s of the training loop with a step that only sleeps; the first tenth of the steps does not count.
+
+    bench, config: what is measured. steps: of the loop. step_s: how long a step sleeps.
+    stubbed: whether the feed runs, with a decoder that does nothing; else there is no feed.
+    """
     schedule = config.schedule.model_copy(update={"steps": steps})
     config = config.model_copy(update={"schedule": schedule})
     sizes = {name: len(bench.indexes.scans[name].split("train")) for name in config.tasks}
@@ -275,13 +291,15 @@ def loop_rate(bench: Bench, config: RunConfig, steps: int, step_s: float, stubbe
     learner = TrainUnit(model, build_optimiser(dict(model.named_parameters()), config.optim))
     began: list[float] = []
 
-    def null_step(model: Any, optimiser: Any, made: Sequence[Minibatch], *rest: Any, **keys: Any) -> StepResult:
+    def null_step(
+        model: Any, optimiser: Any, minibatches: Sequence[Minibatch], *rest: Any, **keys: Any
+    ) -> StepResult:
         time.sleep(step_s)
         began.append(time.perf_counter())
-        examples = sum(minibatch.global_batch for minibatch in made)
-        return StepResult((0.0,) * len(made), 0.0, (0,) * len(made), examples=examples)
+        examples = sum(minibatch.global_batch for minibatch in minibatches)
+        return StepResult((0.0,) * len(minibatches), 0.0, (0,) * len(minibatches), examples=examples)
 
-    train(learner, plan.schedule, feed, config, Alone(), TrainState(), _Silent(), take_step=null_step)
+    train(learner, plan.schedule, feed, config, Alone(), TrainState(), _NoCallbacks(), take_step=null_step)
     skipped = len(began) // 10
     return (len(began) - 1 - skipped) / (began[-1] - began[skipped])
 
@@ -290,24 +308,24 @@ def loop_rate(bench: Bench, config: RunConfig, steps: int, step_s: float, stubbe
 
 
 def memory(bench: Bench, steps: int) -> dict[str, Any]:
-    """MB along `steps` steps of small minibatches, and MB gained per 1,000 steps in the second half of them."""
+    """MB during `steps` steps of small minibatches, and how many MB 1,000 steps add in the second half of them."""
     tiny = load_config("tiny-nine", [], []).model
     workers = 4 * bench.workers  # small minibatches: it is steps that count here
     small = Bench(bench.config.model_copy(update={"model": tiny}), bench.indexes, workers, 1, 1, bench.processes)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     all_tasks = list(bench.config.tasks)
     for kind, tasks in (("one_task", all_tasks[:1]), ("all_tasks", all_tasks)):
-        config, decoder, requests = small.case(tasks, steps)
-        listed = list(requests)
+        config, decoder, stream = small.case(tasks, steps)
+        requests = list(stream)
         for name, side in sides(decoder, config, bench.processes).items():
             if name != SIDES[0]:
-                found[f"{name}, {kind}"] = _growth(side(listed), len(listed))
-    for name, row in found.items():
+                results[f"{name}, {kind}"] = _growth(side(requests), len(requests))
+    for name, row in results.items():
         console.print(
             f"{name}: {row['start_mb']:.0f} MB after {row['steps'] // 10} steps, {row['end_mb']:.0f} MB after "
             f"{row['steps']}; {row['mb_per_1000_steps']:+.1f} MB per 1,000 steps in the second half"
         )
-    return found
+    return results
 
 
 def _growth(stream: Iterator[int], steps: int) -> dict[str, Any]:
@@ -325,8 +343,6 @@ def _growth(stream: Iterator[int], steps: int) -> dict[str, Any]:
 
 def decode(bench: Bench, folder: Path, quick: bool) -> dict[str, Any]:
     """What `pipelines.bench.decode` measures, on the same data."""
-    from pipelines.bench.decode import decode_section
-
     root = bench.config.data.root
     return decode_section(Path(root) if root else folder, *((2, 8, 1) if quick else (bench.rounds,)))
 

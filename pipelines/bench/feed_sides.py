@@ -1,7 +1,7 @@
-"""What `polyvit bench feed` compares: one decode function behind a torch DataLoader and behind our backends.
+"""What `polyvit bench feed` compares: the same decode function in a torch DataLoader and in our backends.
 
-A side takes a list of requests and yields the number of examples of each minibatch as it is delivered. Besides: a
-stub of the decoder, data of realistic size, and the CPU time and memory of the processes.
+A side takes a list of requests and yields the number of examples of each minibatch as it is delivered. Also here:
+a stub of the decoder, data of realistic size, and the CPU time and memory of the processes.
 """
 
 import time
@@ -20,7 +20,7 @@ from pipelines.feed import minibatches
 from pipelines.index import Indexes
 from polyvit.config import Modality, RunConfig
 from polyvit.data.index import Example, finish_scan
-from polyvit.data.loading import Decoder, Minibatch, Request, multi_hot, token_dtype, token_shape
+from polyvit.data.loading import Decoder, Minibatch, Request, blank_arrays, multi_hot
 from polyvit.synthetic import SOUNDS, encode_image, encode_sound, mixture, textured_shape
 
 SIDES = ("dataloader", "ray_core", "ray_data")
@@ -29,14 +29,17 @@ Side = Callable[[Sequence[Request]], Iterator[int]]
 
 
 def sides(decoder: Decoder, config: RunConfig, processes: int) -> dict[str, Side]:
-    """Every side, with the same number of decoding processes and minibatches ahead."""
+    """Every side, with the same number of decoding processes, and as many minibatches decoded ahead."""
 
     def backend(name: str) -> Side:
         feed = config.feed.model_copy(update={"backend": name, "decoders": processes})
         return lambda requests: _ours(requests, decoder, config.model_copy(update={"feed": feed}))
 
-    found: dict[str, Side] = {"dataloader": lambda requests: _dataloader(requests, decoder, config, processes)}
-    return {**found, "ray_core": backend("ray_core"), "ray_data": backend("ray_data")}
+    return {
+        "dataloader": lambda requests: _dataloader(requests, decoder, config, processes),
+        "ray_core": backend("ray_core"),
+        "ray_data": backend("ray_data"),
+    }
 
 
 def _ours(requests: Sequence[Request], decoder: Decoder, config: RunConfig) -> Iterator[int]:
@@ -57,9 +60,20 @@ class _Requests(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Arrays as tensors, which the DataLoader's processes hand over in shared memory."""
-        made = self.decoder.decode(self.requests[i])
-        arrays = {"tokens": torch.from_numpy(made.tokens), "labels": torch.from_numpy(made.labels)}
-        return {**arrays, "rest": (made.step, made.task, made.keys, made.first_slot, made.global_batch, made.bad)}
+        minibatch = self.decoder.decode(self.requests[i])
+        arrays = {name: torch.from_numpy(array) for name, array in minibatch.inputs.items()}
+        arrays["labels"] = torch.from_numpy(minibatch.labels)
+        return {
+            **arrays,
+            "rest": (
+                minibatch.step,
+                minibatch.task,
+                minibatch.keys,
+                minibatch.first_slot,
+                minibatch.global_batch,
+                minibatch.bad,
+            ),
+        }
 
 
 def _dataloader(requests: Sequence[Request], decoder: Decoder, config: RunConfig, processes: int) -> Iterator[int]:
@@ -67,31 +81,32 @@ def _dataloader(requests: Sequence[Request], decoder: Decoder, config: RunConfig
     loader = torch.utils.data.DataLoader(
         _Requests(requests, decoder), batch_size=None, num_workers=processes, prefetch_factor=ahead
     )
-    for made in loader:
-        yield len(made["labels"])
+    for arrays in loader:
+        yield len(arrays["labels"])
 
 
 @dataclass(frozen=True)
 class Stub(Decoder):
-    """Decodes nothing: minibatches of the right kind, all zeros. `real_size`: and of the right size."""
+    """Decodes nothing: minibatches of zeros. real_size: whether their arrays have the true shapes, else [n, 1,
+    1]."""
 
     real_size: bool = False
 
     @classmethod
     def of(cls, decoder: Decoder, real_size: bool) -> "Stub":
-        """In the place of a decoder."""
+        """The stub that takes the place of this decoder."""
         known = {name: getattr(decoder, name) for name in Decoder.__dataclass_fields__}
         return cls(**known, real_size=real_size)
 
     def decode(self, request: Request, careful: bool | None = None) -> Minibatch:
         """Zeros."""
         task, n = self.tasks[request.task], len(request.examples)
-        shape = token_shape(self.inputs[request.task]) if self.real_size else (1, 1)
-        tokens = np.zeros((n, *shape), token_dtype(task.modality))
+        tiny = {"tokens": np.zeros((n, 1, 1), np.uint8)}
+        inputs = blank_arrays(self.inputs[request.task], n) if self.real_size else tiny
         labels = multi_hot([()] * n, task.num_classes if self.real_size else 1)
         keys = tuple(example.key for example in request.examples)
         return Minibatch(
-            request.step, request.task, tokens, labels, keys, request.first_slot, request.global_batch
+            request.step, request.task, inputs, labels, keys, request.first_slot, request.global_batch
         )
 
 
@@ -108,34 +123,34 @@ def timed(side: Side, requests: Sequence[Request]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def family() -> list[psutil.Process]:
+def process_tree() -> list[psutil.Process]:
     """This process and all below it: the DataLoader's, and a local Ray with its workers."""
     me = psutil.Process()
     return [me, *me.children(recursive=True)]
 
 
 def cpu_seconds() -> dict[int, float]:
-    """CPU time by process; under 0, of those that this process started and that have ended."""
+    """CPU seconds by process id; key 0 holds those of processes that this one started and that have ended."""
     reaped = psutil.Process().cpu_times()
-    found = {0: reaped.children_user + reaped.children_system}
-    for process in family():
+    seconds = {0: reaped.children_user + reaped.children_system}
+    for process in process_tree():
         try:
             times = process.cpu_times()
         except psutil.Error:
             continue
-        found[process.pid] = times.user + times.system
-    return found
+        seconds[process.pid] = times.user + times.system
+    return seconds
 
 
 def cpu_since(before: dict[int, float]) -> float:
-    """CPU time that the family has taken since; a Ray worker that has ended in the meantime is left out."""
+    """CPU seconds of the process tree since `before`; a Ray worker that has ended since then is left out."""
     return sum(seconds - before.get(pid, 0.0) for pid, seconds in cpu_seconds().items())
 
 
 def memory_mb() -> float:
-    """Memory that is the family's own: no shared pages, so not the object store."""
+    """Memory of the process tree without shared pages, so without the object store."""
     total = 0.0
-    for process in family():
+    for process in process_tree():
         try:
             total += process.memory_full_info().uss / 1e6
         except psutil.Error:
@@ -143,8 +158,11 @@ def memory_mb() -> float:
     return total
 
 
-def made_data(folder: Path, config: RunConfig, clips: int) -> Indexes:
-    """Photos of 500 x 375, clips of 10 s in H.264 at 340 x 256, 10 s FLACs; tasks of a modality share them."""
+def write_data(folder: Path, config: RunConfig, clips: int) -> Indexes:
+    """Write photos of 500 x 375, clips of 10 s in H.264 at 340 x 256 and FLACs of 10 s; returns their indexes.
+
+    Tasks of a modality share the files. clips: how many clips.
+    """
     rng = np.random.default_rng(0)
     for modality in config.modalities:
         (folder / modality).mkdir(parents=True, exist_ok=True)

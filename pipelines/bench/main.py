@@ -18,16 +18,16 @@ BENCHES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit bench`: hand over to `pipelines.bench.<name>`."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    if given and given[0] in BENCHES:
-        return importlib.import_module(f"pipelines.bench.{given[0]}").main(given[1:])
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in BENCHES:
+        return importlib.import_module(f"pipelines.bench.{arguments[0]}").main(arguments[1:])
     width = max(map(len, BENCHES))
     lines = [f"  {name:<{width}}  {what}" for name, what in BENCHES.items()]
     usage = "\n".join(["usage: polyvit bench NAME ...   (polyvit bench NAME --help)", "", *lines])
-    if given and given[0] in ("-h", "--help"):
+    if arguments and arguments[0] in ("-h", "--help"):
         print(usage)
         raise SystemExit(0)  # as argparse does
-    what = f"unknown benchmark {given[0]!r}" if given else "which benchmark?"
+    what = f"unknown benchmark {arguments[0]!r}" if arguments else "which benchmark?"
     print(f"error: {what}\n{usage}", file=sys.stderr)
     return 2
 

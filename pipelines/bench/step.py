@@ -38,13 +38,15 @@ EXTRA_TOKENS = {("audio", "hf-sdpa"): 1, ("audio", "hf-eager"): 1}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit bench step`."""
-    made = command_line.parser("bench step", "Our training step against peers of the same shapes.")
-    made.add_argument("--modalities", default="image,video,audio", help="comma-separated")
-    made.add_argument("--precision", default="float32,bfloat16", help="comma-separated; bfloat16 is autocast")
-    made.add_argument("--rounds", type=int, default=7)
-    made.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    made.add_argument("--quick", action="store_true", help="tiny shapes: a check of the benchmark, no measurement")
-    return command_line.run(made, _body, argv)
+    parser = command_line.parser("bench step", "Our training step against peers of the same shapes.")
+    parser.add_argument("--modalities", default="image,video,audio", help="comma-separated")
+    parser.add_argument("--precision", default="float32,bfloat16", help="comma-separated; bfloat16 is autocast")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny shapes: a check of the benchmark, no measurement"
+    )
+    return command_line.run(parser, _body, argv)
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -78,19 +80,20 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _choice(given: str, allowed: tuple[str, ...], option: str) -> list[str]:
-    chosen = given.split(",")
+def _choice(names: str, allowed: tuple[str, ...], option: str) -> list[str]:
+    chosen = names.split(",")
     if unknown := [name for name in chosen if name not in allowed]:
         raise UserError(f"{option} {unknown[0]}: choose from {', '.join(allowed)}")
     return chosen
 
 
 def measure(case: Case, rounds: int, peak: dict[str, Any]) -> dict[str, Any]:
-    """One table: every contender that is installed, at both depths, token counts checked before any timing."""
+    """One table: every contender that is installed, at both depths. Token counts are checked before anything is
+    timed."""
     names = ["ours", *(name for name in PEERS[case.modality] if installed(name))]
     built = {(name, depth): contender(name, _at_depth(case, depth)) for name in names for depth in (FEW, MANY)}
     check_tokens(case, built)
-    times = kit.interleaved({key: made.step for key, made in built.items()}, rounds, case.device)
+    times = kit.interleaved({key: entry.step for key, entry in built.items()}, rounds, case.device)
     flops = training_flops(case.model.model_copy(update={"depth": FULL}), case.modality, 10) * case.batch
     rows = {}
     ours = _steps(times, "ours")
@@ -122,31 +125,35 @@ def _at_depth(case: Case, depth: int) -> Case:
 
 
 def _steps(times: dict[Any, list[float]], name: str) -> list[float]:
-    """Milliseconds of a step of FULL layers in each round, by the line through both depths."""
+    """Milliseconds of a step of FULL layers in each round, extrapolated from both depths."""
     lines = zip(times[name, FEW], times[name, MANY], strict=True)
     return [few + (many - few) / (MANY - FEW) * (FULL - FEW) for few, many in lines]
 
 
 def check_tokens(case: Case, built: dict[tuple[str, int], Contender]) -> None:
-    """Raises RuntimeError where a contender's blocks see other tokens than ours: the comparison would be void."""
+    """Raises RuntimeError where a contender's blocks get another number of tokens than ours: nothing could be
+    compared."""
     tokens = case.model.num_tokens(case.modality) + 1
-    for (name, _), made in built.items():
+    for (name, _), built_contender in built.items():
         expected = tokens + EXTRA_TOKENS.get((case.modality, name), 0)
-        if made.tokens != expected:
-            raise RuntimeError(f"{case.modality}: {name} has {made.tokens} tokens where {expected} are expected")
+        if built_contender.tokens != expected:
+            raise RuntimeError(
+                f"{case.modality}: {name} has {built_contender.tokens} tokens where {expected} are expected"
+            )
 
 
-def _peak_bytes(made: Contender, device: torch.device) -> int:
-    """Of one step besides parameters and momentum; on a CPU what operations allocate, on a GPU the allocator's."""
+def _peak_bytes(contender: Contender, device: torch.device) -> int:
+    """Peak memory of one step besides parameters and momentum, in bytes: what operations allocate on a CPU, what
+    the allocator reports on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        made.step()
+        contender.step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated(device) - before
     with PeakBytes() as counted:
-        made.step()
+        contender.step()
     return counted.peak
 
 

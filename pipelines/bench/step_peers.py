@@ -1,6 +1,6 @@
-"""Contenders of `polyvit bench step`: one training step each, of the same shapes, from random weights.
+"""Contenders of `polyvit bench step`: each has one training step, of the same shapes, with random weights.
 
-Ours is the project's own `train_step`; a peer is its library's classification model with cross-entropy, backward,
+Ours is the project's own `train_step`. A peer is its library's classification model with cross-entropy, backward,
 and torch's SGD with momentum. Peers that are not installed are left out.
 """
 
@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.bench.kit import random_minibatch
 from polyvit.config import Modality, ModelConfig, RunConfig
-from polyvit.data.loading import Minibatch, multi_hot, token_dtype, token_shape
 from polyvit.model import PolyViT
 from polyvit.training import Alone, build_optimiser, train_step
 
@@ -31,7 +30,7 @@ PEERS = {
 
 @dataclass(frozen=True)
 class Case:
-    """What every contender of one table is given."""
+    """What all contenders of one table have in common. batch: examples of a step."""
 
     modality: Modality
     model: ModelConfig
@@ -43,7 +42,7 @@ class Case:
 
 @dataclass
 class Contender:
-    """A model and its training step. tokens: that its first block really sees, class tokens included."""
+    """A model and its training step. tokens: how many its first block really gets, class tokens included."""
 
     model: nn.Module
     step: Callable[[], object]
@@ -57,18 +56,18 @@ def installed(name: str) -> bool:
 
 
 def contender(name: str, case: Case) -> Contender:
-    """Built, run once, with the tokens of its first block counted."""
-    made = _ours(case) if name == "ours" else _peer(name, case)
+    """Build a contender, run one step, and count the tokens that its first block gets."""
+    result = _ours(case) if name == "ours" else _peer(name, case)
     seen: list[int] = []
-    first = next(m for m in made.model.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 0
+    first = next(m for m in result.model.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 0
                  and len(m) == case.model.depth)[0]  # fmt: skip
     handle = first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
-    made.step()
+    result.step()
     handle.remove()
-    made.tokens = seen[0]
+    result.tokens = seen[0]
     if case.compile:
-        _compile(made.model)
-    return made
+        _compile(result.model)
+    return result
 
 
 def _compile(model: nn.Module) -> None:
@@ -95,10 +94,7 @@ def _ours(case: Case) -> Contender:
     config = run_config(case)
     model = PolyViT(config.model, config.tasks).to(case.device)
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
-    shape = (case.batch, *token_shape(config.model.input(case.modality)))
-    tokens = np.random.default_rng(0).integers(0, 255, shape).astype(token_dtype(case.modality))
-    labels = multi_hot([[i % CLASSES] for i in range(case.batch)], CLASSES)
-    minibatch = Minibatch(1, "task", tokens, labels, ("",) * case.batch, 0, case.batch)
+    minibatch = random_minibatch(config, "task")
     return Contender(model, lambda: train_step(model, optimiser, [minibatch], 1e-3, config, Alone()))
 
 
@@ -123,7 +119,8 @@ def _peer(name: str, case: Case) -> Contender:
 def _input_shape(name: str, case: Case) -> tuple[int, ...]:
     model = case.model
     if name == "bare":
-        return (case.batch, *token_shape(model.input(case.modality)))
+        spec = model.input(case.modality)
+        return (case.batch, spec.num_tokens, spec.patch_dim)
     if case.modality == "image":
         return case.batch, 3, *model.image.size
     if case.modality == "video":
@@ -165,7 +162,8 @@ class _Bare(nn.Module):
 
 
 def _bare(case: Case) -> nn.Module:
-    return _Bare(case.model, *token_shape(case.model.input(case.modality)))
+    spec = case.model.input(case.modality)
+    return _Bare(case.model, spec.num_tokens, spec.patch_dim)
 
 
 def _timm(case: Case) -> nn.Module:

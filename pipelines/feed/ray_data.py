@@ -1,7 +1,7 @@
 """The `ray_data` backend of the feed: requests -> minibatches through Ray Data, in segments of a thousand.
 
-One row = one block = one piece (`data/loading/chunks.py`), order preserved. The execution of the next segment
-starts before the current one ends, so no step waits for it.
+One chunk (`data/loading/chunks.py`) is one row and one block, and their order is kept. The next segment starts
+before the current one ends, so that no step waits for it.
 """
 
 import pickle
@@ -14,30 +14,40 @@ import ray.data
 from ray.data.block import Block, BlockAccessor
 
 from polyvit.config import RunConfig
-from polyvit.data.loading import Decoder, Minibatch, Piece, ReadAhead, Request, decode_piece, pieces, whole
+from polyvit.data.loading import (
+    DecodeChunk,
+    Decoder,
+    Minibatch,
+    PrefetchIterator,
+    Request,
+    chunk_requests,
+    decode_chunk,
+    whole_minibatches,
+)
 
 ROW_BYTES, ROW_MINIBATCHES = 256 * 2**20, 32
-"""Most of a row. Ray Data looks for ended tasks and starts others every 0.1 s: rows of less than a second of
-decoding leave CPUs idle."""
+"""Most bytes and minibatches of a row. Ray Data starts tasks every 0.1 s only, so rows that take less than a
+second to decode would leave CPUs idle."""
 ALIGNED = 64
-"""Bytes: where an array begins in a row."""
+"""Arrays in a row begin at multiples of this many bytes."""
 
 
 def decode_row(batch: dict[str, np.ndarray], decoder: Decoder) -> dict[str, np.ndarray]:
-    """One row in (a pickled `Piece`), one row out: its minibatches, pickled, their arrays apart as bytes [1, B].
+    """Row in: a pickled `DecodeChunk`. Row out: its minibatches, pickled, with their arrays apart as uint8 [1,
+    B].
 
-    Ray Data would copy tokens of other shapes in each block into arrays of objects; a run of bytes stays in place.
+    Ray Data would copy tokens whose shapes differ between blocks into arrays of objects; bytes are not copied.
     """
-    made = decode_piece(decoder, pickle.loads(batch["piece"][0]), careful=tried_before())
+    minibatches = decode_chunk(decoder, pickle.loads(batch["chunk"][0]), careful=tried_before())
     arrays: list[np.ndarray] = []
 
-    def apart(buffer: pickle.PickleBuffer) -> None:
+    def take_out(buffer: pickle.PickleBuffer) -> None:
         array = np.frombuffer(buffer.raw(), np.uint8)
         arrays.append(np.pad(array, (0, -len(array) % ALIGNED)) if len(array) % ALIGNED else array)
         lengths.append(len(array))
 
     lengths: list[int] = []
-    head = pickle.dumps(made, protocol=5, buffer_callback=apart)
+    head = pickle.dumps(minibatches, protocol=5, buffer_callback=take_out)
     return {
         "bytes": np.concatenate(arrays)[None],
         "head": np.array([pickle.dumps((lengths, head))], dtype=object),
@@ -45,7 +55,7 @@ def decode_row(batch: dict[str, np.ndarray], decoder: Decoder) -> dict[str, np.n
 
 
 def to_minibatches(block: Block) -> list[Minibatch]:
-    """What `decode_row` packed; arrays are views of the object store, read-only."""
+    """The minibatches that `decode_row` packed; their arrays are read-only views of the object store."""
     row = BlockAccessor.for_block(block).to_numpy()
     (data,), (lengths, head) = row["bytes"], pickle.loads(row["head"][0])
     starts = np.cumsum([0, *(length + -length % ALIGNED for length in lengths)])
@@ -53,9 +63,9 @@ def to_minibatches(block: Block) -> list[Minibatch]:
     return pickle.loads(head, buffers=views)
 
 
-def decoded(listed: Sequence[Piece], decoder: Decoder, config: RunConfig) -> "ray.data.Dataset":
-    """A dataset of one row and one block a piece, in the order given."""
-    rows = [{"piece": pickle.dumps(piece)} for piece in listed]
+def decode_dataset(chunks: Sequence[DecodeChunk], decoder: Decoder, config: RunConfig) -> "ray.data.Dataset":
+    """A dataset with one row and one block for each chunk, in their order."""
+    rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         decode_row,  # type: ignore[arg-type]
         batch_size=1,
@@ -72,7 +82,7 @@ def decoded(listed: Sequence[Piece], decoder: Decoder, config: RunConfig) -> "ra
 
 
 def tried_before() -> bool:
-    """Whether Ray runs this task (or actor method) again, because the process that ran it died or was lost."""
+    """Whether Ray runs this task again because the process that ran it before died or was lost."""
     worker = ray._private.worker.global_worker
     return worker.core_worker.get_current_task_attempt_number() > 0  # type: ignore[attr-defined]
 
@@ -83,8 +93,8 @@ def ray_data_minibatches(
     """The minibatch of each request, in their order."""
     remaining, length = iter(requests), config.feed.segment_steps
 
-    def segment() -> ReadAhead[Minibatch]:
-        return ReadAhead(_minibatches(islice(remaining, length), decoder, config), config.feed.prefetch)
+    def segment() -> PrefetchIterator[Minibatch]:
+        return PrefetchIterator(_minibatches(islice(remaining, length), decoder, config), config.feed.prefetch)
 
     current, following = segment(), None
     try:
@@ -104,8 +114,8 @@ def ray_data_minibatches(
 
 
 def _minibatches(requests: Iterable[Request], decoder: Decoder, config: RunConfig) -> Iterator[Minibatch]:
-    # One decoder: nothing is cut, for rows may be as long as the longest minibatch.
-    if listed := list(pieces(requests, decoder, 1, ROW_BYTES, ROW_MINIBATCHES)):
-        bundles = decoded(listed, decoder, config).iter_internal_ref_bundles()
+    # For one decoder nothing is cut: a row may be as long as the longest minibatch.
+    if chunks := list(chunk_requests(requests, decoder, 1, ROW_BYTES, ROW_MINIBATCHES)):
+        bundles = decode_dataset(chunks, decoder, config).iter_internal_ref_bundles()
         references = (reference for bundle in bundles for reference in bundle.block_refs)
-        yield from whole(zip(listed, map(to_minibatches, map(ray.get, references)), strict=True))
+        yield from whole_minibatches(zip(chunks, map(to_minibatches, map(ray.get, references)), strict=True))

@@ -1,39 +1,39 @@
 """The plan's requests -> Ray's decoding processes -> this train worker's minibatches, in step order.
 
-One feed a worker, built inside the train function from the step to start at. `feed.backend` says what brings
-the minibatches (`ray_tasks.py`, `ray_data.py`); the bytes are the same. README, "How the feed
-works", says why not nine `streaming_split` datasets.
+Each worker has one feed, which begins at the step where training begins. `feed.backend` says which backend decodes
+(`ray_tasks.py`, `ray_data.py`); the bytes are the same. README, "How the feed works", says why it is not nine
+`streaming_split` datasets.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 
+from pipelines.feed.ray_data import ray_data_minibatches
 from pipelines.feed.ray_tasks import ray_core_minibatches
 from pipelines.index import Indexes
 from pipelines.runtime import living_nodes
 from polyvit.config import RunConfig
-from polyvit.data.loading import Decoder, Minibatch, ReadAhead, Request, Requests
+from polyvit.data.loading import Decoder, Minibatch, PrefetchIterator, Request, Requests
 from polyvit.schedule import Plan
 
 
 def minibatches(
     requests: Iterable[Request], decoder: Decoder, config: RunConfig, world_size: int = 1
-) -> ReadAhead[Minibatch]:
+) -> PrefetchIterator[Minibatch]:
     """The minibatch of each request, in their order, from processes of the cluster; close it when done.
 
-    It starts at once. Requests are taken as they are needed, by another thread. `world_size`: how many such
-    streams share the cluster.
+    It starts at once. Another thread takes the requests as they are needed. `world_size`: how many such streams
+    share the cluster.
     """
     if config.feed.backend == "ray_data":
-        from pipelines.feed.ray_data import ray_data_minibatches
-
-        return ReadAhead(ray_data_minibatches(requests, decoder, config), 1)
+        return PrefetchIterator(ray_data_minibatches(requests, decoder, config), 1)
     decoders = decoders_of_a_worker(config, world_size)
-    return ReadAhead(ray_core_minibatches(requests, decoder, config, decoders), 1)
+    return PrefetchIterator(ray_core_minibatches(requests, decoder, config, decoders), 1)
 
 
 def decoders_of_a_worker(config: RunConfig, world_size: int) -> int:
-    """`feed.decoders`; else a train worker's share of the decoding processes that the cluster has room for."""
+    """`feed.decoders`; where it is not set, this worker's share of the decoding processes that fit on the
+    cluster."""
     if config.feed.decoders:
         return config.feed.decoders
     data, train = config.data, config.train
@@ -45,7 +45,10 @@ def decoders_of_a_worker(config: RunConfig, world_size: int) -> int:
 
 
 class RayFeed:
-    """The feed of one train worker."""
+    """The feed of one train worker.
+
+    config, indexes: of the run. plan: which examples each step takes. rank, world_size: of this worker.
+    """
 
     def __init__(self, config: RunConfig, plan: Plan, indexes: Indexes, rank: int, world_size: int) -> None:
         self.config, self.total = config, len(plan.schedule)
@@ -53,14 +56,14 @@ class RayFeed:
         self.decoder = make_decoder(config, indexes)
 
     def train(self, start_step: int) -> Iterator[list[Minibatch]]:
-        """The minibatches of steps start_step .. N, a list a step."""
+        """The minibatches of steps start_step .. N, one list for each step."""
         steps = range(start_step, self.total + 1)
         with self._minibatches(request for step in steps for request in self.requests.at(step)) as stream:
             for step in steps:
-                made = [next(stream) for _ in self.requests.plan.schedule.tasks_at(step)]
-                for minibatch in made:
+                step_minibatches = [next(stream) for _ in self.requests.plan.schedule.tasks_at(step)]
+                for minibatch in step_minibatches:
                     self.requests.learn(minibatch)
-                yield made
+                yield step_minibatches
 
     def evaluation(self) -> Iterator[Minibatch]:
         """This rank's share of every task's evaluation split."""
@@ -69,11 +72,11 @@ class RayFeed:
                 self.requests.learn(minibatch)
                 yield minibatch
 
-    def _minibatches(self, requests: Iterable[Request]) -> "closing[ReadAhead[Minibatch]]":
+    def _minibatches(self, requests: Iterable[Request]) -> "closing[PrefetchIterator[Minibatch]]":
         return closing(minibatches(requests, self.decoder, self.config, self.requests.world_size))
 
 
 def make_decoder(config: RunConfig, indexes: Indexes) -> Decoder:
-    """What the decoding processes need to know of a run."""
+    """All that the decoding processes need to know of a run."""
     inputs = {name: config.model.input(task.modality) for name, task in config.tasks.items()}
-    return Decoder(config.tasks, inputs, indexes.roots, config.seed, config.data.decode_seconds)
+    return Decoder(config.tasks, inputs, indexes.roots, config.seed, config.data.decode_timeout_s)

@@ -1,7 +1,7 @@
 from .command_line import console as console
-from .progress import Board as Board
 from .progress import NoticeHandler as NoticeHandler
-from .progress import Poster as Poster
+from .progress import ProgressActor as ProgressActor
+from .progress import ProgressReporter as ProgressReporter
 from .progress import live_line as live_line
 from .ray_cluster import check_resources as check_resources
 from .ray_cluster import cluster as cluster

@@ -1,4 +1,7 @@
-"""What every command shares: `--json FILE`, exit statuses, one message for a user's mistake."""
+"""What every command shares: arguments, `--json FILE`, exit statuses, one message for a user's mistake.
+
+In: a command's parser, its body and its arguments. Out: the exit status.
+"""
 
 import argparse
 import json
@@ -22,34 +25,49 @@ _CONFIG_HELP = "a recipe's name or a YAML file"
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
     """A command's parser, with the flag that all commands have."""
-    made = argparse.ArgumentParser(prog=f"polyvit {name}", description=description)
-    made.add_argument("--json", metavar="FILE", type=Path, help="write there, as data, what was printed")
-    return made
+    command_parser = argparse.ArgumentParser(prog=f"polyvit {name}", description=description)
+    command_parser.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON to this file")
+    return command_parser
 
 
-def add_config(made: argparse.ArgumentParser, optional: bool = False) -> None:
-    """CONFIG [key=value ...] [--only TASK]."""
-    made.add_argument("config", metavar="CONFIG", nargs="?" if optional else None, help=_CONFIG_HELP)
-    made.add_argument("overrides", metavar="key=value", nargs="*", help="keys of the config to change")
-    made.add_argument("--only", action="append", default=[], metavar="TASK", help="only this task (repeatable)")
+def add_config(command_parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    """Add CONFIG [key=value ...] [--only TASK] to a command's arguments."""
+    command_parser.add_argument("config", metavar="CONFIG", nargs="?" if optional else None, help=_CONFIG_HELP)
+    command_parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys of the config to change")
+    command_parser.add_argument(
+        "--only", action="append", default=[], metavar="TASK", help="only this task (repeatable)"
+    )
+
+
+def positive_int(text: str) -> int:
+    """The type of an argument that is a number of things, 1 or more."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; give 1 or more")
+    return int(text)
 
 
 def tool(name: str) -> str:
     """How the user can call a command of this environment: by name if it is on the path, else by its file."""
-    here = Path(sys.executable).parent / name
-    if shutil.which(name) or not here.exists():
+    path = Path(sys.executable).parent / name
+    if shutil.which(name) or not path.exists():
         return name
-    return os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def run(
-    made: argparse.ArgumentParser,
+    command_parser: argparse.ArgumentParser,
     body: Callable[[argparse.Namespace], dict[str, Any]],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse, run, write `--json`. Returns 0 done, 2 the user's mistake; anything else is a traceback (1)."""
+    """Parse the arguments, run the command's body, write `--json`.
+
+    body: gets the parsed arguments; returns what it printed, as data. argv: None for those of the process.
+
+    Returns the exit status: 0 done, 2 the user's mistake, 128 + a signal's number. Anything else is a traceback,
+    which Python turns into 1.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    arguments = made.parse_intermixed_args(argv)
+    arguments = command_parser.parse_intermixed_args(argv)
     if arguments.json and not arguments.json.absolute().parent.is_dir():  # now, not after hours of training
         print(f"error: --json {arguments.json}: its folder does not exist; make it first", file=sys.stderr)
         return 2

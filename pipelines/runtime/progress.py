@@ -1,6 +1,7 @@
-"""Progress from the train workers to the terminal: a tiny actor to post to, and one live line.
+"""Progress from the train workers to the terminal: a small actor that they post to, and one live line.
 
-On a terminal the line is redrawn in place; in a log file it is printed every few seconds.
+In: snapshots of a run, from one process of it. Out: a line that a terminal redraws in place, and that a log file
+gets every few seconds.
 """
 
 import contextlib
@@ -22,11 +23,11 @@ from pipelines.runtime.command_line import console
 
 POST_EVERY_S = 0.25
 LOG_EVERY_S = float(os.environ.get("POLYVIT_LOG_EVERY_S", "5"))
-"""Seconds between lines of progress where the output is no terminal."""
+"""Seconds between lines of progress where the output is not a terminal."""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
-class Board:
+class ProgressActor:
     """Holds the newest snapshot of a run, the notices to its user, and whether it was told to stop."""
 
     def __init__(self) -> None:
@@ -44,27 +45,27 @@ class Board:
         self.stopping = True
 
     def notice(self, line: str) -> None:
-        """A line that the user should see once."""
+        """Add a line that the user should see once."""
         self.notices.append(line)
 
     def take_notices(self) -> list[str]:
         """The lines since the last call."""
-        taken, self.notices = self.notices, []
-        return taken
+        notices, self.notices = self.notices, []
+        return notices
 
     def read(self) -> dict[str, Any]:
         """The newest snapshot; empty before the first."""
         return self.snapshot
 
 
-class Poster:
-    """Posts at most every POST_EVERY_S seconds, without waiting; from rank 0 only.
+class ProgressReporter:
+    """Posts snapshots to the actor from rank 0, at most every POST_EVERY_S seconds, and never waits for it.
 
-    stop_requested: what the board answered to the last post that came back.
+    stop_requested: whether the run was told to stop, as the actor answered to the last post that came back.
     """
 
-    def __init__(self, board: Any, rank: int) -> None:
-        self.board, self.rank, self.last = board, rank, 0.0
+    def __init__(self, actor: Any, rank: int) -> None:
+        self.actor, self.rank, self.last = actor, rank, 0.0
         self.stop_requested = False
         self._answer: Any = None
 
@@ -74,27 +75,27 @@ class Poster:
         if self.rank == 0 and (urgent or now - self.last >= POST_EVERY_S):
             self.last = now
             self._listen()
-            self._answer = self.board.post.remote(snapshot)
+            self._answer = self.actor.post.remote(snapshot)
 
     def _listen(self) -> None:
         if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
             return
-        # A board that died with its node knows of no stop; the run goes on.
+        # Where the actor died with its node, no stop is known of, and the run goes on.
         with contextlib.suppress(ray.exceptions.RayError):
             self.stop_requested = self.stop_requested or ray.get(self._answer)
 
 
 class NoticeHandler(logging.Handler):
-    """Warnings of a train worker, to the user's terminal by way of the board."""
+    """Sends the warnings of a train worker to the user's terminal, by way of the actor."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, actor: Any) -> None:
         super().__init__(logging.WARNING)
-        self.board = board
+        self.actor = actor
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line a warning; losing one must not end a run."""
+        """Send one line for each warning; a line that is lost must not end the run."""
         with contextlib.suppress(Exception):
-            self.board.notice.remote(record.getMessage())
+            self.actor.notice.remote(record.getMessage())
 
 
 def render(snapshot: dict[str, Any]) -> str:
@@ -119,11 +120,11 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def live_line(board: Any) -> Iterator[None]:
-    """Show the board's snapshot for as long as the block lasts."""
+def live_line(actor: Any) -> Iterator[None]:
+    """Show the actor's newest snapshot for as long as the block lasts."""
     stop = threading.Event()
-    show = _redraw if console.is_terminal else _log
-    thread = threading.Thread(target=show, args=(board, stop), name="polyvit-progress", daemon=True)
+    show = _redraw if console.is_terminal else _print_lines
+    thread = threading.Thread(target=show, args=(actor, stop), name="polyvit-progress", daemon=True)
     thread.start()
     try:
         yield
@@ -132,31 +133,31 @@ def live_line(board: Any) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def _read(board: Any) -> dict[str, Any] | None:
+def _read(actor: Any) -> dict[str, Any] | None:
     try:
-        for line in ray.get(board.take_notices.remote(), timeout=5):
+        for line in ray.get(actor.take_notices.remote(), timeout=5):
             console.print(f"[yellow]{escape(line)}[/]")
-        return ray.get(board.read.remote(), timeout=5)
+        return ray.get(actor.read.remote(), timeout=5)
     except Exception:  # display only: the cluster may be on its way out
         return None
 
 
-def _redraw(board: Any, stop: threading.Event) -> None:
+def _redraw(actor: Any, stop: threading.Event) -> None:
     with Live(console=console, refresh_per_second=4) as live:
         while not stop.wait(0.3):
-            if (snapshot := _read(board)) is not None:
+            if (snapshot := _read(actor)) is not None:
                 live.update(Text(render(snapshot), no_wrap=True, overflow="ellipsis"))
-        _read(board)
+        _read(actor)
 
 
-def _log(board: Any, stop: threading.Event) -> None:
+def _print_lines(actor: Any, stop: threading.Event) -> None:
     shown, due = "", 0.0
     while not stop.wait(0.3):
-        snapshot = _read(board)
+        snapshot = _read(actor)
         if snapshot is None or time.monotonic() < due:
             continue
         line = render(snapshot)
         if line != shown:
             console.print(line)
             shown, due = line, time.monotonic() + LOG_EVERY_S
-    _read(board)
+    _read(actor)

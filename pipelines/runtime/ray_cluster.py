@@ -1,4 +1,7 @@
-"""Attach to a Ray cluster, or start one on this machine; check that it can hold the job."""
+"""Attach to a Ray cluster, or start one on this machine; check that it can hold the job.
+
+In: a config. Out: a cluster for as long as a block lasts, and what Ray Train is told to reserve on it.
+"""
 
 import contextlib
 import logging
@@ -31,17 +34,20 @@ _QUIET = {
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _GIVEN_START_TIMEOUT = os.environ.get(_START_TIMEOUT)
 STARTS = 3
-"""Tries to start a node of Ray, which ends itself where the machine is so busy that its agent takes over 15 s."""
+"""How often we try to start a Ray node. It ends itself where the machine is so busy that its agent takes over 15
+s."""
 
 T = TypeVar("T")
 
 
 @contextlib.contextmanager
 def cluster(workers: int = 1, cpus_per_worker: float = 1.0) -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names; else one on this machine for as long as the block lasts.
+    """Attach to the cluster that RAY_ADDRESS names; else start one on this machine for as long as the block lasts.
 
-    On this machine Ray is told of one logical CPU a train worker on top of the real ones: a train worker must
-    not starve the decoding tasks, and the operating system shares the real cores among them.
+    On this machine Ray is told of more logical CPUs than there are, by those of the train workers: a train worker
+    must not take a CPU from the decoding tasks, and the operating system shares the real cores among them.
+
+    workers: train workers of the job. cpus_per_worker: logical CPUs of each.
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
@@ -53,7 +59,7 @@ def cluster(workers: int = 1, cpus_per_worker: float = 1.0) -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         cpus = math.ceil(workers * cpus_per_worker) + max(2, os.cpu_count() or 1)
-        started(
+        start_node(
             lambda: ray.init(
                 address="local",  # not one that somebody else happens to run on this machine
                 num_cpus=cpus,
@@ -68,10 +74,11 @@ def cluster(workers: int = 1, cpus_per_worker: float = 1.0) -> Iterator[None]:
         ray.shutdown()
 
 
-def started(start: Callable[[], T]) -> T:
-    """What starts a node of Ray on this machine; again, and once more, where Ray says that it took too long.
+def start_node(start: Callable[[], T]) -> T:
+    """Call `start`, which starts a Ray node on this machine, up to STARTS times while Ray says that it took too
+    long.
 
-    Raises UserError where it never did in time.
+    Returns what `start` returns. Raises UserError where no try was fast enough.
     """
     for _ in range(STARTS):
         before = set(psutil.Process().children())
@@ -90,20 +97,20 @@ def started(start: Callable[[], T]) -> T:
 
 
 def quiet_ray_logs() -> None:
-    """Ray's own progress and plans go to its log files; ours go to the terminal."""
+    """Keep Ray's own progress in its log files; the terminal shows ours."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _has_dashboard() -> bool:
-    # With the dashboard comes the state API, by which a stopped trial's placement group is cleaned up.
+    # The dashboard brings the state API, through which a stopped trial's placement group is cleaned up.
     return os.environ.get("POLYVIT_RAY_DASHBOARD", "0") == "1"
 
 
 @dataclass(frozen=True)
 class Node:
-    """A living node: its labels and what Ray was told that it has in all."""
+    """A living node: its labels, and all the resources that Ray was told it has."""
 
     labels: Mapping[str, str]
     resources: Mapping[str, float]
@@ -121,11 +128,11 @@ class Node:
 
 
 def _matches(value: str | None, wanted: str) -> bool:
-    negated, listed = wanted.startswith("!"), wanted.removeprefix("!")
-    if listed.startswith("in(") and listed.endswith(")"):
-        allowed = {item.strip() for item in listed[3:-1].split(",")}
+    negated, operand = wanted.startswith("!"), wanted.removeprefix("!")
+    if operand.startswith("in(") and operand.endswith(")"):
+        allowed = {item.strip() for item in operand[3:-1].split(",")}
     else:
-        allowed = {listed}
+        allowed = {operand}
     return (value in allowed) != negated
 
 
@@ -135,7 +142,8 @@ def living_nodes() -> list[Node]:
 
 
 def use_gpu(config: RunConfig) -> bool:
-    """Whether each train worker gets a GPU: `train.use_gpu`, else if the nodes that train have enough of them."""
+    """Whether each train worker gets a GPU: as `train.use_gpu` says, else where the nodes for training have
+    enough."""
     train = config.train
     if train.use_gpu is not None:
         return train.use_gpu
@@ -150,7 +158,7 @@ def worker_bundle(config: RunConfig, gpu: bool) -> dict[str, float]:
 
 
 def one_worker(config: RunConfig) -> RunConfig:
-    """The config with one worker, for a job that needs no more than one process for the model."""
+    """The config with one worker, for a job that runs the model in one process."""
     train = config.train.model_copy(update={"workers": 1, "min_workers": None})
     return config.model_copy(update={"train": train})
 
@@ -158,8 +166,8 @@ def one_worker(config: RunConfig) -> RunConfig:
 def scaling(config: RunConfig, gpu: bool) -> ray.train.ScalingConfig:
     """The train workers as Ray Train wants them: a fixed number, or elastic between two.
 
-    Also sets how long Ray waits for room for all workers before it counts again how many it can have. It sees
-    a lost node up to 20 s late, so an elastic run first tries in vain to start as many workers as it had.
+    Also sets how long Ray waits for room for all workers before it counts again how many fit. Ray notices a lost
+    node up to 20 s late, so an elastic run first tries in vain to start as many workers as it had.
     """
     train = config.train
     os.environ[_START_TIMEOUT] = _GIVEN_START_TIMEOUT or ("300" if train.min_workers is None else "25")
@@ -174,7 +182,7 @@ def scaling(config: RunConfig, gpu: bool) -> ray.train.ScalingConfig:
 
 
 def on_this_node() -> dict[str, Any]:
-    """Ray options that keep a small actor beside the driver, so that it outlives the loss of other nodes."""
+    """Ray options that keep a small actor on the driver's node, so that it survives the loss of other nodes."""
     return {"label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
 
 
@@ -266,5 +274,5 @@ def _labels_of(nodes: Sequence[Node]) -> str:
     counts = Counter(
         f"{key}: {value}" for node in nodes for key, value in node.labels.items() if key != "ray.io/node-id"
     )
-    found = ", ".join(f"{label} ({count})" for label, count in sorted(counts.items()))
-    return f"the {len(nodes)} nodes carry {found or 'none but their ids'}"
+    labels = ", ".join(f"{label} ({count})" for label, count in sorted(counts.items()))
+    return f"the {len(nodes)} nodes carry {labels or 'none but their ids'}"

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM (preemption, `ray job stop`): checkpoint first, then end."""
+"""Ctrl-C and SIGTERM (preemption, `ray job stop`): write a checkpoint first, then end.
+
+In: work that takes long, and what to do at the first signal. Out: the work's result and the signal that came.
+"""
 
 import signal
 import threading
@@ -19,10 +22,11 @@ class Stopped(Exception):
 def stoppable(
     work: Callable[[], Outcome], on_first: Callable[[], None], meanwhile: Callable[[], None] = lambda: None
 ) -> tuple[Outcome, int | None]:
-    """Run `work` in a thread. The first signal calls `on_first` and waits on; the second raises KeyboardInterrupt.
+    """Run `work` in a thread. The first signal calls `on_first`; the second raises KeyboardInterrupt.
 
-    `meanwhile` is called here, once `work` has begun. Returns what `work` returned and the signal, if there was
-    one. In a thread that cannot have signals (a Tune trial) `meanwhile` and `work` simply run, in this order.
+    `meanwhile` is called in this thread once `work` has begun. Returns what `work` returned, and the signal if
+    there was one. A thread that cannot receive signals (a Tune trial) runs `meanwhile` and then `work`, and
+    nothing else.
     """
     if threading.current_thread() is not threading.main_thread():
         meanwhile()
@@ -34,22 +38,22 @@ def stoppable(
         if len(caught) > 1:
             raise KeyboardInterrupt
 
-    box: list[Any] = []
-    thread = threading.Thread(target=lambda: box.append(_attempt(work)), name="polyvit-fit", daemon=True)
+    outcomes: list[Any] = []
+    thread = threading.Thread(target=lambda: outcomes.append(_attempt(work)), name="polyvit-fit", daemon=True)
     before = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         thread.start()
         meanwhile()
-        told = False
+        announced = False
         while thread.is_alive():
             thread.join(0.2)
-            if caught and not told:
-                told = True
+            if caught and not announced:
+                announced = True
                 on_first()
     finally:
         for signum, old in before.items():
             signal.signal(signum, old)
-    result, error = box[0]
+    result, error = outcomes[0]
     if error is not None:
         raise error
     return result, caught[0] if caught else None
@@ -58,5 +62,5 @@ def stoppable(
 def _attempt(work: Callable[[], Outcome]) -> tuple[Outcome | None, BaseException | None]:
     try:
         return work(), None
-    except BaseException as error:  # carried over to the thread that waits
+    except BaseException as error:  # raised in the thread that waits
         return None, error

@@ -1,3 +1,3 @@
-from .deployments import Back as Back
-from .deployments import Front as Front
+from .deployments import Ingress as Ingress
+from .deployments import ModelReplica as ModelReplica
 from .deployments import ServiceLimits as ServiceLimits

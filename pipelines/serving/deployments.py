@@ -1,11 +1,11 @@
-"""The HTTP service's two parts, as Ray Serve deployments: `Front` speaks HTTP, `Back` decodes and runs the model.
+"""The HTTP service's two Ray Serve deployments: `Ingress` speaks HTTP, `ModelReplica` decodes and runs the model.
 
     POST /predict[?task=NAME&top_k=5&modality=video]   the file as body, or as the one file of a multipart form
     GET /healthz    GET /metrics (Prometheus text)
 
-`Front` reads no more of a body than a file may have, counts, and refuses when too many requests are under way.
-`Back` decodes each file in a process of its own (`isolated_predict.py`), so that no file takes the service down,
-and answers in batches. What a client did wrong is a 4xx with {"error": reason}.
+`Ingress` reads no more of a body than a file may have, counts, and refuses when too many requests are under way.
+`ModelReplica` decodes each file in a process of its own (`isolated_predict.py`), so that no file takes the service
+down, and answers in batches. What a client did wrong is a 4xx with {"error": reason}.
 """
 
 import asyncio
@@ -17,11 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, get_args
 
+import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from ray import serve
 
+from pipelines.tracking import model_folder
 from polyvit.config import Modality
 from polyvit.data.decode import UNKNOWN
 from polyvit.deploy import DecoderDied, IsolatedDecoder, Limits, OverLimit, Predictor, Prepared, check_tasks
@@ -59,11 +61,11 @@ def refusal_of(error: BadMedia) -> tuple[int, str]:
     return (415 if error.reason == UNKNOWN else 422), error.reason
 
 
-# ------------------------------------------------------------------------------------------------- back
+# ------------------------------------------------------------------------------------------------- model
 
 
 class Decoders:
-    """Several sandboxes, for as many files at a time."""
+    """Several sandboxes, each of which decodes one file at a time."""
 
     def __init__(self, config: Any, limits: Limits, count: int) -> None:
         self.idle: queue.SimpleQueue[IsolatedDecoder] = queue.SimpleQueue()
@@ -82,34 +84,34 @@ class Decoders:
             self.idle.put(sandbox)
 
 
-@serve.deployment(name="back")
-class Back:
-    """Decoders and the model."""
+@serve.deployment(name="model")
+class ModelReplica:
+    """Decoders and the model; answers for one file at a time and runs the model on batches."""
 
     def __init__(self, model: str, limits: Limits, decoders: int, batch: int) -> None:
-        import torch
-
-        from pipelines.tracking import model_folder
-
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.predictor = Predictor.load(model_folder(model), device)
         self.decoders = Decoders(self.predictor.config, limits, decoders)
         self.model_thread = ThreadPoolExecutor(1, thread_name_prefix="polyvit-model")
         self.batched.set_max_batch_size(batch)  # type: ignore[attr-defined]
 
-    def facts(self) -> dict[str, Any]:
-        """What `/healthz` says: that it is there, and for which tasks."""
+    def description(self) -> dict[str, Any]:
+        """What `/healthz` says of the model: its tasks and their modalities."""
         return {"tasks": {name: task.modality for name, task in self.predictor.config.tasks.items()}}
 
     async def answer(
         self, data: bytes, tasks: Sequence[str], modality: Modality | None, top_k: int
     ) -> tuple[int, dict[str, Any], bool]:
-        """Status and document for one file: its answer, or why there is none; and whether its decoder died."""
+        """Answer for one file. Returns the HTTP status, the document, and whether the file killed its decoder.
+
+        data: the file's bytes. tasks: those to answer for; empty: all of the file's modality. modality: None:
+        found out from the bytes. top_k: how many classes of each task.
+        """
         loop = asyncio.get_running_loop()
         try:
-            named = check_tasks(self.predictor.config, tasks)
+            task_names = check_tasks(self.predictor.config, tasks)
             prepared = await loop.run_in_executor(
-                self.decoders.threads, self.decoders.prepare, data, named, modality
+                self.decoders.threads, self.decoders.prepare, data, task_names, modality
             )
         except UserError as error:
             return 400, {"error": error.message}, False
@@ -122,7 +124,8 @@ class Back:
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=BATCH_WAIT_S)
     async def batched(self, prepared: list[Prepared]) -> list[dict[str, Any]]:
-        """Logits of files that came at about the same time."""
+        """The logits of each file by task, [K] each; Serve calls it with files that came at about the same
+        time."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.model_thread, self.predictor.logits, prepared)
 
@@ -130,8 +133,8 @@ class Back:
 # ---------------------------------------------------------------------------------------------- requests
 
 
-def asked(query: Any) -> tuple[list[str], Modality | None, int]:
-    """Tasks, modality and top_k of a query. Raises Refused (400)."""
+def parse_query(query: Any) -> tuple[list[str], Modality | None, int]:
+    """Tasks, modality and top_k of a request's query. Raises Refused (400)."""
     known = ("task", "modality", "top_k")
     if unknown := [key for key in query if key not in known]:
         raise Refused(400, f"unknown parameter {unknown[0]!r}; there are {', '.join(known)}")
@@ -145,17 +148,17 @@ def asked(query: Any) -> tuple[list[str], Modality | None, int]:
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """The body, read no further than `most` bytes. Raises Refused (413)."""
-    told = request.headers.get("content-length", "")
+    """The body, of which no more than `most` bytes are read. Raises Refused (413)."""
+    length = request.headers.get("content-length", "")
     refused = Refused(413, f"the body is larger than {most} bytes")
-    if told.isdecimal() and int(told) > most:
+    if length.isdecimal() and int(length) > most:
         raise refused
-    found = bytearray()
+    body = bytearray()
     async for chunk in request.stream():
-        found += chunk
-        if len(found) > most:
+        body += chunk
+        if len(body) > most:
             raise refused
-    return bytes(found)
+    return bytes(body)
 
 
 def media_of_body(body: bytes, content_type: str) -> bytes:
@@ -181,7 +184,7 @@ def media_of_body(body: bytes, content_type: str) -> bytes:
     return files[0]
 
 
-# ------------------------------------------------------------------------------------------------ front
+# ---------------------------------------------------------------------------------------------- ingress
 
 
 class Metrics:
@@ -203,26 +206,26 @@ class Metrics:
 app = FastAPI(title="polyvit", docs_url=None, redoc_url=None, openapi_url=None)
 
 
-# Serve copies the app here and now: what its methods call must stand above.
-@serve.deployment(name="front")
+# Serve copies the app at this point: what its methods call must be defined above.
+@serve.deployment(name="ingress")
 @serve.ingress(app)
-class Front:
+class Ingress:
     """HTTP in, HTTP out."""
 
-    def __init__(self, back: Any, limits: ServiceLimits) -> None:
-        self.back, self.limits, self.metrics, self.count, self.deaths = back, limits, Metrics(), 0, 0
+    def __init__(self, model: Any, limits: ServiceLimits) -> None:
+        self.model, self.limits, self.metrics, self.count, self.deaths = model, limits, Metrics(), 0, 0
 
     @app.get("/healthz")
     async def healthz(self) -> Response:
-        """200 where a file would be answered; 503 where the model does not reply."""
+        """200 where the model replies, so that a file would be answered; else 503."""
         try:
-            facts = await asyncio.wait_for(self._facts(), timeout=10)
+            description = await asyncio.wait_for(self._description(), timeout=10)
         except Exception as error:  # whatever keeps it from answering
             return JSONResponse({"status": "unavailable", "error": repr(error)[:200]}, 503)
-        return JSONResponse({"status": "ok", **facts, "decoder_deaths": self.deaths})
+        return JSONResponse({"status": "ok", **description, "decoder_deaths": self.deaths})
 
-    async def _facts(self) -> dict[str, Any]:
-        return await self.back.facts.remote()
+    async def _description(self) -> dict[str, Any]:
+        return await self.model.description.remote()
 
     @app.get("/metrics")
     async def show_metrics(self) -> Response:
@@ -252,13 +255,13 @@ class Front:
     async def _predict(self, request: Request) -> tuple[int, dict[str, Any]]:
         if self.count > self.limits.requests:
             raise Refused(503, "too many requests are under way; try again")
-        tasks, modality, top_k = asked(request.query_params)
+        tasks, modality, top_k = parse_query(request.query_params)
         body = await read_body(request, self.limits.bytes)
         data = media_of_body(body, request.headers.get("content-type", ""))
         self.metrics.bytes.inc(len(data))
         if not data:
             raise Refused(400, "there is no file: send it as the body, or as the file of a multipart form")
-        status, document, died = await self.back.answer.remote(data, tasks, modality, top_k)
+        status, document, died = await self.model.answer.remote(data, tasks, modality, top_k)
         self.deaths += died
         self.metrics.deaths.set(self.deaths)
         return status, document

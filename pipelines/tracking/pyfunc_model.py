@@ -1,7 +1,7 @@
 """A registered model as MLflow loads it: this file is logged as code, and runs wherever the model is loaded.
 
-It and the `polyvit` package that is logged with it need neither Ray nor anything else of `pipelines`.
-Files are decoded in a process of their own, so that one which crashes its decoder costs its own row alone.
+It needs the `polyvit` package, which is logged with it, but neither Ray nor anything else of `pipelines`. Files
+are decoded in another process, so that a file which crashes its decoder loses only its own row.
 In: a table with a row a file: `path` (on the machine that answers) or `content` (the file's bytes; base64 over
 HTTP). Out: a table with `modality`, `tasks` ({task: [{label, index, probability}, ...]}) and `error`.
 Parameters: `task` (names, separated by commas; empty: all of the file's modality), `top_k`, `modality`.
@@ -15,6 +15,8 @@ import mlflow
 import mlflow.pyfunc
 import pandas as pd
 
+from polyvit.errors import UserError
+
 
 class PolyViTModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     """Loads the release that was logged beside it, and answers."""
@@ -23,7 +25,7 @@ class PolyViTModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         """Read config, class names and weights; the first GPU, if there is one, runs the model."""
         import torch
 
-        from polyvit.deploy import IsolatedDecoder, Predictor
+        from polyvit.deploy import IsolatedDecoder, Predictor  # start-up: torch, where the model is only logged
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.predictor = Predictor.load(Path(context.artifacts["release"]), device)
@@ -34,15 +36,13 @@ class PolyViTModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """One row of answers a row of `model_input`; a file that cannot be used has its reason as `error`."""
-        from polyvit.errors import UserError
-
-        given = params or {}
-        tasks = [name.strip() for name in str(given.get("task") or "").split(",") if name.strip()]
-        modality = given.get("modality") or None
+        options = params or {}
+        tasks = [name.strip() for name in str(options.get("task") or "").split(",") if name.strip()]
+        modality = options.get("modality") or None
         if modality not in (None, "image", "video", "audio"):
             raise UserError(f"modality={modality!r}: give image, video or audio, or leave it out")
         media = [_media(row) for row in model_input.to_dict("records")]
-        top_k = int(given.get("top_k") or 5)
+        top_k = int(options.get("top_k") or 5)
         with self.lock:
             answers = list(self.predictor.predict(media, tasks, top_k, modality, self.sandbox.prepare))
         rows = [{"modality": None, "tasks": {}, "error": None, **answer} for answer in answers]

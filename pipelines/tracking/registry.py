@@ -1,9 +1,9 @@
-"""The MLflow model registry: log a model, move its aliases, fetch it. With `tracking.py` and the file that is
-logged with every model (`pyfunc_model.py`) the only place that imports mlflow.
+"""The MLflow model registry: log a model, move its aliases, fetch it.
 
-A version is logged as code (`pyfunc_model.py` and the `polyvit` package) and a release folder (safetensors and
-JSON): nothing is pickled, and what loads it needs no Ray. Aliases (`champion`) say which version is in use;
-MLflow's stages are deprecated.
+In: a checkpoint. Out: a version of a registered model, and its folder when it is asked for. A version is logged
+as code (`pyfunc_model.py` and the `polyvit` package) and a release folder (safetensors and JSON): nothing is
+pickled, and loading it needs no Ray. Aliases (`champion`) say which version is in use, since MLflow's stages are
+deprecated.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ REQUIREMENTS = (
     "mlflow", "torch", "torchaudio", "numpy", "pandas", "lazy-loader", "pyarrow", "pydantic", "pyyaml",
     "safetensors", "av", "decord", "soundfile", "soxr", "simplejpeg", "opencv-python-headless", "pillow",
 )  # fmt: skip
-"""What the logged code imports; the versions of this environment are written with it."""
+"""What the logged code imports; it is logged with the versions of this environment."""
 _DESCRIPTION = 5000  # the store's limit
 
 
@@ -42,12 +42,12 @@ def registry_uri() -> str:
 
 
 def is_registered(model: str) -> bool:
-    """Whether MODEL names a version in the registry rather than a folder."""
+    """Whether MODEL names a version in the registry and not a folder."""
     return model.startswith(PREFIX)
 
 
 def model_folder(model: str) -> Path:
-    """MODEL, as commands take it, as a folder: a checkpoint, or the release of `models:/name@alias`.
+    """The folder of MODEL, as commands take it: a checkpoint, or the release of `models:/name@alias`.
 
     Raises UserError where there is none.
     """
@@ -64,11 +64,11 @@ def download(model: str) -> Path:
     Raises UserError where the registry has no such version, or one that this package did not log.
     """
     with _store(registry_uri()):
-        import mlflow
-        from mlflow.exceptions import MlflowException
+        import mlflow  # start-up: mlflow
+        from mlflow.exceptions import MlflowException  # start-up: mlflow
 
         try:
-            if _no_store():
+            if _store_is_missing():
                 raise MlflowException("there is no such file")
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model))
         except (MlflowException, OSError) as error:
@@ -87,31 +87,34 @@ def log_model(
 ) -> dict[str, Any]:
     """Log the release of a checkpoint (or of a run's newest) as a new version of `name`, and give it `alias`.
 
-    `uri`, `run_id`: the MLflow store and the run that the version belongs to; null: those of the run that the
-    checkpoint lies in, else a new run. Returns name, version, alias, run_id, uri. Raises UserError.
+    checkpoint: its folder, or a run's. name: of the registered model. alias: None: the version gets none.
+    uri, run_id: the MLflow store and the run that the version belongs to. None: those of the run that the
+    checkpoint lies in, else a new run.
+
+    Returns name, version, alias, run_id, uri, checkpoint. Raises UserError.
     """
-    found = find_checkpoint(checkpoint).absolute()
-    document = read_document(found)
+    folder = find_checkpoint(checkpoint).absolute()
+    document = read_document(folder)
     config = RunConfig.model_validate(document["config"])
-    recorded = _recorded(found)
+    recorded = _run_record(folder)
     uri = uri or recorded.get("mlflow_uri") or tracking_uri(config)
     run_id = run_id or (recorded.get("mlflow_run") if uri == recorded.get("mlflow_uri") else None)
-    with tempfile.TemporaryDirectory(prefix="polyvit-release-") as folder, _store(uri), _refusals(uri):
-        release = Path(folder) / "release"
-        write_package(found, release)
+    with tempfile.TemporaryDirectory(prefix="polyvit-release-") as temporary, _store(uri), _user_errors(uri):
+        release = Path(temporary) / "release"
+        write_package(folder, release)
         version = _log(release, name, config, run_id)
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient  # start-up: mlflow
 
         client = MlflowClient()
         card = (release / "model_card.md").read_text()
         client.update_model_version(name, version["version"], description=card[:_DESCRIPTION])
         if alias:
             client.set_registered_model_alias(name, alias, version["version"])
-    return {"name": name, **version, "alias": alias, "uri": uri, "checkpoint": str(found)}
+    return {"name": name, **version, "alias": alias, "uri": uri, "checkpoint": str(folder)}
 
 
-def _recorded(checkpoint: Path) -> dict[str, str]:
-    """The run.json of the run that a checkpoint lies in."""
+def _run_record(checkpoint: Path) -> dict[str, str]:
+    """The run.json of the run that a checkpoint lies in; empty where there is none."""
     for folder in (checkpoint.parent, checkpoint.parent.parent):
         try:
             return json.loads((folder / "run.json").read_text())
@@ -121,7 +124,7 @@ def _recorded(checkpoint: Path) -> dict[str, str]:
 
 
 def _log(release: Path, name: str, config: RunConfig, run_id: str | None) -> dict[str, str]:
-    import mlflow
+    import mlflow  # start-up: mlflow
 
     experiment = None if run_id else experiment_id(mlflow.MlflowClient(), config)
     warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
@@ -142,8 +145,18 @@ def _log(release: Path, name: str, config: RunConfig, run_id: str | None) -> dic
 
 
 def _signature() -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Map, Object, ParamSchema, ParamSpec, Property, Schema
+    from mlflow.models import ModelSignature  # start-up: mlflow
+    from mlflow.types.schema import (  # start-up: mlflow
+        Array,
+        ColSpec,
+        DataType,
+        Map,
+        Object,
+        ParamSchema,
+        ParamSpec,
+        Property,
+        Schema,
+    )
 
     best = Object(
         [
@@ -177,10 +190,10 @@ def _signature() -> Any:
 
 
 def set_alias(name: str, alias: str, version: str, uri: str | None = None) -> None:
-    """Point an alias at a version; it is taken from the one that had it. Raises UserError."""
+    """Point an alias at a version; another version loses it. Raises UserError."""
     uri = uri or registry_uri()
-    with _store(uri), _refusals(uri):
-        from mlflow import MlflowClient
+    with _store(uri), _user_errors(uri):
+        from mlflow import MlflowClient  # start-up: mlflow
 
         client = MlflowClient()
         client.get_model_version(name, version)
@@ -190,18 +203,18 @@ def set_alias(name: str, alias: str, version: str, uri: str | None = None) -> No
 def list_versions(uri: str | None = None) -> list[dict[str, Any]]:
     """Every version of every registered model: name, version, aliases, run_id, created (ms). Raises UserError."""
     uri = uri or registry_uri()
-    with _store(uri), _refusals(uri):
-        if _no_store():
+    with _store(uri), _user_errors(uri):
+        if _store_is_missing():
             return []
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient  # start-up: mlflow
 
         client = MlflowClient()
-        found = []
+        rows = []
         for model in client.search_registered_models():
             versions = client.search_model_versions(f"name='{model.name}'")
             for version in sorted(versions, key=lambda each: int(each.version)):
                 aliases = sorted(a for a, v in model.aliases.items() if str(v) == str(version.version))
-                found.append(
+                rows.append(
                     {
                         "name": model.name,
                         "version": str(version.version),
@@ -210,12 +223,12 @@ def list_versions(uri: str | None = None) -> list[dict[str, Any]]:
                         "created": version.creation_timestamp,
                     }
                 )
-        return found
+        return rows
 
 
-def _no_store() -> bool:
-    """Whether the store is a SQLite file that is not there; MLflow would make an empty one."""
-    import mlflow
+def _store_is_missing() -> bool:
+    """Whether the store is a SQLite file that does not exist; MLflow would create an empty one."""
+    import mlflow  # start-up: mlflow
 
     uri = mlflow.get_tracking_uri()
     return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
@@ -223,8 +236,8 @@ def _no_store() -> bool:
 
 @contextlib.contextmanager
 def _store(uri: str) -> Iterator[None]:
-    """MLflow's store for as long as the block lasts; its functions know one, for the whole process."""
-    import mlflow
+    """Use this store for as long as the block lasts; MLflow knows one store for the whole process."""
+    import mlflow  # start-up: mlflow
 
     # MLflow keeps the address in a variable of its own and in the environment; both are put back.
     before = os.environ.get("MLFLOW_TRACKING_URI")
@@ -238,9 +251,9 @@ def _store(uri: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _refusals(uri: str) -> Iterator[None]:
-    """What the store refuses is the user's to mend."""
-    from mlflow.exceptions import MlflowException
+def _user_errors(uri: str) -> Iterator[None]:
+    """Turn what the store refuses into a UserError."""
+    from mlflow.exceptions import MlflowException  # start-up: mlflow
 
     try:
         yield

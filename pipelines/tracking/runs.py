@@ -1,7 +1,8 @@
-"""MLflow: runs, parameters, curves, artifacts. Only this file, `mlflow_models` and `pyfunc_model` import mlflow.
+"""MLflow runs: parameters, curves, artifacts.
 
-One run per training; the driver creates it, rank 0 of the train workers writes its curves, the driver adds the
-artifacts and ends it. Resuming continues the same run. A server that goes away holds nothing up.
+In: a config, then points of curves and files. Out: one MLflow run for each training. The driver creates the run,
+rank 0 of the train workers writes its curves, the driver adds the artifacts and ends it. A resumed training
+continues its run. Training never waits for a server that is away.
 """
 
 import logging
@@ -25,17 +26,18 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-# Our own threads wait an absent server out; the client's retries would hold each call for minutes.
+# Our own threads wait until a server is back; the client's retries would take minutes for each call.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 _PARAMS_PER_CALL, _METRICS_PER_CALL = 100, 1000  # the MLflow API's limits
 STEP_KEY = "global_step"
-"""A metric that goes with every point, in the same transaction: which points the store already holds."""
+"""A metric that every point has too, in the same transaction; it tells which points the store already holds."""
 PARENT, TRIAL = "mlflow.parentRunId", "polyvit.trial"
-"""Tags of a trial's run: the sweep's run, and which trial it is; a trial that restarts goes on in its run."""
+"""Tags of a trial's run: the sweep's run, and which trial it is. A trial that restarts finds its run by the
+latter."""
 PATIENCE_S = 300.0
-"""How long the end of a run waits for a store that is gone."""
+"""How long the end of a run waits for a store that is out of reach."""
 RETRY_S = 5.0
 
 
@@ -46,46 +48,48 @@ def tracking_uri(config: RunConfig) -> str:
 
 
 def import_client(config: RunConfig) -> None:
-    """What a `Tracker` imports: up to three seconds that need not be waited for while something else goes on."""
-    import mlflow.tracking
+    """Import what a `Tracker` needs, up to three seconds of work, while the caller's processes do something
+    else."""
+    import mlflow.tracking  # start-up: mlflow, 2 s
 
     if tracking_uri(config).startswith("sqlite:"):
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
 def experiment_id(client: Any, config: RunConfig) -> str:
-    """Of `tracking.experiment`, made where it is not there; beside SQLite, with its artifacts in `storage`."""
+    """The id of `tracking.experiment`, which is created if need be. With a SQLite store its artifacts go to
+    `storage`."""
     name = config.tracking.experiment
-    if found := client.get_experiment_by_name(name):
-        return found.experiment_id
+    if experiment := client.get_experiment_by_name(name):
+        return experiment.experiment_id
     local = f"{Path(config.storage).absolute()}/mlartifacts" if client.tracking_uri.startswith("sqlite:") else None
     return client.create_experiment(name, artifact_location=local)
 
 
 def _trial_run(client: Any, experiment_id: str, trial: str | None) -> str | None:
-    """The run of a sweep's trial, if it was begun before."""
+    """The id of a trial's run, if the trial was begun before."""
     if trial is None:
         return None
-    found = client.search_runs([experiment_id], filter_string=f"tags.`{TRIAL}` = '{trial}'", max_results=1)
-    return found[0].info.run_id if found else None
+    runs = client.search_runs([experiment_id], filter_string=f"tags.`{TRIAL}` = '{trial}'", max_results=1)
+    return runs[0].info.run_id if runs else None
 
 
 class Tracker:
     """One MLflow run, written to from one process at a time."""
 
     def __init__(self, uri: str, run_id: str) -> None:
-        from mlflow.tracking import MlflowClient
+        from mlflow.tracking import MlflowClient  # start-up: mlflow
 
         self.uri, self.run_id = uri, run_id
         self._client = MlflowClient(tracking_uri=uri)
 
     @classmethod
     def start(cls, config: RunConfig, run_name: str, tags: Mapping[str, str] | None = None) -> "Tracker":
-        """A new run with the resolved config as its parameters; where the store holds a run with the same TRIAL
-        tag, that one. Raises UserError if the store is out of reach.
+        """Start a run with the resolved config as its parameters. Where the store holds a run with the same TRIAL
+        tag, that run goes on. Raises UserError if the store is out of reach.
         """
-        from mlflow.exceptions import MlflowException
-        from mlflow.tracking import MlflowClient
+        from mlflow.exceptions import MlflowException  # start-up: mlflow
+        from mlflow.tracking import MlflowClient  # start-up: mlflow
 
         uri = tracking_uri(config)
         if uri.startswith("sqlite:"):
@@ -108,32 +112,34 @@ class Tracker:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; long ones are cut to what MLflow holds."""
-        from mlflow.entities import Param
+        from mlflow.entities import Param  # start-up: mlflow
 
         entries = [Param(key, str(value)[:6000]) for key, value in values.items()]
         for i in range(0, len(entries), _PARAMS_PER_CALL):
             self._client.log_batch(self.run_id, params=entries[i : i + _PARAMS_PER_CALL])
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log points of curves, here and now, unless the run has this very value at this step already."""
+        """Log values at one step and wait for it; a metric that the run has at this step already is not logged
+        again."""
         for key, value in values.items():
             known = [point for point in self._client.get_metric_history(self.run_id, key) if point.step == step]
             if not known:
                 self._client.log_metric(self.run_id, key, float(value), step=step)
 
     def curves(self, past: Sequence[Point] = ()) -> "Curves":
-        """A sender of the run's curves. `past`: points of before a restart, sent if the store lacks them."""
+        """A sender of the run's curves. `past`: points from before a restart, which are sent where the store
+        lacks them."""
         return Curves(self._client, self.run_id, self.uri, past)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Upload a file or a folder; a store that is gone is waited for, then a warning."""
+        """Upload a file or a folder; waits for a store that is out of reach, and in the end warns."""
         upload = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         where = (folder or path.name) if path.is_dir() else folder
-        patiently(lambda: upload(self.run_id, str(path), where), f"logging {path.name} to {self.uri}")
+        retry(lambda: upload(self.run_id, str(path), where), f"logging {path.name} to {self.uri}")
 
     def reopen(self) -> None:
-        """Mark a run that goes on as running. Raises UserError where the store does not hold it."""
-        from mlflow.exceptions import MlflowException
+        """Mark a resumed run as running. Raises UserError where the store does not hold it."""
+        from mlflow.exceptions import MlflowException  # start-up: mlflow
 
         try:
             self._client.update_run(self.run_id, status="RUNNING")
@@ -145,11 +151,12 @@ class Tracker:
 
     def finish(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""
-        patiently(lambda: self._client.set_terminated(self.run_id, status), f"ending the run in {self.uri}")
+        retry(lambda: self._client.set_terminated(self.run_id, status), f"ending the run in {self.uri}")
 
 
-def patiently(call: Callable[[], object], what: str) -> bool:
-    """Do it, again and again for PATIENCE_S seconds; then say what was not done, and go on without."""
+def retry(call: Callable[[], object], what: str) -> bool:
+    """Call until it succeeds, for PATIENCE_S seconds; then warn that `what` was not done. Returns whether it
+    was."""
     until, warned = time.monotonic() + PATIENCE_S, False
     while True:
         try:
@@ -167,10 +174,10 @@ def patiently(call: Callable[[], object], what: str) -> bool:
 
 
 class Curves:
-    """Sends points in order from a thread, each exactly once, however often the server or this process goes away.
+    """Sends points in order from a thread, each exactly once, however often the server or this process fails.
 
-    A point's metrics go in one transaction with STEP_KEY; after a restart or a failure the store is asked which
-    steps it holds, and those are not sent again.
+    A point's metrics are sent in one transaction with STEP_KEY. After a restart or a failure the store is asked
+    which steps it holds, and those are not sent again.
     """
 
     def __init__(self, client: Any, run_id: str, uri: str, past: Sequence[Point]) -> None:
@@ -183,13 +190,13 @@ class Curves:
         self._thread.start()
 
     def put(self, step: int, values: Mapping[str, float]) -> None:
-        """One point; returns at once."""
+        """Add a point; returns at once."""
         with self._change:
             self._waiting.append((step, dict(values)))
             self._change.notify()
 
     def close(self, patience_s: float = PATIENCE_S) -> int:
-        """Wait until all is sent; returns how many points are not."""
+        """Wait until all points are sent, at most `patience_s` seconds. Returns how many are not."""
         with self._change:
             self._closing = True
             self._change.notify()
@@ -211,7 +218,7 @@ class Curves:
                     self._held = {point.step for point in history}
                 self._send([point for point in batch if point[0] not in self._held])
             except Exception as error:  # any transport's error
-                self._held = None  # it may have arrived all the same: ask before sending again
+                self._held = None  # the points may have arrived all the same: ask before sending them again
                 if not failing:
                     logger.warning("MLflow (%s) does not take the curves, they wait: %s", self._uri, error)
                 failing = True
@@ -240,7 +247,7 @@ class Curves:
             return batch
 
     def _send(self, points: Sequence[Point]) -> None:
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric  # start-up: mlflow
 
         now = int(time.time() * 1000)
         metrics = [

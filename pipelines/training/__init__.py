@@ -1,7 +1,7 @@
 """A co-training run on Ray Train.
 
-In: a config and its indexes. Out: a run's folder with checkpoints, curves and results.
-Read: worker, reporting.
+In: a config and a run's folder. Out: indexes, checkpoints, curves and results in the folder and in MLflow.
+Read: run_dir, driver, worker, reporting.
 """
 
 import lazy_loader

@@ -1,4 +1,8 @@
-"""Where the training loop's news go on a train worker: live line, curves, checkpoints, a stop, an anomaly."""
+"""What a train worker does with what the training loop reports: live line, curves, checkpoints, anomalies.
+
+In: the loop's callbacks. Out: files in the run's folder, points in MLflow, Ray Train's reports. It also tells the
+loop whether the run was told to stop.
+"""
 
 import contextlib
 import json
@@ -10,9 +14,8 @@ from typing import Any
 import ray.train
 from safetensors.numpy import save_file
 
-from pipelines.runtime import Poster
+from pipelines.runtime import ProgressReporter
 from pipelines.tracking import Curves
-from pipelines.tuning import METRIC, PROGRESS
 from polyvit.checkpoint import (
     AsyncCheckpointWriter,
     Keep,
@@ -29,40 +32,47 @@ from polyvit.data.loading import Minibatch
 
 logger = logging.getLogger(__name__)
 
+METRIC, PROGRESS = "objective", "percent"
+"""What a sweep's trial reports after each evaluation: the sweep's objective, and how much of its steps is done."""
 
-class RayEvents:
-    """On every rank; rank 0 alone has `curves` and `history`, and writes.
 
-    facts: hashes of schedule and index, and class names, for checkpoints. folder: the run's. total: its steps.
+class TrainReporter:
+    """The training loop's callbacks on one rank; only rank 0 writes.
+
+    config: of the run. folder: the run's. store: its checkpoints. learner: what is trained.
+    metadata: hashes of schedule and index, and class names, for checkpoints.
+    progress_reporter: sends the live line. curves: sends points to MLflow; None on other ranks than 0.
+    history: the run's own copy of its curves. total: steps of the run.
     """
 
     def __init__(
         self, config: RunConfig, folder: Path, store: LocalStore | RemoteStore, learner: TrainUnit,
-        facts: Mapping[str, Any], poster: Poster, curves: Curves | None, history: MetricsLog,
+        metadata: Mapping[str, Any], progress_reporter: ProgressReporter, curves: Curves | None,
+        history: MetricsLog,
         total: int,
     ) -> None:  # fmt: skip
-        self.config, self.folder, self.learner, self.facts = config, folder, learner, facts
-        self.poster, self.curves, self.history, self.total = poster, curves, history, total
+        self.config, self.folder, self.learner, self.metadata = config, folder, learner, metadata
+        self._progress, self.curves, self.history, self.total = progress_reporter, curves, history, total
         train = config.train
         keep = Keep(train.keep_checkpoints, train.keep_best, train.best_metric)
         self.checkpointer = AsyncCheckpointWriter(store, keep, before=history.write)
 
     def progress(self, snapshot: dict[str, Any]) -> None:
-        """To the live line."""
-        self.poster(snapshot)
+        """Show a snapshot on the live line."""
+        self._progress(snapshot)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """To the run's history and MLflow."""
+        """Add a point to the run's history and to MLflow's curves."""
         if self.curves:
             self.history.add(step, values)
             self.curves.put(step, values)
             if any(key.startswith("eval/") for key in values):
-                # A trial that is stopped after an evaluation has no later checkpoint to write it with.
-                with contextlib.suppress(OSError):  # then it waits for the next one
+                # A trial may be stopped after an evaluation, and then no later checkpoint writes the history.
+                with contextlib.suppress(OSError):  # the next checkpoint writes it
                     self.history.write(step)
 
     def evaluated(self, step: int, scores: dict[str, float]) -> None:
-        """To Ray Train, whose callbacks (Tune's) see a trial on its way. A barrier: every rank reports."""
+        """Report to Ray Train, whose callbacks tell Tune how a trial does. A barrier: every rank must report."""
         metrics = {f"eval/{name}": value for name, value in scores.items()}
         metrics |= {"global_step": step, PROGRESS: round(100 * step / self.total)}
         ray.train.report({**metrics, METRIC: self._objective(scores)})
@@ -74,28 +84,30 @@ class RayEvents:
         return min(scores.get(task, 0.0) - sweep.baselines[task] for task in self.config.tasks)
 
     def checkpoint(self, state: TrainState, last: bool) -> None:
-        """Rank 0 writes, beside the steps that follow; the last one before the run ends."""
+        """Rank 0 writes a checkpoint while the next steps run; the last one is written before the run ends."""
         tensors = training_tensors(self.learner)  # every rank: they may be divided among them
-        if self.poster.rank != 0:
+        if self._progress.rank != 0:
             return
-        document = checkpoint_data(tensors, state, self.config, self.facts)
+        document = checkpoint_data(tensors, state, self.config, self.metadata)
         if last:
-            self.poster({"phase": f"writing the checkpoint of step {state.global_step} ..."}, urgent=True)
+            self._progress({"phase": f"writing the checkpoint of step {state.global_step} ..."}, urgent=True)
             self.checkpointer.finish(document)
         else:
             self.checkpointer.save(document)
 
     def stop_requested(self) -> bool:
         """Whether the driver was told to stop."""
-        return self.poster.stop_requested
+        return self._progress.stop_requested
 
     def anomaly(self, minibatch: Minibatch) -> str | None:
-        """This rank's part of the minibatch, as tensors, and the keys of its examples."""
+        """Save this rank's part of the minibatch and the keys of its examples; returns the path, None on
+        failure."""
         folder = self.folder / "anomaly"
-        path = folder / f"step_{minibatch.step:08d}_{minibatch.task}_rank{self.poster.rank}.safetensors"
+        path = folder / f"step_{minibatch.step:08d}_{minibatch.task}_rank{self._progress.rank}.safetensors"
         try:
             folder.mkdir(exist_ok=True)
-            save_file({"tokens": minibatch.tokens.copy(), "labels": minibatch.labels.copy()}, path)
+            arrays = {name: array.copy() for name, array in minibatch.inputs.items()}
+            save_file({**arrays, "labels": minibatch.labels.copy()}, path)
             path.with_suffix(".json").write_text(json.dumps({"keys": minibatch.keys}, indent=1) + "\n")
         except OSError as error:
             logger.warning("the minibatch could not be saved: %s", error)
@@ -103,7 +115,7 @@ class RayEvents:
         return str(path)
 
     def close(self) -> None:
-        """Wait for the writer and the sender."""
+        """Wait until checkpoints are written and curves are sent."""
         self.checkpointer.close()
         if self.curves:
             self.curves.close()

@@ -1,7 +1,7 @@
 """What runs on the train workers, and the Ray Train run around it.
 
-Every worker builds the same model, schedule and plan from the config, finds the newest whole checkpoint of the
-run, and takes its part of every step from its own feed; rank 0 writes checkpoints, MLflow's curves and the
+Every worker builds the same model, schedule and plan from the config, loads the newest undamaged checkpoint of the
+run, and reads its part of every step from its own feed. Rank 0 writes the checkpoints, MLflow's curves and the
 progress line.
 """
 
@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import ray.train
@@ -19,9 +19,9 @@ import torch
 from pipelines.feed import RayFeed
 from pipelines.index import load_indexes
 from pipelines.runtime import (
-    Board,
     NoticeHandler,
-    Poster,
+    ProgressActor,
+    ProgressReporter,
     console,
     live_line,
     on_this_node,
@@ -30,7 +30,8 @@ from pipelines.runtime import (
     use_gpu,
 )
 from pipelines.tracking import Tracker
-from pipelines.training.reporting import RayEvents
+from pipelines.training.reporting import TrainReporter
+from pipelines.training.run_dir import RunDir
 from polyvit.checkpoint import (
     LocalStore,
     MetricsLog,
@@ -50,27 +51,24 @@ from polyvit.training import Ema, build_optimiser, derive_microbatches, freeze_p
 
 logger = logging.getLogger(__name__)
 
-if TYPE_CHECKING:
-    from pipelines.cotrain import RunPlace
-
 
 class _ReportingFeed(RayFeed):
-    """A feed that says on the live line that an evaluation is under way."""
+    """A feed that shows on the live line that an evaluation is under way."""
 
-    poster: Poster | None = None
+    progress: ProgressReporter | None = None
 
     def evaluation(self) -> Any:
-        """As RayFeed's."""
+        """As `RayFeed.evaluation`."""
         for i, minibatch in enumerate(super().evaluation(), start=1):
-            if self.poster:
-                self.poster({"phase": f"evaluating: {minibatch.task} (minibatch {i}) ..."})
+            if self.progress:
+                self.progress({"phase": f"evaluating: {minibatch.task} (minibatch {i}) ..."})
             yield minibatch
 
 
 def train_fn(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Runs on every train worker. Returns the final state, or the user's mistake that ended the run.
+    """What every train worker runs. Returns {"state": the final state}, or the user's mistake that ended the run.
 
-    A mistake is returned, not raised: Ray Train would restart the workers, only to meet it again.
+    A user's mistake is returned and not raised, since Ray Train would restart the workers and meet it again.
     """
     try:
         return {"state": _train(arguments)}
@@ -80,41 +78,49 @@ def train_fn(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _train(arguments: dict[str, Any]) -> TrainState:
     config = RunConfig.model_validate(arguments["config"])
-    place: RunPlace = arguments["place"]
+    run_dir: RunDir = arguments["run_dir"]
     world = ProcessGroup()
     device = ray.train.torch.get_device()
-    poster = Poster(arguments["board"], world.rank)
+    progress = ProgressReporter(arguments["progress"], world.rank)
     for name in ("polyvit", "pipelines"):
-        logging.getLogger(name).addHandler(NoticeHandler(arguments["board"]))
-    indexes = load_indexes(config, place.folder / "index")
+        logging.getLogger(name).addHandler(NoticeHandler(arguments["progress"]))
+    indexes = load_indexes(config, run_dir.folder / "index")
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
-    sizes = {name: len(found.split("train")) for name, found in indexes.scans.items()}
+    sizes = {name: len(scan.split("train")) for name, scan in indexes.scans.items()}
     hashes = {"schedule_hash": schedule.digest(), "index_hash": indexes.digests()}
     tracker = Tracker(arguments["mlflow_uri"], arguments["mlflow_run"]) if world.rank == 0 else None
-    poster({"phase": "loading weights ..."}, urgent=True)
-    store = open_store(place.checkpoints(config))
-    learner, state = starting_point(store, hashes, config, place.folder / "init.txt", device, world, tracker)
-    state.microbatches = microbatches(learner.model, config, place, world, device)
-    history = MetricsLog(place.folder / "history")
+    progress({"phase": "loading weights ..."}, urgent=True)
+    store = open_store(run_dir.checkpoints(config))
+    learner, state = starting_point(store, hashes, config, run_dir.folder / "init.txt", device, world, tracker)
+    state.microbatches = microbatches(learner.model, config, run_dir, world, device)
+    history = MetricsLog(run_dir.folder / "history")
     past = history.restart(state.global_step) if tracker else []
-    facts = {**hashes, "classes": {name: list(found.classes) for name, found in indexes.scans.items()}}
+    metadata = {**hashes, "classes": {name: list(scan.classes) for name, scan in indexes.scans.items()}}
     curves = tracker.curves(past) if tracker else None
-    events = RayEvents(config, place.folder, store, learner, facts, poster, curves, history, len(schedule))
+    reporter = TrainReporter(
+        config, run_dir.folder, store, learner, metadata, progress, curves, history, len(schedule)
+    )
     plan = Plan(schedule, config.tasks, sizes, config.seed)
     feed = _ReportingFeed(config, plan, indexes, world.rank, world.size)
-    feed.poster = poster
+    feed.progress = progress
     try:
-        poster({"phase": "starting the feed ..."}, urgent=True)
-        return train(learner, schedule, feed, config, world, state, events)
+        progress({"phase": "starting the feed ..."}, urgent=True)
+        return train(learner, schedule, feed, config, world, state, reporter)
     finally:
-        events.close()
+        reporter.close()
 
 
 def starting_point(
     store: LocalStore | RemoteStore, hashes: dict[str, Any], config: RunConfig, report: Path, device: torch.device,
     world: World, tracker: Tracker | None,
 ) -> tuple[TrainUnit, TrainState]:  # fmt: skip
-    """As the run's newest whole checkpoint has it; where there is none, anew, from `init.path` if given."""
+    """The model, optimiser and state of the run's newest undamaged checkpoint; without one those of a new run.
+
+    store: the run's checkpoints. hashes: of schedule and index, which must be those of the checkpoint.
+    config: of the run; `init.path` is read where there is no checkpoint yet. report: the file that then says what
+    was loaded from there. device: where the model is built. world: this worker's rank and its peers.
+    tracker: on rank 0, the MLflow run that gets the report too.
+    """
     step = newest_step(store, world)
     model = PolyViT(config.model, config.tasks, seed=config.seed).to(device)
     freeze_parts(model, config.optim.frozen)
@@ -128,53 +134,59 @@ def starting_point(
 
 
 def newest_step(store: LocalStore | RemoteStore, world: World) -> int | None:
-    """The step of the run's newest whole checkpoint, the same on every rank; None where it has none.
+    """The step of the run's newest undamaged checkpoint, the same on every rank; None where it has none.
 
-    Rank 0 looks; a damaged one is passed over with a warning.
+    Rank 0 looks, and skips a damaged checkpoint with a warning.
     """
     step = None
     if world.rank == 0:
         store.sweep()
-        step, passed = newest_whole(store)
-        for line in passed:
-            going = f"going on from step {step}" if step is not None else "starting anew"
-            logger.warning("%s; %s", line, going)
+        step, damage = newest_whole(store)
+        for line in damage:
+            start = f"going on from step {step}" if step is not None else "starting anew"
+            logger.warning("%s; %s", line, start)
     return world.gather(step)[0]
 
 
 def fit_out(model: PolyViT, config: RunConfig, device: torch.device, world: World) -> TrainUnit:
-    """How the model is run and divided, with the optimiser and the average that the config says."""
+    """Compile and shard the model as the config says, and build its optimiser and its moving average (EMA)."""
     model.activation_checkpointing = config.train.activation_checkpointing
     if config.train.compile or (config.train.compile is None and device.type == "cuda"):
         model.compile_blocks()
     if config.train.sharding == "full" and world.size > 1:
-        shard(model)
+        shard(model.sharding_units())
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     ema = Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None
     return TrainUnit(model, optimiser, ema)
 
 
 def microbatches(
-    model: PolyViT, config: RunConfig, place: "RunPlace", world: World, device: torch.device
+    model: PolyViT, config: RunConfig, run_dir: RunDir, world: World, device: torch.device
 ) -> dict[str, int]:
-    """Examples of one pass, by task: measured once a run and number of workers, then read back.
+    """How many examples go through the model at a time, by task.
 
-    A run that is killed before its first checkpoint takes the same ones again, and so ends with the same bits.
+    They are measured once for a run and a number of workers, and kept in the run's folder: a run that is killed
+    before its first checkpoint uses the same ones again, and so ends with the same bits.
+
+    model, config, run_dir: of the run. world: this worker's rank and its peers. device: whose memory is measured.
     """
-    record = place.folder / f"microbatches_{world.size}.json"
-    found = json.loads(record.read_text()) if world.rank == 0 and record.is_file() else None
-    found = world.gather(found)[0]
-    if found is None:
-        found = derive_microbatches(model, config, world, device)
+    record = run_dir.folder / f"microbatches_{world.size}.json"
+    sizes = json.loads(record.read_text()) if world.rank == 0 and record.is_file() else None
+    sizes = world.gather(sizes)[0]
+    if sizes is None:
+        sizes = derive_microbatches(model, config, world, device)
         if world.rank == 0:
-            place.write(record.name, found)
-    return found
+            run_dir.write(record.name, sizes)
+    return sizes
 
 
 def initialise_all(model: PolyViT, config: RunConfig, world: World, report: Path, tracker: Tracker | None) -> None:
-    """Every rank reads `init.path`; rank 0 writes what was loaded to `report` and to MLflow.
+    """Every rank reads `init.path`; rank 0 writes what was loaded.
 
-    Raises UserError on all ranks where one of them cannot read the file: it may be there on some nodes only.
+    model: gets the weights. config: its `init` section names the file. world: this worker's rank and its peers.
+    report: the file to write. tracker: on rank 0, the MLflow run that gets the report too.
+
+    Raises UserError on all ranks where one of them cannot read the file, which may be there on some nodes only.
     """
     failure, table = None, ""
     try:
@@ -193,33 +205,36 @@ def initialise_all(model: PolyViT, config: RunConfig, world: World, report: Path
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
-    """Without the process that would hand out Ray Data's data sets: workers have feeds of their own."""
+    """TorchTrainer without the process that would split Ray Data's datasets: each worker has its own feed."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        made = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in made if type(callback).__name__ != "DatasetsCallback"]
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
 
 
 def fit(
-    config: RunConfig, place: "RunPlace", mlflow_uri: str, mlflow_run: str,
+    config: RunConfig, run_dir: RunDir, mlflow_uri: str, mlflow_run: str,
     callbacks: Sequence[Any] = (), meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[TrainState, int | None]:  # fmt: skip
-    """Run `train_fn` on the workers, with the live line. Returns the final state, and the signal that ended it.
+    """Run `train_fn` on the workers, with the live line. Returns the final state, and the signal that ended the
+    run.
 
-    `meanwhile` is called while the workers start. Raises UserError for the user's mistake; what else
-    ends the run comes as Ray Train's error.
+    config, run_dir: of the run. mlflow_uri, mlflow_run: the MLflow run to which rank 0 writes its curves.
+    callbacks: passed to Ray Train. meanwhile: called while the workers start.
+
+    Raises UserError for the user's mistake. Anything else that ends the run is raised as Ray Train's error.
     """
-    board = Board.options(**on_this_node()).remote()  # type: ignore[attr-defined]
+    progress_actor = ProgressActor.options(**on_this_node()).remote()  # type: ignore[attr-defined]
     trainer = _Trainer(
         train_fn,  # type: ignore[arg-type]
         train_loop_config={
-            "config": config.model_dump(mode="json"), "place": place, "board": board,
+            "config": config.model_dump(mode="json"), "run_dir": run_dir, "progress": progress_actor,
             "mlflow_uri": mlflow_uri, "mlflow_run": mlflow_run,
         },
         scaling_config=scaling(config, use_gpu(config)),
         run_config=ray.train.RunConfig(
-            name=place.name,
-            storage_path=str(place.folder.parent),
+            name=run_dir.name,
+            storage_path=str(run_dir.folder.parent),
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
             callbacks=list(callbacks),
         ),
@@ -227,9 +242,9 @@ def fit(
 
     def stop() -> None:
         console.print("stopping at the next step, with a checkpoint; once more to stop at once")
-        board.stop.remote()
+        progress_actor.stop.remote()
 
-    with live_line(board):
+    with live_line(progress_actor):
         result, signum = stoppable(trainer.fit, stop, meanwhile)
     outcome = result.return_value  # type: ignore[attr-defined]
     if "error" in outcome:

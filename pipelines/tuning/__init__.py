@@ -1,7 +1,7 @@
-"""Trials of a sweep on Ray Tune.
+"""A sweep on Ray Tune: many co-training runs of one config with some keys changed.
 
-In: a config with some keys changed. Out: a `cotrain` run for each trial.
-Read: trial.
+In: a config with a `sweep` section. Out: a run for each trial, a report, the best model in the registry.
+Read: space, driver, search, trial.
 """
 
 import lazy_loader

@@ -7,7 +7,7 @@ Pairs are (height, width) or (time, frequency); triples are (time, height, width
 """
 
 import math
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveFloat, PositiveInt
 
@@ -99,6 +99,15 @@ class InputSection(Section):
     def kernel_shape(self) -> tuple[int, ...]:
         """Patch kernel without its output axis: (*patch, channels)."""
         return (*self.patch, 3 if self.channels_last else self.kernel_repeats)
+
+    @property
+    def normalisation(self) -> tuple[float, float] | None:
+        """(mean, deviation) of float media, which the feed has taken out; None: media are uint8 pixels."""
+        return None
+
+    def as_one_patch(self) -> Self:
+        """The same input cut into one patch as large as all of it; overlapping patches cannot be joined again."""
+        return self.model_copy(update={self.patch_key: self.media_size, "stride": None})
 
     @property
     def arrays(self) -> dict[str, ArraySpec]:
@@ -193,6 +202,11 @@ class AudioInput(InputSection):
     def kernel_repeats(self) -> int:
         """`channels`: a spectrogram is one plane, which an RGB kernel is fed three times."""
         return self.channels
+
+    @property
+    def normalisation(self) -> tuple[float, float] | None:
+        """`mean` and `std` of the log-mel."""
+        return self.mean, self.std
 
     @property
     def arrays(self) -> dict[str, ArraySpec]:

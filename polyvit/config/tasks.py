@@ -3,7 +3,7 @@
 Part of the config's key space (`polyvit.config.run`): everything under `tasks.NAME`.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny
 
@@ -87,7 +87,7 @@ class TaskBase(Section):
     reference_clips_locally: ClassVar[bool] = True
     """Whether the official release clips this modality's gradients on each device, before their mean."""
     extensions: ClassVar[tuple[str, ...]] = ()
-    """Of files that count as media of the modality: lower case with the dot, best first where a stem has several."""
+    """Of files that are media of the modality: lower case with the dot, best first where a stem has several."""
     evaluation_keys: ClassVar[frozenset[str]] = frozenset({"augment"})
     """Keys that decide the arrays of an evaluation view; tasks with equal values share them."""
 
@@ -126,6 +126,11 @@ class TaskBase(Section):
     def eval_views(self) -> int:
         """Views of each example in an evaluation."""
         return 1
+
+    def with_one_view(self) -> Self:
+        """The same task with one evaluation view of each example, the middle one."""
+        keys = {"eval_clips", "eval_crops"} & set(type(self).model_fields)
+        return self.model_copy(update=dict.fromkeys(keys, 1))
 
     @property
     def view_average(self) -> ViewAverage:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from polyvit.config import Modality, RunConfig
-from polyvit.data.loading import Minibatch, token_dtype, token_shape
+from polyvit.data.loading import Minibatch, blank_arrays
 from polyvit.model import PolyViT, training_flops
 from polyvit.schedule import Schedule, mixes
 from polyvit.training import Alone, FakePass, build_optimiser, free_bytes, train_step
@@ -115,8 +115,8 @@ def _seconds_an_example(model: PolyViT, config: RunConfig, name: str, device: to
     rounds = 0 if heavy > 5e11 else rounds
     spec = config.model.input(task.modality)
     blank = Minibatch(
-        1, name, np.zeros((examples, *token_shape(spec)), token_dtype(task.modality)),
-        np.zeros((examples, task.num_classes), np.uint8), ("",) * examples, 0, examples,
+        1, name, blank_arrays(spec, examples), np.zeros((examples, task.num_classes), np.uint8),
+        ("",) * examples, 0, examples,
     )  # fmt: skip
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     taken = []

@@ -26,5 +26,6 @@ from .predict import Prepared as Prepared
 from .predict import as_json_line as as_json_line
 from .predict import check_tasks as check_tasks
 from .predict import class_names as class_names
+from .predict import load as load
 from .predict import pad_names as pad_names
 from .predict import read_media as read_media

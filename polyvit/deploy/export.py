@@ -20,17 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyvit.config import (
-    AudioInput,
-    AudioTask,
-    ImageTask,
-    ModelInput,
-    RunConfig,
-    TaskConfig,
-    VideoInput,
-    VideoTask,
-)
-from polyvit.data.loading import Minibatch
+from polyvit.config import InputSection, RunConfig
+from polyvit.data.loading import Minibatch, codec_of
 from polyvit.errors import UserError
 from polyvit.evaluation import MetricState, average_views
 from polyvit.model import PolyViT, normalise
@@ -63,20 +54,15 @@ class TaskModel(nn.Module):
     def tokens(self, media: Tensor) -> Tensor:
         """float32 [B, N, P]: what the feed and `normalise` make of the same media."""
         spec = self.spec
-        if isinstance(spec, AudioInput):
-            # The feed rounds spectrograms to half floats.
-            spectrogram = ((media - spec.mean) / spec.std).half().float()
-            return normalise(_patchify(spectrogram[..., None], spec.patch_size, spec.stride))
-        return normalise(_patchify(media, _patch(spec), spec.stride))
+        if spec.normalisation is not None:
+            mean, std = spec.normalisation
+            media = ((media - mean) / std).half().float()[..., None]  # the feed rounds spectrograms to half floats
+        return normalise(_patchify(media, spec.patch, spec.strides))
 
 
-def _patch(spec: ModelInput) -> tuple[int, ...]:
-    return spec.tubelet_size if isinstance(spec, VideoInput) else spec.patch_size
-
-
-def _patchify(media: Tensor, patch: tuple[int, ...], stride: tuple[int, ...] | None) -> Tensor:
+def _patchify(media: Tensor, patch: tuple[int, ...], step: tuple[int, ...]) -> Tensor:
     """[B, *sides, C] to [B, N, P], in the order of `data.patchify`."""
-    dims, step = len(patch), stride or patch
+    dims = len(patch)
     if step == patch:
         split = [n for side, p in zip(media.shape[1:-1], patch, strict=True) for n in (side // p, p)]
         blocks = media.reshape(-1, *split, media.shape[-1])
@@ -92,38 +78,35 @@ def _patchify(media: Tensor, patch: tuple[int, ...], stride: tuple[int, ...] | N
     return blocks.flatten(1, dims).flatten(2)
 
 
-def media_shape(spec: ModelInput) -> tuple[int, ...]:
+def media_shape(spec: InputSection) -> tuple[int, ...]:
     """One example of the exported model's input, without the batch."""
-    if isinstance(spec, AudioInput):
-        return (spec.frames, spec.mel_bins)
-    return (spec.frames, *spec.size, 3) if isinstance(spec, VideoInput) else (*spec.size, 3)
+    return (*spec.media_size, 3) if spec.channels_last else spec.media_size
 
 
-def media_of(tokens_BNP: np.ndarray, spec: ModelInput) -> np.ndarray:
+def media_of(tokens_BNP: np.ndarray, spec: InputSection) -> np.ndarray:
     """The media [B, *sides, C] that tokens were cut from: the inverse of patchify, for overlapping patches too.
 
     tokens_BNP: as the feed gives them, uint8, or float16 for audio. Spectrograms [B, T, F] come back as float32,
     without their normalisation. What no patch covers is 0.
     """
-    audio = isinstance(spec, AudioInput)
-    sides = media_shape(spec) if audio else media_shape(spec)[:-1]
-    patch = _patch(spec)
-    step = spec.stride or patch
-    media = np.zeros((len(tokens_BNP), *sides, 1 if audio else 3), tokens_BNP.dtype)
+    channels = 3 if spec.channels_last else 1
+    media = np.zeros((len(tokens_BNP), *spec.media_size, channels), tokens_BNP.dtype)
     for n, place in enumerate(itertools.product(*map(range, spec.grid))):
-        window = tuple(slice(i * d, i * d + p) for i, d, p in zip(place, step, patch, strict=True))
-        media[(slice(None), *window)] = tokens_BNP[:, n].reshape(-1, *patch, media.shape[-1])
-    if isinstance(spec, AudioInput):
-        return media[..., 0].astype(np.float32) * np.float32(spec.std) + np.float32(spec.mean)
-    return media
+        window = tuple(slice(i * d, i * d + p) for i, d, p in zip(place, spec.strides, spec.patch, strict=True))
+        media[(slice(None), *window)] = tokens_BNP[:, n].reshape(-1, *spec.patch, channels)
+    if spec.normalisation is None:
+        return media
+    mean, std = spec.normalisation
+    return media[..., 0].astype(np.float32) * np.float32(std) + np.float32(mean)
 
 
-def example_media(spec: ModelInput, batch: int, seed: int = 0) -> np.ndarray:
+def example_media(spec: InputSection, batch: int, seed: int = 0) -> np.ndarray:
     """Noise of the input's shape and type: uint8 [B, *sides, 3], or float32 [B, T, F]."""
     rng = np.random.default_rng(seed)
     shape = (batch, *media_shape(spec))
-    if isinstance(spec, AudioInput):
-        return (spec.mean + spec.std * rng.standard_normal(shape)).astype(np.float32)
+    if spec.normalisation is not None:
+        mean, std = spec.normalisation
+        return (mean + std * rng.standard_normal(shape)).astype(np.float32)
     return rng.integers(0, 256, shape, dtype=np.uint8)
 
 
@@ -234,7 +217,7 @@ def latency_ms(run: Runner, media: np.ndarray, seconds: float = 2.0) -> float:
     return 1000 * statistics.median(times)
 
 
-def difference(run: Runner, reference: Runner, spec: ModelInput, batch: int = 3) -> float:
+def difference(run: Runner, reference: Runner, spec: InputSection, batch: int = 3) -> float:
     """Largest difference of logits on noise, relative to the largest logit where that is above 1."""
     media = example_media(spec, batch, seed=1)
     wanted = reference(media)
@@ -247,9 +230,9 @@ def accuracy(runs: Mapping[str, Runner], minibatches: Iterable[Minibatch], confi
     spec = config.model.input(task.modality)
     states = {key: MetricState(task.metric == "map") for key in runs}
     for minibatch in minibatches:
-        if not len(minibatch.tokens):
+        if not minibatch.rows:
             continue
-        media = media_of(minibatch.tokens, spec)
+        media = media_of(minibatch.inputs["tokens"], spec)
         labels = torch.from_numpy(minibatch.labels)
         for key, run in runs.items():
             logits = average_views(torch.from_numpy(run(media)), minibatch.views, task)
@@ -272,16 +255,16 @@ def description(config: RunConfig, name: str, classes: Sequence[str], step: int)
         "input": {
             "name": "media",
             "shape": ["batch", *media_shape(spec)],
-            "dtype": "float32" if isinstance(spec, AudioInput) else "uint8",
-            "preparation": preparation(task, spec),
+            "dtype": "uint8" if spec.normalisation is None else "float32",
+            "preparation": codec_of(spec).preparation(task, spec),
         },
         "output": {
             "name": "logits",
             "shape": ["batch", task.num_classes],
             "probabilities": "sigmoid, each class for itself" if task.loss == "sigmoid" else "softmax",
         },
-        "views": 1 if isinstance(task, ImageTask) else task.eval_views,
-        "views_averaged": None if isinstance(task, ImageTask) else task.eval_average,
+        "views": task.eval_views,
+        "views_averaged": getattr(task, "eval_average", None),
         "settings": {
             "input": spec.model_dump(mode="json"),
             "augment": task.augment.model_dump(mode="json"),
@@ -289,29 +272,3 @@ def description(config: RunConfig, name: str, classes: Sequence[str], step: int)
         "step": step,
         "classes": list(classes),
     }
-
-
-def preparation(task: TaskConfig, spec: ModelInput) -> str:
-    """How a file becomes the exported model's input, in words."""
-    if isinstance(spec, AudioInput):
-        assert isinstance(task, AudioTask)
-        return (
-            f"mono at {spec.sample_rate} Hz; Hann windows of {spec.window_ms:g} ms every {spec.hop_ms:g} ms, "
-            f"power spectrum, {spec.mel_bins} HTK mel filters from 20 Hz, log(mel + 1e-6); the middle "
-            f"{spec.frames} frames, a short recording starts again. Mean and deviation are taken inside"
-        )
-    size = " x ".join(map(str, spec.size))
-    if isinstance(task, VideoTask):
-        assert isinstance(spec, VideoInput)
-        side, stride = (
-            task.augment.resize_side or round(min(spec.size) * 256 / 224),
-            task.augment.frame_stride,
-        )
-        return (
-            f"{spec.frames} frames, every {stride}-th, from the middle; RGB, smaller side to {side} (bilinear), "
-            f"centre crop {size}, values 0 to 255"
-        )
-    assert isinstance(task, ImageTask)
-    whole = task.augment.eval_resize == "square"
-    how = "the whole picture resized to" if whole else "smaller side resized, centre"
-    return f"RGB, {how} {size} (height x width, bilinear), values 0 to 255"

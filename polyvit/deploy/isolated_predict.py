@@ -5,27 +5,24 @@ says, a limit that the file exceeds, a decoder that died, took too long or wante
 `python -m polyvit.deploy.isolated_predict` (`data/isolation/worker.py`).
 """
 
-import io
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from polyvit.config import Modality, RunConfig
-from polyvit.data.decode import detect_modality, open_container
+from polyvit.data.decode import container_size, detect_modality, picture_size
 from polyvit.data.isolation import (
     TOO_MUCH_MEMORY,
     Child,
     DecoderDied,
     confine,
-    import_decoders,
+    import_uninterrupted,
     receive,
     run_child,
     send,
 )
-from polyvit.data.loading import token_dtype, token_shape
+from polyvit.data.loading import from_bytes, to_bytes
 from polyvit.deploy.predict import Group, Prepared, prepare
 from polyvit.errors import BadMedia
 
@@ -90,12 +87,11 @@ class IsolatedDecoder:
 def _prepared(header: dict[str, Any], payload: bytes, config: RunConfig) -> Prepared:
     """Tokens from a frame; what does not fit the config is refused."""
     modality, groups, start = header["modality"], [], 0
-    shape, dtype = token_shape(config.model.input(modality)), token_dtype(modality)
+    spec = config.model.input(modality)
     for group in header["groups"]:
-        size = group["views"] * shape[0] * shape[1]
-        tokens = np.frombuffer(payload, dtype, size, start).reshape(group["views"], *shape).copy()
-        groups.append(Group(tuple(group["tasks"]), tokens))
-        start += tokens.nbytes
+        arrays = {name: a.copy() for name, a in from_bytes(spec, group["views"], payload, start).items()}
+        groups.append(Group(tuple(group["tasks"]), arrays))
+        start += sum(array.nbytes for array in arrays.values())
     return Prepared(modality, tuple(groups))
 
 
@@ -104,23 +100,18 @@ def _prepared(header: dict[str, Any], payload: bytes, config: RunConfig) -> Prep
 
 def check_limits(data: bytes, modality: Modality, limits: Limits) -> None:
     """Raises OverLimit by what the header says; what it does not say, time and memory limit."""
-    import av
-    from PIL import Image
-
     if modality == "image":
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                _check_pixels(picture.width, picture.height, limits)
-        except Image.DecompressionBombError as error:  # Pillow's own limit, 179 million
-            raise OverLimit(f"image: {error}") from None
+            width, height = picture_size(data)
+        except BadMedia as error:  # above Pillow's own limit
+            raise OverLimit(error.reason) from None
+        _check_pixels(width, height, limits)
         return
-    with open_container(data) as container:
-        if modality == "video" and container.streams.video:
-            context = container.streams.video[0].codec_context
-            _check_pixels(context.width, context.height, limits)
-        seconds = (container.duration or 0) / av.time_base
-        if limits.seconds is not None and seconds > limits.seconds:
-            raise OverLimit(f"{modality}: {seconds:.1f} s long; at most {limits.seconds:g} s are taken")
+    width, height, seconds = container_size(data)
+    if modality == "video":
+        _check_pixels(width, height, limits)
+    if limits.seconds is not None and seconds > limits.seconds:
+        raise OverLimit(f"{modality}: {seconds:.1f} s long; at most {limits.seconds:g} s are taken")
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
@@ -146,8 +137,8 @@ def _answer(data: bytes, asked: dict[str, Any], config: RunConfig, limits: Limit
         return {"error": error.reason, "kind": "media"}, b""
     except MemoryError:
         return {"error": TOO_MUCH_MEMORY, "kind": "died"}, b""
-    groups = [{"tasks": group.tasks, "views": len(group.tokens)} for group in prepared.groups]
-    payload = b"".join(np.ascontiguousarray(group.tokens).tobytes() for group in prepared.groups)
+    groups = [{"tasks": group.tasks, "views": len(next(iter(group.arrays.values())))} for group in prepared.groups]
+    payload = b"".join(to_bytes(group.arrays) for group in prepared.groups)
     return {"modality": prepared.modality, "groups": groups}, payload
 
 
@@ -157,7 +148,7 @@ def serve(descriptor: int) -> None:
         first, _ = receive(connection)
         config, limits = RunConfig.model_validate(first["config"]), Limits(**first["limits"])
         for modality in config.modalities:
-            import_decoders(modality)
+            import_uninterrupted(config.model.input(modality).codec)
         confine(limits.memory)
         send(connection, {"ready": True})
         while True:

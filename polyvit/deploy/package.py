@@ -16,8 +16,7 @@ from polyvit import __version__
 from polyvit.checkpoint import find_checkpoint, load_trained
 from polyvit.config import RunConfig
 from polyvit.deploy.predict import class_names
-from polyvit.evaluation import protocol
-from polyvit.model import PolyViT, parameter_table
+from polyvit.model import PolyViT
 
 _TRAINING = ("read", "bad", "quarantine", "microbatches")
 """Keys of `state.json` that only a resumed run reads."""
@@ -64,7 +63,7 @@ def model_card(
     evaluations = document.get("evaluations") or []
     results = evaluations[-1]["tasks"] if evaluations else {}
     modalities = {"image": "images", "video": "videos", "audio": "sound recordings"}
-    takes = ", ".join(modalities[modality] for modality in config.modalities)
+    takes = ", ".join(modalities.get(modality, modality) for modality in config.modalities)
     parts = [
         f"# {config.name}: one Vision Transformer for {len(config.tasks)} tasks",
         f"A PolyViT that classifies {takes}, co-trained by polyvit {__version__}. It answers with the classes of "
@@ -73,7 +72,7 @@ def model_card(
             "Results",
             ("task", "modality", "classes", "metric", "value", "examples", "protocol", "licence of the data"),
             [
-                _result_row(name, task.modality, task.num_classes, results.get(name), task.licence, protocol(task))
+                _result_row(name, task.modality, task.num_classes, results.get(name), task.licence, task.protocol)
                 for name, task in config.tasks.items()
             ],
         ),
@@ -88,7 +87,7 @@ def model_card(
         _table(
             "Parameters",
             ("part", "parameters"),
-            [(role, f"{count:,}") for role, count in parameter_table(model).items()]
+            [(role, f"{count:,}") for role, count in model.parameter_table().items()]
             + [("all", f"{sum(p.numel() for p in model.parameters()):,}")],
         ),
     ]

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from polyvit.checkpoint import find_checkpoint, load_trained
-from polyvit.config import AudioTask, Modality, RunConfig, TaskConfig
+from polyvit.config import Modality, RunConfig, TaskConfig
 from polyvit.data.decode import detect_modality
 from polyvit.data.index import index_classes
-from polyvit.data.loading import EVAL_BATCH, evaluation_tokens
+from polyvit.data.loading import EVAL_BATCH, Arrays, concatenated, example_arrays
 from polyvit.errors import BadMedia, UserError
 from polyvit.evaluation import average_views
 from polyvit.model import PolyViT, normalise
@@ -34,10 +33,10 @@ FILES_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Group:
-    """Tasks whose evaluation prepares a file in the same way, and its tokens [V, N, P] for them."""
+    """Tasks whose evaluation prepares a file in the same way, and its named arrays [V, ...] for them."""
 
     tasks: tuple[str, ...]
-    tokens: np.ndarray
+    arrays: Arrays
 
 
 @dataclass(frozen=True)
@@ -85,15 +84,15 @@ def prepare(
     return Prepared(
         modality,
         tuple(
-            Group(tuple(names), evaluation_tokens(data, config.tasks[names[0]], spec)) for names in groups.values()
+            Group(tuple(names), example_arrays(data, config.tasks[names[0]], spec, None))
+            for names in groups.values()
         ),
     )
 
 
 def _sight(task: TaskConfig) -> str:
     """The settings of a task that decide its evaluation tokens, as text: equal texts give equal tokens."""
-    keys = {"eval_clips"} if isinstance(task, AudioTask) else {"augment", "eval_clips", "eval_crops"}
-    return task.model_dump_json(include=keys)
+    return task.model_dump_json(include=set(task.evaluation_keys))
 
 
 def read_media(path: Path) -> bytes:
@@ -188,15 +187,15 @@ class Predictor:
         Files of one shape share forward passes; tasks that prepare a file in the same way share its features.
         """
         results: list[dict[str, Tensor]] = [{} for _ in prepared]
-        alike: dict[tuple[Modality, tuple[str, ...]], list[tuple[int, np.ndarray]]] = {}
+        alike: dict[tuple[Modality, tuple[str, ...]], list[tuple[int, Arrays]]] = {}
         for i, item in enumerate(prepared):
             for group in item.groups:
-                alike.setdefault((item.modality, group.tasks), []).append((i, group.tokens))
+                alike.setdefault((item.modality, group.tasks), []).append((i, group.arrays))
         for (modality, tasks), items in alike.items():
-            views = len(items[0][1])
+            views = len(next(iter(items[0][1].values())))
             for part in _parts(items, max(1, EVAL_BATCH // views)):
-                tokens_WNP = np.concatenate([tokens_VNP for _, tokens_VNP in part])
-                for name, logits_WK in self._forward(tokens_WNP, modality, tasks).items():
+                arrays = concatenated([arrays for _, arrays in part])
+                for name, logits_WK in self._forward(arrays, modality, tasks).items():
                     logits_BK = average_views(logits_WK, views, self.config.tasks[name])
                     for (i, _), logits_K in zip(part, logits_BK, strict=True):
                         results[i][name] = logits_K
@@ -204,11 +203,11 @@ class Predictor:
         return [dict(sorted(each.items(), key=lambda pair: order[pair[0]])) for each in results]
 
     @torch.inference_mode()
-    def _forward(self, tokens_WNP: np.ndarray, modality: Modality, tasks: Sequence[str]) -> dict[str, Tensor]:
-        tokens = normalise(torch.from_numpy(tokens_WNP).to(self.device))
+    def _forward(self, arrays: Arrays, modality: Modality, tasks: Sequence[str]) -> dict[str, Tensor]:
+        inputs = {name: normalise(torch.from_numpy(array).to(self.device)) for name, array in arrays.items()}
         half = self.config.train.precision == "bfloat16"
         with torch.autocast(self.device, torch.bfloat16, enabled=half):
-            features_WD = self.model.forward_features(tokens, modality)
+            features_WD = self.model.forward_features(inputs, modality)
             return {name: self.model.heads[name](features_WD).float().cpu() for name in tasks}
 
     def best(self, task: str, logits_K: Tensor, top_k: int) -> list[dict[str, Any]]:
@@ -261,3 +260,11 @@ def as_json_line(answer: Mapping[str, Any]) -> str:
             for name, best in shown["tasks"].items()
         }
     return json.dumps(shown, ensure_ascii=False)
+
+
+def load(model: str | Path, device: str = "cpu") -> Predictor:
+    """A trained model, ready to answer: `load("runs/NAME").predict([Path("photo.jpg")])`.
+
+    model: the folder of a run, a checkpoint or a packaged model. Raises UserError where it is none.
+    """
+    return Predictor.load(Path(model), device)

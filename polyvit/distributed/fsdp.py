@@ -33,7 +33,7 @@ class OptimiserState(Protocol):
 def shard(units: Sequence[nn.Module]) -> None:
     """Divide a model that is whole and the same on every rank, in place; the optimiser is built after it.
 
-    units: modules that are gathered one by one, inner ones first, the model last (`MultiTaskModel.sharding_units`),
+    units: modules that are gathered one by one, inner ones first, the model last (see `sharding_units`),
     so that a step moves nothing of other tasks.
     """
     from torch.distributed.fsdp import fully_shard

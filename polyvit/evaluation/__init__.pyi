@@ -1,6 +1,5 @@
 from .evaluator import average_views as average_views
 from .evaluator import evaluate as evaluate
-from .evaluator import protocol as protocol
 from .features import DamagedFeatures as DamagedFeatures
 from .features import Features as Features
 from .features import features_key as features_key

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyvit.config import ModelInput, TaskConfig
+from polyvit.config import InputSection, TaskConfig
 from polyvit.data.loading import Minibatch, Quarantined, multi_hot
 
 FORMAT = 1
@@ -50,10 +50,10 @@ class DamagedFeatures(Exception):
 def features_key(
     model_digest: str,
     index_digest: str,
-    root: Path,
+    root: Path | str,
     split: str,
     task: TaskConfig,
-    spec: ModelInput,
+    spec: InputSection,
     precision: str,
 ) -> str:
     """SHA-256 of all that the features of a split depend on: encoder, examples, decoding and views.

@@ -25,7 +25,7 @@ class MultiTaskModel(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor], task: str, keep: Tensor | None = None) -> Tensor:
         """Logits [B, K] of `task`.
 
-        inputs: normalised named arrays [B, ...]. keep: stochastic depth, this rank's part of what `draw_keep` gives.
+        inputs: normalised named arrays [B, ...]. keep: this rank's part of what `draw_keep` gives.
         """
         raise NotImplementedError
 

@@ -117,7 +117,7 @@ class PolyViT(MultiTaskModel):
         return draw_keep(rates, global_batch, generator)
 
     def sharding_units(self) -> list[nn.Module]:
-        """Modules that FSDP gathers one by one, inner ones first: each tokenizer, block and head, then the model."""
+        """Modules that FSDP gathers one by one: each tokenizer, block and head, then the model."""
         blocks = [block for stack in self.adaptors.values() for block in stack]  # type: ignore[attr-defined]
         return [*self.tokenizers.values(), *blocks, *self.shared.blocks, *self.heads.values(), self]
 

@@ -55,8 +55,8 @@ def train_step(
     """Forward and backward of each minibatch in its microbatches, one reduction, clip, one update.
 
     Gradients of parameters that no minibatch's task reaches stay None: they are neither reduced nor (unless
-    `optim.inactive_params` says so) updated. `flag` is summed over ranks with the gradients: how a rank tells the others
-    something at no cost. `microbatches`: most examples of one pass, by task (see `microbatch.py`); else
+    `optim.inactive_params` says so) updated. `flag` is summed over ranks with the gradients: so a rank tells the
+    others something at no cost. `microbatches`: most examples of one pass, by task (see `microbatch.py`); else
     `train.microbatch`; else the whole part of the rank.
     """
     device, count = device_of(model), len(minibatches)

@@ -27,7 +27,7 @@ from polyvit.training.optim import build_optimiser
 from polyvit.training.step import Alone, train_step
 
 
-def made(config: RunConfig, batch: int) -> Minibatch:
+def random_minibatch(config: RunConfig, batch: int) -> Minibatch:
     """Random pictures."""
     spec = config.model.image
     rng = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def main() -> None:
     )
     model = PolyViT(config.model, config.tasks)
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
-    minibatch = made(config, 4)
+    minibatch = random_minibatch(config, 4)
 
     def steps() -> float:
         began = time.perf_counter()

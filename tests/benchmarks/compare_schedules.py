@@ -73,12 +73,12 @@ class Cache:
         chosen, tokens, bad = [], [], []
         for example in request.examples:
             for candidate in (example, *request.spares):
-                found = self._tokens(request.task, candidate)
-                if isinstance(found, np.ndarray):
+                decoded = self._tokens(request.task, candidate)
+                if isinstance(decoded, np.ndarray):
                     chosen.append(candidate)
-                    tokens.append(found)
+                    tokens.append(decoded)
                     break
-                bad.append(found)
+                bad.append(decoded)
         task, spec = self.decoder.tasks[request.task], self.decoder.inputs[request.task]
         empty = np.zeros((0, *token_shape(spec)), token_dtype(task))
         return Minibatch(
@@ -138,11 +138,11 @@ class Comparison:
     def kept(self, kind: str, seed: int) -> dict[str, Any] | None:
         """A run that an earlier call finished with the same settings."""
         path = self.out / f"{kind}-{seed}.json"
-        found = json.loads(path.read_text()) if path.is_file() else None
-        return found if found and found["settings"] == self.settings(kind, seed) else None
+        result = json.loads(path.read_text()) if path.is_file() else None
+        return result if result and result["settings"] == self.settings(kind, seed) else None
 
     def run(self, job: tuple[str, int]) -> str:
-        """Train one model and keep what was found; returns a line that says so."""
+        """Train one model and write its result; returns a line that says so."""
         kind, seed = job
         began = time.perf_counter()
         document = {"schedule": kind, "seed": seed, "settings": self.settings(kind, seed)}
@@ -156,7 +156,7 @@ class Comparison:
 
     def _train(self, config: RunConfig) -> dict[str, Any]:
         schedule = build_schedule(config.schedule, config.tasks, config.seed)
-        sizes = {name: found.counts()["train"] for name, found in self.indexes.scans.items()}
+        sizes = {name: scan.counts()["train"] for name, scan in self.indexes.scans.items()}
         plan = Plan(schedule, config.tasks, sizes, config.seed)
         requests = Requests.of(config, plan, self.indexes.scans, 0, 1)
         feed = InlineFeed(requests, self.cache)  # type: ignore[arg-type]
@@ -259,8 +259,8 @@ GREY = "#9aa3ab"
 
 def _draw_means(figure: Any, runs: Mapping[str, Sequence[Any]], summaries: Mapping[str, Any]) -> None:
     axes = figure.subplots()
-    for row, (kind, found) in enumerate(summaries.items()):
-        mean, deviation = found["skill"]
+    for row, (kind, entry) in enumerate(summaries.items()):
+        mean, deviation = entry["skill"]
         axes.barh(row, mean, xerr=deviation, height=0.62, color=COLOURS.get(kind, GREY), capsize=4)
         each = [summary([run])["skill"][0] for run in runs[kind]]
         axes.plot(each, np.linspace(row - 0.15, row + 0.15, len(each)), "o", ms=4, color="white", mec="#222222")
@@ -268,7 +268,7 @@ def _draw_means(figure: Any, runs: Mapping[str, Sequence[Any]], summaries: Mappi
     axes.set_yticks(range(len(summaries)), [kind.replace("_", " ") for kind in summaries], fontsize=9)
     axes.invert_yaxis()
     axes.tick_params(axis="x", labelsize=8)
-    axes.set_xlim(0, 1.22 * max(sum(found["skill"]) for found in summaries.values()))
+    axes.set_xlim(0, 1.22 * max(sum(entry["skill"]) for entry in summaries.values()))
     axes.set_xlabel("mean over tasks of (metric − chance) / (1 − chance)", fontsize=8)
     count, some = len(runs["weighted"]), summaries["weighted"]
     axes.set_title(
@@ -304,14 +304,14 @@ def _draw_forgetting(figure: Any, alone: Mapping[str, Any], mixed: Mapping[str, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is missing, then writes table and picture."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--data", type=Path, default=DATA, help="folder of the nine datasets")
-    made.add_argument("--out", type=Path, required=True, help="folder for results; kept between calls")
-    made.add_argument("--steps", type=int, default=1200, help="minibatches of every run (default: %(default)s)")
-    made.add_argument("--seeds", type=int, default=3)
-    made.add_argument("--threads", type=int, default=1, help="of PyTorch")
-    made.add_argument("--processes", type=int, default=1, help="runs at the same time")
-    arguments = made.parse_args(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the nine datasets")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results; kept between calls")
+    parser.add_argument("--steps", type=int, default=1200, help="minibatches of every run (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
+    parser.add_argument("--processes", type=int, default=1, help="runs at the same time")
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     comparison = Comparison(arguments.data.absolute(), arguments.out, arguments.steps)
@@ -331,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report(comparison: Comparison, seeds: int) -> None:
     """results.json, table.md and schedules.png of the finished runs."""
     runs = {kind: [comparison.kept(kind, seed) for seed in range(seeds)] for kind in SCHEDULES}
-    summaries = {kind: summary(found) for kind, found in runs.items()}
+    summaries = {kind: summary(results) for kind, results in runs.items()}
     (comparison.out / "results.json").write_text(json.dumps(summaries, indent=1) + "\n")
     text = table(summaries, runs["weighted"][0])
     (comparison.out / "table.md").write_text(text)

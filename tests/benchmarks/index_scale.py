@@ -129,13 +129,13 @@ def stage(name: str, layout: str, folder: Path) -> dict[str, float]:
         reused = write_task_index(task, folder / layout, "task", target, cache)
         assert reused == (name == "again"), f"{name}: reused={reused}"
     else:
-        found = read_index(target)
+        scan = read_index(target)
         config = RunConfig(tasks={"task": task})
-        sizes = {"task": len(found.split("train"))}
+        sizes = {"task": len(scan.split("train"))}
         plan = Plan(build_schedule(config.schedule, config.tasks, 0), config.tasks, sizes, 0)
-        requests = Requests.of(config, plan, {"task": found}, 0, 1)
+        requests = Requests.of(config, plan, {"task": scan}, 0, 1)
         sent = [pickle.dumps(request) for step in range(1, 101) for request in requests.at(step)]
-        rows, bytes_a_request = len(found.examples), sum(map(len, sent)) / len(sent)
+        rows, bytes_a_request = len(scan.examples), sum(map(len, sent)) / len(sent)
         assert bytes_a_request < 100_000
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -145,12 +145,12 @@ def stage(name: str, layout: str, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Make what is not there, measure every stage, print and write the figures."""
-    made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("folder", type=Path)
-    made.add_argument("--rows", type=int, default=2_000_000)
-    made.add_argument("--layouts", default="csv,parquet,shards")
-    made.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)
-    arguments = made.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--layouts", default="csv,parquet,shards")
+    parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
     if arguments.stage:
         print(json.dumps(stage(*arguments.stage, arguments.folder)))
         return

@@ -93,7 +93,7 @@ def work(rank: int, workers: int, folder: str, steps: int) -> None:
     feed = ArrayFeed.__new__(ArrayFeed)
     feed.config, feed.rank, feed.size, feed.bad = config, rank, workers, frozenset()
     feed.plan = Plan(schedule, config.tasks, SIZES, config.seed)
-    found: dict[str, Any] = {"link": _least(lambda: world.sum_(torch.zeros(MESSAGE // 4)), world, 6)}
+    timings: dict[str, Any] = {"link": _least(lambda: world.sum_(torch.zeros(MESSAGE // 4)), world, 6)}
     for step in range(1, len(schedule) + 1):
         minibatches = [feed.minibatch(batch) for batch in feed.plan.at(step, rank, workers)]
 
@@ -102,11 +102,11 @@ def work(rank: int, workers: int, folder: str, steps: int) -> None:
 
         if workers == 1:  # a quarter of the batch, to tell what grows with it from what does not
             quarter = [feed.minibatch(batch) for batch in feed.plan.at(step, 0, 4)]
-            found[f"{minibatches[0].task}/4"] = _least(lambda m=quarter: one(m), world, steps)
+            timings[f"{minibatches[0].task}/4"] = _least(lambda m=quarter: one(m), world, steps)
         fed = sum(m.inputs["tokens"].nbytes + m.labels.nbytes for m in minibatches)
-        found[minibatches[0].task] = {**_least(one, world, steps), "feed_bytes": fed}
+        timings[minibatches[0].task] = {**_least(one, world, steps), "feed_bytes": fed}
     if rank == 0:
-        (Path(folder) / "found.json").write_text(json.dumps(found))
+        (Path(folder) / "timings.json").write_text(json.dumps(timings))
     dist.destroy_process_group()
 
 
@@ -130,7 +130,7 @@ def measured(workers: int, steps: int) -> dict[str, Any]:
     """A run of `workers` processes."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(work, (workers, folder, steps), nprocs=workers)
-        return json.loads((Path(folder) / "found.json").read_text())
+        return json.loads((Path(folder) / "timings.json").read_text())
 
 
 def least(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -138,9 +138,9 @@ def least(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {part: {key: min(run[part][key] for run in runs) for key in runs[0][part]} for part in runs[0]}
 
 
-def predicted(task: str, workers: int, found: dict[int, dict[str, Any]], key: str) -> StepCost:
+def predicted(task: str, workers: int, timings: dict[int, dict[str, Any]], key: str) -> StepCost:
     """From one worker's arithmetic, at two batch sizes by `key` (wall_s or cpu_s), and the link's own speed."""
-    whole, quarter = found[1][task][key], found[1][f"{task}/4"][key]
+    whole, quarter = timings[1][task][key], timings[1][f"{task}/4"][key]
     arithmetic = max(whole - quarter, 1e-9) * 4 / 3
     one = step_cost(config_of(1), task, 1, Hardware())
     passes = update_passes(config_of(1), 1) * one.gradient_bytes
@@ -148,19 +148,19 @@ def predicted(task: str, workers: int, found: dict[int, dict[str, Any]], key: st
     sent = 2 * (workers - 1) / workers * MESSAGE
     hardware = Hardware(
         peak_flops={"float32": one.flops / arithmetic}, utilisation=1.0, launch_ms=0.0, workers_per_node=workers,
-        link_gb_s=sent / max(found[workers]["link"]["reduce_s"], 1e-9) / 1e9 if workers > 1 else 1.0,
+        link_gb_s=sent / max(timings[workers]["link"]["reduce_s"], 1e-9) / 1e9 if workers > 1 else 1.0,
         link_efficiency=1.0, hop_us=0.0, overlap=0.0, host_gb_s=1e9, crowding=crowding,
         memory_gb_s=passes / max(whole - arithmetic, 1e-9) / 1e9,
     )  # fmt: skip
     return step_cost(config_of(workers), task, workers, hardware)
 
 
-def compare(found: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+def compare(timings: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each task and number of workers: what was measured, and measured / predicted."""
     rows = []
-    for workers, run in sorted(found.items()):
+    for workers, run in sorted(timings.items()):
         for task in config_of(workers).tasks:
-            wall, cpu = (predicted(task, workers, found, key) for key in ("wall_s", "cpu_s"))
+            wall, cpu = (predicted(task, workers, timings, key) for key in ("wall_s", "cpu_s"))
             got = run[task]
             rows.append({
                 "workers": workers, "task": task,
@@ -190,7 +190,7 @@ def decode_costs(data: Path, most: int = 40) -> dict[str, dict[str, float]]:
         "cifar 384": ("cifar10", nine.model.image), "video 32x224": ("kinetics400", nine.model.video),
         "audio 800x128": ("audioset", nine.model.audio),
     }  # fmt: skip
-    found = {}
+    timings = {}
     for name, (task, spec) in cases.items():
         entry = nine.tasks[task]
         examples = scan(entry, data / task, task).split("train")[:most]
@@ -206,8 +206,8 @@ def decode_costs(data: Path, most: int = 40) -> dict[str, dict[str, float]]:
             seconds.append(best)
             size += len(media) if isinstance(media, bytes) else media.nbytes
         mean = sum(seconds) / len(seconds)
-        found[name] = {"core_ms": mean * 1e3, "per_core_s": 1 / mean, "kB": size / len(examples) / 1e3}
-    return found
+        timings[name] = {"core_ms": mean * 1e3, "per_core_s": 1 / mean, "kB": size / len(examples) / 1e3}
+    return timings
 
 
 def nine(gpus: int) -> tuple[RunCost, list[str]]:
@@ -293,7 +293,7 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for n in counts:
             runs[n].append(measured(n, arguments.steps))
-    rows = compare({n: least(found) for n, found in runs.items()})
+    rows = compare({n: least(timings) for n, timings in runs.items()})
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} cores, load {load:.1f}")
     for row in rows:

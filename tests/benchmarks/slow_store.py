@@ -63,10 +63,10 @@ class SlowStore(LocalRoot):
 
     def folder(self, path: str) -> Folder:
         """A page of a thousand keys a request."""
-        found = super().folder(path)
-        for _ in range(1 + (len(found.files) + len(found.folders)) // 1000):
+        listing = super().folder(path)
+        for _ in range(1 + (len(listing.files) + len(listing.folders)) // 1000):
             self._request(0)
-        return found
+        return listing
 
     def read(self, path: str) -> bytes:
         """Its size, then its bytes."""
@@ -83,12 +83,12 @@ class SlowStore(LocalRoot):
         return super().read_range(path, offset, length)
 
 
-def make_shards(root: Path, found: Scan, out: Path, options: ShardOptions) -> Path:
+def make_shards(root: Path, scan: Scan, out: Path, options: ShardOptions) -> Path:
     """The shards of a task, written here."""
     out.mkdir(parents=True, exist_ok=True)
-    write_text("classes.txt", "".join(f"{name}\n" for name in found.classes), out)
-    for spec in shard_specs(found, "image", options, 500):
-        write_shard(spec, "image", found.classes, root, out, options)
+    write_text("classes.txt", "".join(f"{name}\n" for name in scan.classes), out)
+    for spec in shard_specs(scan, "image", options, 500):
+        write_shard(spec, "image", scan.classes, root, out, options)
     return out
 
 
@@ -103,14 +103,14 @@ def rate(examples: Sequence[Example], store: SlowStore, ahead: int) -> float:
 
 def main() -> None:
     """Measure, print, write."""
-    made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("folder", type=Path)
-    made.add_argument("data", type=Path)
-    made.add_argument("--latency", type=float, default=0.03)
-    made.add_argument("--mb-per-s", type=float, default=400.0)
-    made.add_argument("--examples", type=int, default=1500)
-    made.add_argument("--rounds", type=int, default=3)
-    arguments = made.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--latency", type=float, default=0.03)
+    parser.add_argument("--mb-per-s", type=float, default=400.0)
+    parser.add_argument("--examples", type=int, default=1500)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
     SlowStore.latency_s, SlowStore.bytes_per_s = arguments.latency, arguments.mb_per_s * 1e6
     task = ImageTask(layout="imagenet", num_classes=1000, steps=1, batch=1)
     shards = ImageTask(layout="webdataset", num_classes=1000, steps=1, batch=1)
@@ -134,7 +134,7 @@ def main() -> None:
             shuffled = [train[position] for position in order]
             for ahead, some in ((0, shuffled[:100]), (32, shuffled)):
                 rates.setdefault(f"{name}: shuffled, {ahead}", []).append(rate(some, SlowStore(place), ahead))
-    figures |= {name: {"examples_per_s": statistics.median(found)} for name, found in rates.items()}
+    figures |= {name: {"examples_per_s": statistics.median(values)} for name, values in rates.items()}
     for name, figure in figures.items():
         print(f"{name:36}", "  ".join(f"{key} {value:.4g}" for key, value in figure.items()))
     settings = {key: str(value) for key, value in vars(arguments).items()}

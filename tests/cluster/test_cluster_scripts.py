@@ -50,10 +50,10 @@ def test_a_run_is_started_once_and_then_gone_on_with(tmp_path: Path) -> None:
 
 
 def test_the_keys_that_it_keeps_are_those_that_a_resumed_run_may_change() -> None:
-    from pipelines.cotrain import _RESUMABLE
+    from pipelines.training.run_dir import RESUMABLE
 
     (kept,) = re.findall(r"^ +(train.+)\) kept", (CLUSTER / "start-or-resume.sh").read_text(), re.MULTILINE)
-    assert {part.strip().removesuffix(".*") for part in kept.split("|")} == {*_RESUMABLE} - {"storage"}
+    assert {part.strip().removesuffix(".*") for part in kept.split("|")} == {*RESUMABLE} - {"storage"}
 
 
 _SCONTROL = """

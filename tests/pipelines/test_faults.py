@@ -86,9 +86,9 @@ class Driver:
 
 @pytest.fixture
 def driver(folder: Path, config: Path, request: pytest.FixtureRequest) -> Iterator[Driver]:
-    made = Driver(folder, config, request.node.name.split("[")[0][-24:] + str(time.time_ns() % 1000))
-    yield made
-    made.close()
+    driver = Driver(folder, config, request.node.name.split("[")[0][-24:] + str(time.time_ns() % 1000))
+    yield driver
+    driver.close()
 
 
 def gone(processes: list[psutil.Process], patience_s: float = 300) -> None:

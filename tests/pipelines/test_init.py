@@ -124,14 +124,14 @@ def test_a_run_that_goes_on_does_not_read_the_file(config: RunConfig, tmp_path: 
     optimiser = build_optimiser(dict(trained.named_parameters()), config.optim)
     state = TrainState(global_step=3)
     save_checkpoint(tmp_path / "run" / "step_00000003", TrainUnit(trained, optimiser), state, config, hashes)
-    found, cls = {}, "tokenizers.image.cls_token"
+    weights, cls = {}, "tokenizers.image.cls_token"
     for folder in ("run", "empty"):
         store, report = LocalStore(tmp_path / folder), tmp_path / "init.txt"
         learner, state = starting_point(store, hashes, config, report, torch.device("cpu"), Alone(), None)
-        found[state.global_step] = learner.model.state_dict()
-    assert found.keys() == {3, 0}
-    assert all(torch.equal(value, found[3][key]) for key, value in trained.state_dict().items())
-    assert found[3][cls].abs().max() == 0 < found[0][cls].abs().max()
+        weights[state.global_step] = learner.model.state_dict()
+    assert weights.keys() == {3, 0}
+    assert all(torch.equal(value, weights[3][key]) for key, value in trained.state_dict().items())
+    assert weights[3][cls].abs().max() == 0 < weights[0][cls].abs().max()
 
 
 @pytest.mark.ray

@@ -68,8 +68,8 @@ def test_clusters_that_hold_the_run() -> None:
 
 def problem(nodes: list[Node], gpu: bool = False, **keys: Any) -> str:
     """The one problem."""
-    (found,) = placement_problems(config(**keys), nodes, gpu)
-    return found
+    (message,) = placement_problems(config(**keys), nodes, gpu)
+    return message
 
 
 def test_labels_that_no_node_carries() -> None:
@@ -119,12 +119,12 @@ def test_elastic_with_labels_that_ray_would_not_heed() -> None:
 
 def curves(run: Path) -> dict[int, dict[str, float]]:
     """Every point of a run but its timings."""
-    found: dict[int, dict[str, float]] = {}
+    points: dict[int, dict[str, float]] = {}
     for path in sorted((run / "history").glob("*.jsonl")):
         for point in map(json.loads, path.read_text().splitlines()):
             values = {key: value for key, value in point["values"].items() if not key.startswith("pace/")}
-            found.setdefault(point["step"], {}).update(values)
-    return found
+            points.setdefault(point["step"], {}).update(values)
+    return points
 
 
 @pytest.mark.ray

@@ -17,12 +17,13 @@ from pipelines_kit import pair_document, scanned
 from small import fresh, write_yaml
 
 from pipelines import cli, probe
-from pipelines.batch.extract_features import Wanted, minibatch_features, split_requests
+from pipelines.batch.extract_features import FeatureSplit, encode_requests, minibatch_features
 from pipelines.feed.worker_feed import make_decoder
 from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.config import RunConfig, load_config
 from polyvit.data.index.io import Example
-from polyvit.data.loading.minibatch import Minibatch, Quarantined, evaluation_requests, multi_hot
+from polyvit.data.loading.minibatch import Minibatch, Quarantined, multi_hot
+from polyvit.data.loading.requests import evaluation_requests
 from polyvit.errors import UserError
 from polyvit.evaluation.features import Features, read_features
 from polyvit.model.polyvit import PolyViT
@@ -223,12 +224,12 @@ def test_too_much_that_cannot_be_decoded(trained: Trained) -> None:
         keys = tuple(f"good{i}" for i in range(good))
         return Features(np.zeros((good, 2), np.float32), np.ones((good, 3), np.uint8), keys, broken)
 
-    probe._judge(trained.config, "sounds", split(90, 10), split(90, 10))
-    probe._judge(trained.config, "sounds", split(10, 9), split(3, 9))
+    probe._check_bad_fraction(trained.config, "sounds", split(90, 10), split(90, 10))
+    probe._check_bad_fraction(trained.config, "sounds", split(10, 9), split(3, 9))
     with pytest.raises(UserError, match=r"task sounds: 21 of 200 examples .*max_bad_fraction=0.1.*first: 0.wav"):
-        probe._judge(trained.config, "sounds", split(89, 11), split(90, 10))
+        probe._check_bad_fraction(trained.config, "sounds", split(89, 11), split(90, 10))
     with pytest.raises(UserError, match="12 of 20 examples"):
-        probe._judge(trained.config, "sounds", split(8, 0), split(0, 12))
+        probe._check_bad_fraction(trained.config, "sounds", split(8, 0), split(0, 12))
 
 
 def test_views_of_an_example_are_averaged(trained: Trained) -> None:
@@ -249,10 +250,10 @@ def test_views_of_an_example_are_averaged(trained: Trained) -> None:
 def test_requests_hold_every_example_once_in_bounded_minibatches(trained: Trained) -> None:
     """Long clips go in small minibatches, and views count."""
     examples = [Example(f"k{i:03d}", f"{i}", (0,), "train") for i in range(130)]
-    wanted = Wanted("sounds", "train", examples, Path("x"), "key")
+    split = FeatureSplit("sounds", "train", examples, Path("x"), "key")
 
     def sizes(config: RunConfig) -> list[int]:
-        requests = split_requests(config, wanted)
+        requests = encode_requests(config, split)
         assert [e.key for request in requests for e in request.examples] == [e.key for e in examples]
         assert not any(request.epochs for request in requests)
         return [len(request.examples) for request in requests]

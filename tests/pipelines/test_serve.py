@@ -15,7 +15,7 @@ from starlette.datastructures import QueryParams
 from use_kit import media, trained
 
 from pipelines.serve import main, start
-from pipelines.serving.deployments import Refused, asked, media_of_body, refusal_of
+from pipelines.serving.deployments import Refused, media_of_body, parse_query, refusal_of
 from polyvit.data.decode.media_type import UNKNOWN
 from polyvit.deploy.isolated_predict import DecoderDied, OverLimit
 from polyvit.deploy.predict import Predictor
@@ -47,11 +47,11 @@ def service(checkpoint: Path, ray_cluster: None) -> Iterator[str]:
 
 def test_what_a_query_may_say() -> None:
     query = QueryParams("task=a&task=b&top_k=7&modality=video")
-    assert asked(query) == (["a", "b"], "video", 7)
-    assert asked(QueryParams("")) == ([], None, 5)
+    assert parse_query(query) == (["a", "b"], "video", 7)
+    assert parse_query(QueryParams("")) == ([], None, 5)
     for wrong in ("top_k=0", "top_k=-1", "top_k=1e3", "top_k=1001", "modality=smell", "tasks=a"):
         with pytest.raises(Refused) as refused:
-            asked(QueryParams(wrong))
+            parse_query(QueryParams(wrong))
         assert refused.value.status == 400
 
 
@@ -129,7 +129,7 @@ def test_it_refuses_with_a_reason_and_counts(service: str, files: dict[str, Path
 
 def decoders_of_the_service() -> list[psutil.Process]:
     """The children of its replica: decoders of a batch job may linger in the same Ray."""
-    found = []
+    processes = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # processes of Ray come and go
             parent = process.parent()
@@ -138,24 +138,24 @@ def decoders_of_the_service() -> list[psutil.Process]:
                 and "polyvit.deploy.isolated_predict" in process.cmdline()
                 and "ServeReplica" in " ".join(parent.cmdline())
             ):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 @pytest.mark.ray
 def test_a_dead_decoder_costs_one_request(service: str, files: dict[str, Path]) -> None:
-    found: list[int] = []
+    statuses: list[int] = []
 
     def post() -> None:
         reply = requests.post(f"{service}/predict", data=files["image"].read_bytes(), timeout=300)
-        found.append(reply.status_code)
+        statuses.append(reply.status_code)
 
     decoders = decoders_of_the_service()
     assert len(decoders) == 2
     for _ in decoders:  # they take turns: now both have started
         post()
-    assert found == [200, 200]
-    found.clear()
+    assert statuses == [200, 200]
+    statuses.clear()
     for decoder in decoders:
         decoder.send_signal(signal.SIGSEGV)
     threads = [threading.Thread(target=post) for _ in range(8)]
@@ -163,7 +163,7 @@ def test_a_dead_decoder_costs_one_request(service: str, files: dict[str, Path]) 
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(found) == [200] * 6 + [422] * 2
+    assert sorted(statuses) == [200] * 6 + [422] * 2
     assert requests.get(f"{service}/healthz", timeout=60).json()["decoder_deaths"] == 2
 
 

@@ -22,7 +22,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 from nodes_kit import free_port
 
-from pipelines.runtime.ray_cluster import started
+from pipelines.runtime.ray_cluster import start_node
 from pipelines.tracking.runs import STEP_KEY
 from polyvit.synthetic.write import write_synthetic
 
@@ -79,7 +79,7 @@ class Head:
                 raise RuntimeError(log.read_text())
             return node
 
-        self.nodes.append(started(start))
+        self.nodes.append(start_node(start))
 
     def _wait_for(self, nodes: int) -> None:
         command = [sys.executable, "cluster/wait_for_nodes.py", self.address, str(nodes), "--timeout=240"]
@@ -139,12 +139,12 @@ def _title(process: psutil.Process) -> str:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    made = Head()
+    head = Head()
     try:
-        made.start()
-        yield made
+        head.start()
+        yield head
     finally:
-        made.close()
+        head.close()
 
 
 @pytest.fixture(scope="module")

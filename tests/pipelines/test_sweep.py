@@ -20,10 +20,11 @@ from small import document as small_document
 from small import small_config, write_yaml
 
 from pipelines import cli
-from pipelines.sweep import _search, check_space, concurrent_trials, fit, param_space
-from pipelines.training.reporting import RayEvents
-from pipelines.tuning.trial import trial_config
-from polyvit.config import Range, load_config
+from pipelines.training.reporting import TrainReporter
+from pipelines.tuning.search import concurrent_trials, fit, param_space, search_algorithm
+from pipelines.tuning.space import check_space, trial_config
+from polyvit.config.loader import load_config
+from polyvit.config.run import Range
 from polyvit.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -36,9 +37,9 @@ def spaced(**changes: Any) -> Any:
 
 def test_a_trial_is_the_config_with_some_keys_changed() -> None:
     base = small_config().model_dump(mode="json")
-    made = trial_config(base, {"schedule.kind": "uniform", "tasks.sound.lr_coef": 0.5})
-    assert (made.schedule.kind, made.tasks["sound"].lr_coef) == ("uniform", 0.5)
-    assert made.tasks["picture"] == small_config().tasks["picture"]
+    trial = trial_config(base, {"schedule.kind": "uniform", "tasks.sound.lr_coef": 0.5})
+    assert (trial.schedule.kind, trial.tasks["sound"].lr_coef) == ("uniform", 0.5)
+    assert trial.tasks["picture"] == small_config().tasks["picture"]
     assert base == small_config().model_dump(mode="json")  # not changed on the way
 
 
@@ -86,14 +87,14 @@ def test_optuna_draws_from_the_space_and_the_same_again() -> None:
     config = spaced(space=space, search="optuna")
 
     def drawn() -> list[dict[str, Any]]:
-        search = _search(config)
+        search = search_algorithm(config)
         search.set_search_properties("objective", "max", param_space(config))
         return [search.suggest(str(i)) for i in range(12)]
 
-    found = drawn()
-    assert found == drawn()
-    assert all(0.01 <= each["optim.lr"] <= 1.0 for each in found)
-    assert {each["schedule.kind"] for each in found} == {"weighted", "uniform"}
+    draws = drawn()
+    assert draws == drawn()
+    assert all(0.01 <= each["optim.lr"] <= 1.0 for each in draws)
+    assert {each["schedule.kind"] for each in draws} == {"weighted", "uniform"}
 
 
 def test_without_optuna_it_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +109,7 @@ def test_baselines_come_from_runs_of_one_task(tmp_path: Path, monkeypatch: pytes
     values = {"picture": 0.6, "clip": 0.25, "sound": 0.5, "word": 0.25}
     singles = write_singles(tmp_path / "single", values)
     started: dict[str, Any] = {}
-    monkeypatch.setattr("pipelines.sweep.sweep", lambda *given: started.update(given=given) or {})
+    monkeypatch.setattr("pipelines.tuning.sweep", lambda *given: started.update(given=given) or {})
     monkeypatch.setattr("pipelines.sweep._print", lambda document: None)
     monkeypatch.setattr("pipelines.index.task_roots", lambda config: {})
     config = write_yaml(tmp_path / "small.yaml", small_document())
@@ -117,8 +118,8 @@ def test_baselines_come_from_runs_of_one_task(tmp_path: Path, monkeypatch: pytes
         "sweep.objective=worst_regression",
     ]  # fmt: skip
     assert cli.main([*command, "--baseline", str(tmp_path / "single")]) == 0
-    made, folder, resume, alone = started["given"]
-    assert made.sweep.baselines == values
+    trained, folder, resume, alone, _ = started["given"]
+    assert trained.sweep.baselines == values
     assert (folder, resume) == (tmp_path / "runs" / "one", False)
     assert sorted(alone) == sorted(singles)
     with contextlib.redirect_stderr(io.StringIO()) as err:
@@ -157,7 +158,7 @@ def test_the_objective_of_an_evaluation() -> None:
         (spaced(objective="worst_regression", baselines=baselines), -0.25),
         (spaced(objective="worst_regression", baselines=baselines | {"clip": 0.0}), 0.0),
     ]:
-        assert RayEvents._objective(cast(Any, SimpleNamespace(config=config)), scores) == objective
+        assert TrainReporter._objective(cast(Any, SimpleNamespace(config=config)), scores) == objective
 
 
 @pytest.mark.ray
@@ -173,7 +174,7 @@ def test_a_poor_trial_ends_at_its_first_evaluation(
         time.sleep(2)
         (Path(folder) / f"end of {changes['optim.lr']}").touch()
 
-    monkeypatch.setattr("pipelines.sweep.run_trial", evaluated_thrice)
+    monkeypatch.setattr("pipelines.tuning.search.run_trial", evaluated_thrice)
     config = spaced(space={"optim.lr": [0.2, 0.1, 0.3]}, early_stopping=True, max_concurrent=1)
     results = fit(config, tmp_path, "parent", resume=False)
     reached = {result.config["optim.lr"]: result.metrics["percent"] for result in results}
@@ -252,10 +253,10 @@ def test_a_sweep_that_is_interrupted_says_how_to_go_on_and_registers_nothing(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("pipelines.runtime.ray_cluster.cluster", lambda *sizes: contextlib.nullcontext())
-    monkeypatch.setattr("pipelines.runtime.ray_cluster.check_resources", lambda config: None)
-    monkeypatch.setattr("pipelines.index.build_indexes", lambda config, folder: None)
-    monkeypatch.setattr("pipelines.sweep.fit", interrupted)
+    monkeypatch.setattr("pipelines.tuning.driver.cluster", lambda *sizes: contextlib.nullcontext())
+    monkeypatch.setattr("pipelines.tuning.driver.check_resources", lambda config: None)
+    monkeypatch.setattr("pipelines.tuning.driver.build_indexes", lambda config, folder: None)
+    monkeypatch.setattr("pipelines.tuning.driver.fit", interrupted)
     before, storage = signal.getsignal(signal.SIGTERM), folder / "interrupted"
     command = ["sweep", str(config), f"storage={storage}", "--name", "cut", "--over", "model.l_adapt=0,1"]
     try:

@@ -5,13 +5,13 @@ import torch
 from small import small_config
 
 from polyvit.model.flops import peak_flops, training_flops
-from polyvit.training.throughput import Pace, memory
+from polyvit.training.throughput import ThroughputMeter, memory
 
 FLOPS = {"a": 2e9, "b": 5e9}
 
 
 def test_the_live_line_is_of_the_recent_steps() -> None:
-    pace = Pace(FLOPS, None)
+    pace = ThroughputMeter(FLOPS, None)
     pace.add(1.0, 1.0, {"a": 10})
     pace.add(0.0, 2.0, {"b": 30})
     assert pace.line(5) == {"examples_per_s": 10.0, "data_wait": 0.25, "step_s": 2.0, "eta_s": 10.0}
@@ -21,7 +21,7 @@ def test_the_live_line_is_of_the_recent_steps() -> None:
 
 
 def test_a_point_sums_up_since_the_last_one() -> None:
-    pace = Pace(FLOPS, peak=1e12)
+    pace = ThroughputMeter(FLOPS, peak=1e12)
     pace.add(1.0, 1.0, {"a": 10})
     pace.add(0.0, 2.0, {"b": 30})
     pace.add(0.0, 1.0, {"a": 10, "b": 20})  # accumulating: one step of several tasks, its time shared
@@ -38,7 +38,7 @@ def test_a_point_sums_up_since_the_last_one() -> None:
 def test_a_cpu_has_no_known_peak() -> None:
     config = small_config()
     assert peak_flops("cpu", "bfloat16") is None
-    pace = Pace.of(config, torch.device("cpu"), 2)
+    pace = ThroughputMeter.of(config, torch.device("cpu"), 2)
     assert pace.peak is None
     task = config.tasks["sound"]
     assert pace.flops["sound"] == training_flops(config.model, "audio", task.num_classes)

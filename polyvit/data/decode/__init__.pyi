@@ -2,6 +2,11 @@ from .audio import decode_waveform as decode_waveform
 from .audio import log_mel as log_mel
 from .containers import bad_media as bad_media
 from .containers import open_container as open_container
+from .headers import audio_header as audio_header
+from .headers import container_size as container_size
+from .headers import image_header as image_header
+from .headers import picture_size as picture_size
+from .headers import video_header as video_header
 from .image import decode_image as decode_image
 from .media_type import UNKNOWN as UNKNOWN
 from .media_type import detect_modality as detect_modality

@@ -56,8 +56,8 @@ def scan_with_stamps(
     if state != "folder":
         raise UserError(
             f"tasks.{name}: {root.at('')} is not {'a folder' if state else 'there'}; layout {task.layout} expects"
-            f" in it: {layout.expects}. Put the data there, or set tasks.{name}.root (or data.root, the folder that"
-            f" holds {name}/)"
+            f" in it: {layout.expects}. Put the data there, or set tasks.{name}.root (or data.root, the folder"
+            f" that holds {name}/)"
         )
     context = ScanContext(name, task, root, read_classes(task, root, name), shard_cache)
     try:

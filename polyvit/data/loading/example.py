@@ -36,6 +36,9 @@ class Codec(Protocol):
     def evaluation_arrays(self, media: Media, task: Any, spec: Any, segment_s: tuple[float, float]) -> Arrays:
         """Every evaluation view, [views, ...] each; one view that cannot be decoded spoils the example."""
 
+    def preparation(self, task: Any, spec: Any) -> str:
+        """How a file becomes the media of one evaluation view, in words, for whoever uses an exported model."""
+
 
 def codec_of(spec: InputSection) -> Codec:
     """The module that decodes media for an input section."""

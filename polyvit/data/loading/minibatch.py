@@ -1,7 +1,7 @@
 """One minibatch from addresses to arrays: read, decode, augment, patchify, substitute what is broken.
 
-In: a `Request` (which examples; small, travels to any decoding process). Out: a `Minibatch` of named arrays, such as
-inputs["tokens"] [n * views, N, P] uint8 (float16 for audio), and labels [n, K] uint8. No Ray here: every feed
+In: a `Request` (which examples; small, travels to any decoding process). Out: a `Minibatch` of named arrays, such
+as inputs["tokens"] [n * views, N, P] uint8 (float16 for audio), and labels [n, K] uint8. No Ray here: every feed
 backend calls `decode`, so that the bytes are the same whoever decodes.
 """
 
@@ -191,15 +191,3 @@ def train_request(batch: PlannedBatch, examples: Sequence[Example]) -> Request:
         global_batch=batch.global_batch,
         spares=examples_at(examples, batch.spares),
     )
-
-
-def evaluation_requests(
-    task: str, examples: Sequence[Example], batch: int, rank: int, world_size: int
-) -> list[Request]:
-    """The rank's share of one task's evaluation split: every `world_size`-th batch; no example twice."""
-    starts = range(0, len(examples), batch)
-    return [
-        Request(i, task, examples[start : start + batch], first_slot=start, global_batch=len(examples))
-        for i, start in enumerate(starts)
-        if i % world_size == rank
-    ]

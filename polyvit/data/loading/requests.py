@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from polyvit.config import RunConfig, TaskConfig
 from polyvit.data.index import Example, Scan
 from polyvit.data.isolation import is_fatal
-from polyvit.data.loading.minibatch import Decoder, Minibatch, Request, evaluation_requests, train_request
+from polyvit.data.loading.minibatch import Decoder, Minibatch, Request, train_request
 from polyvit.schedule import Plan
 
 EVAL_BATCH = 64
@@ -63,10 +63,26 @@ class Requests:
         return replace(request, fatal={key: reason for key, reason in met if key in keys})
 
 
+def evaluation_requests(
+    task: str, examples: Sequence[Example], batch: int, rank: int, world_size: int
+) -> list[Request]:
+    """The rank's share of one split of one task, every example once, without augmentation: every `world_size`-th
+    minibatch.
+
+    task: its name. examples: the split. batch: most examples of a minibatch. rank, world_size: whose share.
+    """
+    starts = range(0, len(examples), batch)
+    return [
+        Request(i, task, examples[start : start + batch], first_slot=start, global_batch=len(examples))
+        for i, start in enumerate(starts)
+        if i % world_size == rank
+    ]
+
+
 def split_requests(
     tasks: Mapping[str, TaskConfig], splits: Mapping[str, Sequence[Example]], rank: int, world_size: int
 ) -> list[Request]:
-    """A rank's share of the examples of every task, in minibatches of at most EVAL_BATCH views."""
+    """`evaluation_requests` of a split of every task, in minibatches of at most EVAL_BATCH views."""
     requests: list[Request] = []
     for name, examples in splits.items():
         most = max(1, EVAL_BATCH // tasks[name].eval_views)

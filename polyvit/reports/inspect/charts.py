@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from polyvit.config import AudioInput, ImageInput, VideoInput
 from polyvit.data.index import SPLITS
-from polyvit.reports.inspect.examine import SILENT_DB, ZERO_DB
+from polyvit.reports.inspect.display import Panel, display_of
 from polyvit.reports.inspect.task_report import TaskReport
 from polyvit.reports.style import FAINT, INK, PALETTE, amount, picture
 
@@ -31,7 +30,8 @@ def draw_numbers(report: TaskReport, path: Path) -> str:
     left = 4.6 if named else 4.2
     says = f"{report.name}: {bars} classes with examples, {len(report.examined)} examples decoded"
     about = f"Blue: train; orange: {report.task.eval_split}. Dashed: the model's input"
-    about += ", and where silence begins. " if isinstance(report.spec, AudioInput) else ". "
+    display = display_of(report.spec)
+    about += f"{display.LEGEND}. " if display else ". "
     about += "Distributions are of the examples decoded, all splits."
     with picture(path, left + 1.9 * len(panels), height, says, about) as figure:
         grid = figure.subplots(1, 1 + len(panels), width_ratios=[left, *[1.9] * len(panels)], squeeze=False)[0]
@@ -93,26 +93,13 @@ def _short(name: str, most: int) -> str:
 
 # --------------------------------------------------------------------------------------- distributions
 
-_Panel = tuple[str, np.ndarray, Sequence[float], bool]
-"""Title, numbers, where to draw a dashed line, whether they are whole numbers."""
 
-
-def _panels(report: TaskReport) -> list[_Panel]:
-    spec, values = report.spec, report.values
-    panels: list[_Panel] = []
-    if isinstance(spec, ImageInput | VideoInput):
-        width, height = values("width"), values("height")
-        panels.append(("smaller side, pixels", np.minimum(width, height), [min(spec.size)], True))
-        panels.append(("width / height", width / np.maximum(1, height), [spec.size[1] / spec.size[0]], False))
-    if isinstance(spec, VideoInput):
-        panels += [("seconds", values("seconds"), [], False), ("frames a second", values("fps"), [], False)]
-    if isinstance(spec, AudioInput):
-        level = values("level_db")
-        panels.append(("seconds", values("seconds"), [spec.frames * spec.hop_ms / 1000], False))
-        panels.append(("sample rate, kHz", values("sample_rate") / 1000, [spec.sample_rate / 1000], False))
-        panels.append(("channels", values("channels"), [], True))
-        panels.append(("level, dBFS", np.maximum(level, ZERO_DB / 2), [SILENT_DB], False))
-    panels.append(("kilobytes", values("bytes") / 1000, [], False))
+def _panels(report: TaskReport) -> list[Panel]:
+    display = display_of(report.spec)
+    panels = [
+        *(display.panels(report) if display else []),
+        ("kilobytes", report.values("bytes") / 1000, [], False),
+    ]
     return [panel for panel in panels if len(panel[1])]
 
 

@@ -3,7 +3,7 @@
 In: encoded media, or the pixels of a CIFAR row, as `polyvit.data.loading.load` gives them. Out: a PNG with one row
 for each example: first its media as stored, then the evaluation view, then training views of different epochs. A
 view of a clip is a strip of FRAMES frames; a spectrogram has time from left to right and low frequencies at the
-bottom. Views are put together from the tokens that `example_tokens` makes for the model, with the config's own
+bottom. Views are put together from the tokens that `example_arrays` makes for the model, with the config's own
 crops, colours, masks and seed.
 Legend: H height, W width, C = 3 RGB, T frames, F mel bins, S samples, N tokens, P patch_dim.
 """
@@ -16,24 +16,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from polyvit.config import (
-    AudioInput,
-    AudioTask,
-    ImageInput,
-    ImageTask,
-    ModelInput,
-    TaskConfig,
-    VideoInput,
-    VideoTask,
-)
-from polyvit.data.loading import Media, example_tokens
-from polyvit.data.transforms import example_rng, unpatchify_audio, unpatchify_image, unpatchify_video
+from polyvit.config import InputSection, TaskConfig
+from polyvit.data.loading import Media, example_arrays
+from polyvit.data.transforms import example_rng
 from polyvit.errors import BadMedia
+from polyvit.reports.inspect.display import Display, display_of
 
 ROWS = 8
 """Examples on a sheet."""
-VIEWS = {"image": 4, "video": 2, "audio": 3}
-"""Training views of an example: as many as a reader can tell apart side by side."""
 FRAMES = 3
 """Frames of a clip in one view."""
 MARGIN = 2.2
@@ -56,7 +46,7 @@ def draw_sheet(
     name: str,
     samples: Sequence[Sample],
     task: TaskConfig,
-    spec: ModelInput,
+    spec: InputSection,
     target: Path | BinaryIO,
     seed: int,
     what: str = "",
@@ -68,91 +58,50 @@ def draw_sheet(
     sentence to use; "": one about the task's modality. Raises BadMedia where no sample is left, TypeError where
     task and spec are of two modalities.
     """
+    display = _display(spec)
     kept, rows = [], []
     for sample in samples:
         try:
-            rows.append([_stored(sample, task, spec), *model_views(name, sample, task, spec, seed)])
+            segment_s = (sample.start_s, sample.end_s)
+            stored = display.stored(sample.media, task, spec, segment_s)
+            rows.append([stored, *model_views(name, sample, task, spec, seed)])
             kept.append(sample)
         except BadMedia:
             continue
     if not rows:
         raise BadMedia("none of the examples can be decoded")
-    abouts = [_about(sample, panels[0], spec) for sample, panels in zip(kept, rows, strict=True)]
-    says = what or _says(name, task, spec)
+    abouts = [
+        _about(sample, display.size_words(panels[0], spec)) for sample, panels in zip(kept, rows, strict=True)
+    ]
+    says = what or display.sheet_title(name, task, spec)
     _draw(says, [sample.title for sample in kept], abouts, rows, target)
     return says
 
 
-def _says(name: str, task: TaskConfig, spec: ModelInput) -> str:
-    if isinstance(spec, ImageInput):
-        return f"{name}: pictures as stored, and as the model sees them at {_by(spec.size)} pixels"
-    if isinstance(spec, VideoInput) and isinstance(task, VideoTask):
-        return (
-            f"{name}: first, middle and last of {spec.frames} frames at stride {task.augment.frame_stride}, as "
-            f"stored, and as the model sees them at {_by(spec.size)} pixels"
-        )
-    assert isinstance(spec, AudioInput)
-    return (
-        f"{name}: whole recordings, and the {spec.frames * spec.hop_ms / 1000:g} s windows that the model sees; "
-        f"{spec.mel_bins} mel bins, low ones at the bottom"
-    )
-
-
-def model_views(name: str, sample: Sample, task: TaskConfig, spec: ModelInput, seed: int) -> list[np.ndarray]:
+def model_views(name: str, sample: Sample, task: TaskConfig, spec: InputSection, seed: int) -> list[np.ndarray]:
     """What the model gets: the evaluation view, then the training views of the first epochs.
 
     Each view is an array: uint8 image [H, W, 3], uint8 clip [T, H, W, 3], or float16 spectrogram [T, F]. name: the
     task, which with seed and epoch decides the augmentation. Tokens are put together again; overlapping patches
     cannot be, so there the whole input is taken as one big patch, which gives the same numbers.
     """
-    if spec.stride is not None:
-        spec = spec.model_copy(update={_patch_key(spec): _sides(spec), "stride": None})
+    display, one_view = _display(spec), task.with_one_view()
+    if spec.strides != spec.patch:
+        spec = spec.as_one_patch()
 
     def view(rng: np.random.Generator | None) -> np.ndarray:
-        tokens_NP = example_tokens(sample.media, task, spec, rng, sample.start_s, sample.end_s)
-        if isinstance(spec, ImageInput):
-            return unpatchify_image(tokens_NP, spec.size, spec.patch_size)
-        if isinstance(spec, VideoInput):
-            return unpatchify_video(tokens_NP, (spec.frames, *spec.size), spec.tubelet_size)
-        return unpatchify_audio(tokens_NP, (spec.frames, spec.mel_bins), spec.patch_size)
+        arrays = example_arrays(sample.media, one_view, spec, rng, sample.start_s, sample.end_s)
+        return display.model_view(arrays["tokens"][0], spec)
 
-    epochs = range(VIEWS[task.modality])
-    return [view(None), *(view(example_rng(seed, name, epoch, sample.key)) for epoch in epochs)]
+    training = [view(example_rng(seed, name, epoch, sample.key)) for epoch in range(display.TRAINING_VIEWS)]
+    return [view(None), *training]
 
 
-def _patch_key(spec: ModelInput) -> str:
-    return "tubelet_size" if isinstance(spec, VideoInput) else "patch_size"
-
-
-def _sides(spec: ModelInput) -> tuple[int, ...]:
-    if isinstance(spec, AudioInput):
-        return spec.frames, spec.mel_bins
-    return (spec.frames, *spec.size) if isinstance(spec, VideoInput) else spec.size
-
-
-def _stored(sample: Sample, task: TaskConfig, spec: ModelInput) -> np.ndarray:
-    """Before anything is done to it: image_HWC, the clip's video_THWC, or the whole recording's spectrogram_TF."""
-    if isinstance(task, ImageTask):
-        from polyvit.data.decode import decode_image  # start-up: only this decoder
-
-        return sample.media if isinstance(sample.media, np.ndarray) else decode_image(sample.media)
-    assert isinstance(sample.media, bytes)
-    if isinstance(task, VideoTask) and isinstance(spec, VideoInput):
-        from polyvit.data.decode import read_clip  # start-up: only this decoder
-
-        stride = task.augment.frame_stride
-        return read_clip(sample.media, spec.frames, stride, None, sample.start_s, sample.end_s)
-    if isinstance(task, AudioTask) and isinstance(spec, AudioInput):
-        from polyvit.data.decode import decode_waveform, log_mel  # start-up: only this decoder
-
-        waveform_S = decode_waveform(sample.media, spec.sample_rate, sample.start_s, sample.end_s)
-        return (log_mel(waveform_S, spec) - spec.mean) / spec.std
-    raise TypeError(f"a task of modality {task.modality} cannot take a {type(spec).__name__}")
-
-
-def _by(size: tuple[int, int]) -> str:
-    """(H, W) as people say it."""
-    return f"{size[1]} x {size[0]}"
+def _display(spec: InputSection) -> Display:
+    display = display_of(spec)
+    if display is None:
+        raise TypeError(f"{type(spec).__name__} has no display: its examples cannot be drawn")
+    return display
 
 
 # ----------------------------------------------------------------------------------------------- drawing
@@ -229,10 +178,6 @@ def _limits(rows: Sequence[Sequence[np.ndarray]]) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-3))
 
 
-def _about(sample: Sample, stored: np.ndarray, spec: ModelInput) -> str:
+def _about(sample: Sample, size: str) -> str:
     """Under the name: the size as stored and the end of the key."""
-    if isinstance(spec, AudioInput):
-        size = f"{len(stored) * spec.hop_ms / 1000:.1f} s"
-    else:
-        size = f"{stored.shape[-2]} x {stored.shape[-3]} pixels"
     return f"{size}\n{sample.key if len(sample.key) <= 34 else '...' + sample.key[-31:]}"

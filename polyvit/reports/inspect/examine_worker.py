@@ -10,17 +10,16 @@ import numpy as np
 
 from polyvit.config import Modality, RunConfig
 from polyvit.data.isolation import (
-    MEMORY,
     Child,
     DecoderDied,
     confine,
     die_with_parent,
-    import_decoders,
+    import_uninterrupted,
     receive,
     run_child,
     send,
 )
-from polyvit.data.loading import Media
+from polyvit.data.loading import MEMORY, Media
 from polyvit.reports.inspect.examine import MediaInfo, examine
 
 
@@ -32,7 +31,7 @@ class Examiner:
 
     def __init__(self, config: RunConfig, modality: Modality, seconds: float) -> None:
         self.config, self.seconds = config, seconds
-        hello = {"config": config.model_dump(mode="json"), "modality": modality}
+        hello = {"config": config.model_dump(mode="json"), "codec": config.model.input(modality).codec}
         self._child = Child("polyvit.reports.inspect.examine_worker", hello, environment={"OMP_NUM_THREADS": "1"})
 
     @property
@@ -62,7 +61,7 @@ def serve(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as connection:
         hello, _ = receive(connection)
         config = RunConfig.model_validate(hello["config"])
-        import_decoders(hello["modality"])
+        import_uninterrupted(hello["codec"])
         confine(MEMORY)
         send(connection, {"ready": True})
         while True:

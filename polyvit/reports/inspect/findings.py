@@ -8,24 +8,20 @@ import difflib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from polyvit.config import AudioInput, ImageInput, RunConfig, VideoInput, VideoTask
+from polyvit.config import RunConfig
 from polyvit.data.index import SPLITS
+from polyvit.reports.inspect.display import display_of
 from polyvit.reports.inspect.examine import SILENT_DB, MediaInfo
+from polyvit.reports.inspect.finding import SEVERITIES, Finding, Severity
 from polyvit.reports.inspect.task_report import ExampleReport, TaskReport, train_contents
 
-Severity = Literal["error", "warning", "note"]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 FEW = 5
 """Training examples below which a class is called rare."""
 UNEVEN = 10.0
 """The most frequent class over the middle one, from which a task is called uneven."""
-LARGE = 4.0
-"""Smaller side of a picture over that of the model's input, from which a smaller copy would read much faster."""
 LEAK = 0.01
 """Share of held-out examples that are in another split too, from which scores mislead."""
 SHOWN = 20
@@ -36,22 +32,6 @@ _LEFT_OUT = {
     "broken": "Replace or delete them; a run goes on without them.",
     "duplicate": "List each once, in one split; the first of each counts.",
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One finding about one task.
-
-    kind: a word to sort by. count: of examples or classes. says: what is wrong. do: what to do about it.
-    """
-
-    task: str
-    severity: Severity
-    kind: str
-    count: int
-    says: str
-    do: str
-    examples: tuple[str, ...] = ()
 
 
 def find_problems(config: RunConfig, reports: Mapping[str, TaskReport]) -> list[Finding]:
@@ -268,50 +248,8 @@ def empty_content(report: TaskReport) -> list[Finding]:
 
 def fit(report: TaskReport) -> list[Finding]:
     """Media that do not fit the model's input: too small, too large, too short."""
-    task, spec, name = report.task, report.spec, report.name
-    findings = []
-    if isinstance(spec, ImageInput):
-        sides = _smaller_sides(report)
-        findings += _share(name, "small", sides < min(spec.size) / 2,
-                        f"pictures smaller than half the model's input ({min(spec.size)} pixels)",
-                        "They are enlarged, hence blurred; model.image.size could be smaller.")  # fmt: skip
-        words = f"pictures more than {LARGE:g} times the model's input ({min(spec.size)} pixels)"
-        do = "Most of decoding is thrown away: `polyvit shard --size` writes smaller copies."
-        findings += _share(name, "large", sides > LARGE * min(spec.size), words, do)
-    elif isinstance(spec, VideoInput) and isinstance(task, VideoTask):
-        stride = task.augment.frame_stride
-        span = (spec.frames - 1) * stride + 1
-        words = f"clips shorter than {span} frames ({spec.frames} at stride {stride})"
-        do = "They start again at their end; a smaller augment.frame_stride repeats less."
-        findings += _share(name, "short", _clip_frames(report) + 0.5 < span, words, do)
-    elif isinstance(spec, AudioInput):
-        window_s = spec.frames * spec.hop_ms / 1000
-        findings += _share(name, "short", report.values("seconds") < 0.5 * window_s,
-                        f"recordings shorter than half the model's window ({window_s:g} s)",
-                        "They start again at their end; model.audio.frames could be smaller.")  # fmt: skip
-        findings += _share(name, "low rate", report.values("sample_rate") < spec.sample_rate,
-                        f"recordings below the model's {spec.sample_rate} Hz",
-                        "They have no high frequencies: the model may tell classes by the device.")  # fmt: skip
-    return findings
-
-
-def _smaller_sides(report: TaskReport) -> np.ndarray:
-    width, height = report.values("width"), report.values("height")
-    return np.minimum(width, height) if len(width) == len(height) else np.zeros(0)
-
-
-def _clip_frames(report: TaskReport) -> np.ndarray:
-    """float [n]: frames of each clip's segment where headers give length and rate, else of its file."""
-    seconds, fps = report.values("seconds"), report.values("fps")
-    return seconds * fps if len(seconds) == len(fps) > 0 else report.values("frames")
-
-
-def _share(name: str, kind: str, hits: np.ndarray, words: str, do: str) -> list[Finding]:
-    """A note, where it concerns a tenth of the examples or more."""
-    count = int(hits.sum())
-    if not count or count < 0.1 * len(hits):
-        return []
-    return [Finding(name, "note", kind, count, f"{count} of {len(hits)} looked at: {words}", do)]
+    display = display_of(report.spec)
+    return display.fit(report) if display else []
 
 
 _CHECKS: tuple[Callable[[TaskReport], list[Finding]], ...] = (

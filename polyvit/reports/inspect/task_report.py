@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from polyvit.config import ModelInput, TaskConfig
+from polyvit.config import InputSection, TaskConfig
 from polyvit.data.index import SPLITS, Example, Problem, Scan
 from polyvit.reports.inspect.examine import MediaInfo
 
@@ -48,7 +48,7 @@ class TaskReport:
 
     name: str
     task: TaskConfig
-    spec: ModelInput
+    spec: InputSection
     root: str
     classes: tuple[str, ...]
     problems: tuple[Problem, ...]
@@ -121,7 +121,7 @@ def distribution(values: np.ndarray) -> dict[str, float]:
 
 
 def report_task(
-    name: str, task: TaskConfig, spec: ModelInput, root: str, scan: Scan, examples_read: Iterable[ExampleReport]
+    name: str, task: TaskConfig, spec: InputSection, root: str, scan: Scan, examples_read: Iterable[ExampleReport]
 ) -> TaskReport:
     """Put together what the scan and the examples that were read tell about a task.
 

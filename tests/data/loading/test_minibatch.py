@@ -10,8 +10,8 @@ from PIL import Image
 from polyvit.config import RunConfig, validate_config
 from polyvit.data.index.io import Example, Scan
 from polyvit.data.layouts.scanning.context import EMPTY
-from polyvit.data.loading.minibatch import Decoder, Minibatch, Quarantined, Request, evaluation_requests, multi_hot
-from polyvit.data.loading.requests import EVAL_BATCH, InlineFeed, Requests
+from polyvit.data.loading.minibatch import Decoder, Minibatch, Quarantined, Request, multi_hot
+from polyvit.data.loading.requests import EVAL_BATCH, InlineFeed, Requests, evaluation_requests
 from polyvit.schedule.plan import Plan
 from polyvit.schedule.schedule import build_schedule
 

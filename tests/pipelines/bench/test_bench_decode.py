@@ -12,7 +12,7 @@ import soundfile
 from PIL import Image
 
 from pipelines.bench import decode, decode_media, decode_peers
-from pipelines.bench.decode_kit import psnr, timed
+from pipelines.bench.kit import psnr, timed_items
 
 
 @pytest.fixture
@@ -80,12 +80,12 @@ def test_a_folder_without_media_and_absurd_counts_are_refused(
 def test_speed_is_the_median_of_ratios_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     cost = {"first": 2.0, "second": 0.5}
-    monkeypatch.setattr("pipelines.bench.decode_kit.time.process_time", lambda: clock[0])
+    monkeypatch.setattr("pipelines.bench.kit.time.process_time", lambda: clock[0])
 
     def spend(name: str, item: int) -> None:
         clock[0] += cost[name] * (item + 1)
 
-    rows = timed({name: lambda i, name=name: spend(name, i) for name in cost}, 3, 5, seed=0)
+    rows = timed_items({name: lambda i, name=name: spend(name, i) for name in cost}, 3, 5, seed=0)
     assert rows["second"]["speed"] == pytest.approx(4)
     assert rows["first"]["median_ms"] == rows["first"]["min_ms"] == pytest.approx(4000)
 

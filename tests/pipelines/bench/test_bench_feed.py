@@ -14,7 +14,7 @@ from small import write_yaml
 
 from pipelines.bench import main
 from pipelines.bench.feed import Bench, cases, loop_rate
-from pipelines.bench.feed_sides import SIDES, Stub, cpu_seconds, cpu_since, made_data, sides
+from pipelines.bench.feed_sides import SIDES, Stub, cpu_seconds, cpu_since, sides, write_data
 from pipelines.feed.worker_feed import make_decoder
 from polyvit.config import load_config
 from polyvit.data.loading.requests import Requests
@@ -93,16 +93,16 @@ def test_the_loops_rate_is_that_of_its_steps(
 
 def test_cpu_time_counts_children_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of this process and what it starts: what Ray's processes do at the time is not the test's."""
-    monkeypatch.setattr("pipelines.bench.feed_sides.family", lambda: [psutil.Process()])
+    monkeypatch.setattr("pipelines.bench.feed_sides.process_tree", lambda: [psutil.Process()])
     before = cpu_seconds()
     burn = "import time\nwhile time.process_time() < 0.3: pass"
     subprocess.run([sys.executable, "-c", burn], check=True, timeout=300)
     assert 0.25 < cpu_since(before) < 5
 
 
-def test_made_data_can_be_decoded(tmp_path: Path) -> None:
+def test_write_data_can_be_decoded(tmp_path: Path) -> None:
     config = load_config("polyvit-b-nine", [], ["imagenet", "vggsound"])
-    indexes = made_data(tmp_path, config, clips=0)
+    indexes = write_data(tmp_path, config, clips=0)
     requests = Requests.of(config, planned(config, indexes), indexes.scans, 0, 32)
     for task in config.tasks:
         step = int(requests.plan.schedule.steps_of(task)[0])

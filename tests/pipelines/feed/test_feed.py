@@ -44,7 +44,7 @@ def indexes(config: RunConfig) -> Indexes:
 @pytest.fixture
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Minibatches of a few kilobytes are decoded in parts, as large ones are."""
-    monkeypatch.setattr(chunks, "PIECE_BYTES", 512)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 512)
 
 
 def with_feed(config: RunConfig, **keys: object) -> RunConfig:
@@ -241,7 +241,10 @@ def test_small_minibatches_are_decoded_together_and_large_ones_apart(config: Run
     large = replace(small, examples=small.examples * 8192, epochs=small.epochs * 8192)  # 48 MB
 
     def sizes(requests: list[Request], decoders: int, *limits: int) -> list[tuple[int, int]]:
-        return [(len(piece.requests), piece.of) for piece in chunks.pieces(requests, decoder, decoders, *limits)]
+        return [
+            (len(piece.requests), piece.of)
+            for piece in chunks.chunk_requests(requests, decoder, decoders, *limits)
+        ]
 
     assert sizes([small] * 22, 1) == [(1, 1), (2, 1), (4, 1), (8, 1), (7, 1)]
     assert sizes([small] * 5, 2) == [(1, 1), (1, 1), (2, 1), (1, 1)]
@@ -250,7 +253,7 @@ def test_small_minibatches_are_decoded_together_and_large_ones_apart(config: Run
     assert sizes([large, large], 1) == [(1, 1), (1, 1)]
     assert sizes([], 2) == []
     mixed = [replace(large if i % 3 == 1 else small, step=i) for i in range(12)]
-    steps = [r.step for piece in chunks.pieces(mixed, decoder, 4) for r in piece.requests]
+    steps = [r.step for piece in chunks.chunk_requests(mixed, decoder, 4) for r in piece.requests]
     assert steps == sorted(step for step in range(12) for _ in range(4 if step % 3 == 1 else 1))
 
 

@@ -21,12 +21,12 @@ def test_a_crash_and_a_hang_cost_their_own_example_only(tmp_path: Path, backend:
     root = tmp_path / "data"
     write_example_pair(root)
     config = pair_config(
-        root, tmp_path, "schedule.steps=6", "feed.segment_steps=6", "data.decode_seconds=5",
+        root, tmp_path, "schedule.steps=6", "feed.segment_steps=6", "data.decode_timeout_s=5",
         "data.max_bad_fraction=1", f"feed.backend={backend}",
     )  # fmt: skip
     indexes = scanned(config)
     feed = RayFeed(config, planned(config, indexes), indexes, 0, 1)
-    assert feed.decoder.decode_seconds == 5
+    assert feed.decoder.decode_timeout_s == 5
     requests = [request for step in range(1, 7) for request in feed.requests.at(step)]
     met = [e.path for request in requests if request.task == "shapes" for e in request.examples]
     crash, hang = [path for path in met if met.count(path) == 1][:2]

@@ -8,8 +8,8 @@ import psutil
 import pytest
 from small import small_config
 
-from pipelines.runtime import cluster
-from pipelines.runtime.ray_cluster import STARTS, scaling, started
+from pipelines.runtime import ray_cluster
+from pipelines.runtime.ray_cluster import STARTS, scaling, start_node
 from polyvit.errors import UserError
 
 SLOW = "The current node timed out during startup. This could happen because ..."
@@ -32,7 +32,7 @@ def test_a_start_that_took_too_long_is_tried_again_and_leaves_nothing() -> None:
     other = subprocess.Popen(["sleep", "600"])
     try:
         start = Start(STARTS - 1)
-        assert started(start) == "address"
+        assert start_node(start) == "address"
         assert [process.wait(timeout=60) for process in start.left] == [-9] * (STARTS - 1)
         assert psutil.Process(other.pid).is_running()
         assert other.poll() is None
@@ -44,14 +44,14 @@ def test_a_start_that_took_too_long_is_tried_again_and_leaves_nothing() -> None:
 def test_a_machine_that_is_too_busy_is_said() -> None:
     start = Start(STARTS)
     with pytest.raises(UserError, match=rf"did not start within 30 s, {STARTS} times: this machine is too busy"):
-        started(start)
+        start_node(start)
     assert [process.wait(timeout=60) for process in start.left] == [-9] * STARTS
 
 
 def test_any_other_failure_comes_at_once() -> None:
     start = Start(1, "no such address")
     with pytest.raises(Exception, match="no such address"):
-        started(start)
+        start_node(start)
     (process,) = start.left
     process.kill()
     process.wait()
@@ -61,9 +61,9 @@ def test_the_patience_of_one_run_is_not_the_next_ones(monkeypatch: pytest.Monkey
     def patience(**keys: Any) -> str:
         config = small_config()
         scaling(config.model_copy(update={"train": config.train.model_copy(update=keys)}), gpu=False)
-        return os.environ[cluster._START_TIMEOUT]
+        return os.environ[ray_cluster._START_TIMEOUT]
 
-    monkeypatch.setenv(cluster._START_TIMEOUT, "")
+    monkeypatch.setenv(ray_cluster._START_TIMEOUT, "")
     assert [patience(workers=2, min_workers=1), patience(workers=2)] == ["25", "300"]
-    monkeypatch.setattr(cluster, "_GIVEN_START_TIMEOUT", "77")
+    monkeypatch.setattr(ray_cluster, "_GIVEN_START_TIMEOUT", "77")
     assert patience(workers=2) == "77"

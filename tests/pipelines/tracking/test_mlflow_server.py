@@ -86,11 +86,11 @@ def _environment(service: str, database: str, store: str) -> dict[str, str]:
         "STORE_SECRET_KEY": "secret",
         "MLFLOW_HOSTS": "",
     }
-    made = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "AWS_"))}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "AWS_"))}
     for key, value in SERVICES[service]["environment"].items():
-        filled = re.sub(r"\$\{(\w+)(?::[-?][^}]*)?\}", lambda found: given[found.group(1)], value)
-        made[key] = filled.replace("store:8333", store).replace("@postgres/", f"@{database}/")
-    return made | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+        filled = re.sub(r"\$\{(\w+)(?::[-?][^}]*)?\}", lambda match: given[match.group(1)], value)
+        environment[key] = filled.replace("store:8333", store).replace("@postgres/", f"@{database}/")
+    return environment | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 
 def _bucket(database: str, store: str) -> None:

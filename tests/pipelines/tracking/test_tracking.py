@@ -133,10 +133,10 @@ def test_patience_ends_with_a_warning(caplog: pytest.LogCaptureFixture, monkeypa
         if len(tries) < 3:
             raise ConnectionError("no server")
 
-    assert runs.patiently(fails_twice, "this")
+    assert runs.retry(fails_twice, "this")
     assert len(tries) == 3
     monkeypatch.setattr(runs, "PATIENCE_S", 0.1)
-    assert not runs.patiently(lambda: 1 / 0, "that")
+    assert not runs.retry(lambda: 1 / 0, "that")
     assert "given up: that" in caplog.text
 
 

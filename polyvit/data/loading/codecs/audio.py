@@ -44,3 +44,12 @@ def window_tokens(
     waveform_S = audio.decode_waveform(data, spec.sample_rate, *segment_s)
     windows = [audio.eval_waveform(waveform_S, spec, view).astype(np.float16) for view in views]
     return np.stack([patchify_audio(window_TF, spec.patch_size, spec.stride) for window_TF in windows])
+
+
+def preparation(task: AudioTask, spec: AudioInput) -> str:
+    """Rate, log-mel and window of an evaluation, in words."""
+    return (
+        f"mono at {spec.sample_rate} Hz; Hann windows of {spec.window_ms:g} ms every {spec.hop_ms:g} ms, "
+        f"power spectrum, {spec.mel_bins} HTK mel filters from 20 Hz, log(mel + 1e-6); the middle "
+        f"{spec.frames} frames, a short recording starts again. Mean and deviation are taken inside"
+    )

@@ -39,3 +39,10 @@ def _pixels(media: np.ndarray) -> np.ndarray:
     if media.dtype != np.uint8 or media.ndim != 3 or media.shape[2] != 3 or not media.size:
         raise BadMedia(f"image: an array {media.dtype}{list(media.shape)} is not uint8 [H, W, 3]")
     return media
+
+
+def preparation(task: ImageTask, spec: ImageInput) -> str:
+    """Resizing of an evaluation, in words."""
+    whole = task.augment.eval_resize == "square"
+    how = "the whole picture resized to" if whole else "smaller side resized, centre"
+    return f"RGB, {how} {' x '.join(map(str, spec.size))} (height x width, bilinear), values 0 to 255"

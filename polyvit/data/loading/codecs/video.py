@@ -51,10 +51,19 @@ def clip_tokens(
 ) -> np.ndarray:
     """tokens [crops, N, P] uint8 of one clip, without augmentation.
 
-    segment_s: (start, end) seconds of the file that count, end < 0 is its end. view: (i, n) for the i-th of n clips
-    spread over the segment, None for the middle one.
+    segment_s: (start, end) seconds of the file that count, end < 0 is its end. view: (i, n) for the i-th of n
+    clips spread over the segment, None for the middle one.
     """
     augment = task.augment
     frames = video.read_frames(data, spec.frames, augment.frame_stride, None, *segment_s, view, augment.reader)
     clips = [video.eval_video(frames, spec.size, augment, crop) for crop in crops]
     return np.stack([patchify_video(clip_THWC, spec.tubelet_size, spec.stride) for clip_THWC in clips])
+
+
+def preparation(task: VideoTask, spec: VideoInput) -> str:
+    """Frames and resizing of an evaluation, in words."""
+    side = task.augment.resize_side or round(min(spec.size) * 256 / 224)
+    return (
+        f"{spec.frames} frames, every {task.augment.frame_stride}-th, from the middle; RGB, smaller side to "
+        f"{side} (bilinear), centre crop {' x '.join(map(str, spec.size))}, values 0 to 255"
+    )

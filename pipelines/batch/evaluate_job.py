@@ -1,0 +1,147 @@
+"""Evaluate a checkpoint on the cluster: index, decode, measure. `polyvit evaluate` and `polyvit extend` run this.
+
+In: a model, a config that says what to evaluate, and the checkpoint's folder, which knows the class names. Out: a
+row of results for each task. Decoding runs on any CPU of the cluster; the model runs on a GPU if the cluster has
+one, else in this process.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pipelines.feed import make_decoder, minibatches
+from pipelines.index import Indexes, build_indexes, index_report
+from pipelines.runtime import (
+    ProgressActor,
+    ProgressReporter,
+    check_resources,
+    console,
+    live_line,
+    one_worker,
+    use_gpu,
+)
+from polyvit.checkpoint import read_document
+from polyvit.config import RunConfig
+from polyvit.data.index import Scan
+from polyvit.data.loading import Minibatch, Quarantined, Request, split_requests
+from polyvit.deploy import class_names
+from polyvit.errors import UserError
+from polyvit.evaluation import chance_level, evaluate, label_shares
+from polyvit.model import PolyViT
+from polyvit.training import Alone
+
+Results = tuple[dict[str, dict[str, Any]], list[Quarantined]]
+"""Each task's results, and the examples that could not be decoded."""
+
+
+def class_problems(scans: Mapping[str, Scan], trained: Mapping[str, Sequence[str]]) -> list[str]:
+    """Tasks whose data give a label another meaning than the data that the checkpoint was trained on.
+
+    `trained`: its class names; where they lack a task, nothing is known and nothing is said.
+    """
+    problems = []
+    for name, scan in scans.items():
+        pairs = enumerate(zip(scan.classes, trained.get(name, ()), strict=False))
+        differ = next(((i, here, there) for i, (here, there) in pairs if here != there), None)
+        if differ is not None:
+            i, here, there = differ
+            problems.append(
+                f"tasks.{name}: label {i} is {here!r} in these data and {there!r} in those of training; set "
+                f"tasks.{name}.classes to a file of the training classes, one a line, in their order"
+            )
+    return problems
+
+
+def evaluate_checkpoint(model: PolyViT, config: RunConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """Index the tasks, decode and measure on the cluster that is attached. Returns a row for each task.
+
+    Raises UserError where the labels of the data are not those of the checkpoint, or the cluster is too small.
+    """
+    # One process runs the model, whatever number trained it.
+    single = one_worker(config)
+    check_resources(single)
+    with tempfile.TemporaryDirectory(prefix="polyvit-evaluate-", dir=_shared_folder(config)) as folder:
+        console.print(f"indexing {len(config.tasks)} task{'s' if len(config.tasks) > 1 else ''} ...")
+        indexes = build_indexes(config, Path(folder), train=False)
+    if problems := class_problems(indexes.scans, class_names(checkpoint, config, read_document(checkpoint))):
+        raise UserError("the labels of the data are not those of the checkpoint:", problems)
+    results, undecodable = _measure(model, config, indexes, gpu=use_gpu(single))
+    report = index_report(indexes)
+    return {
+        name: {
+            **_row(config, name, results[name], indexes.scans[name]),
+            "left_out": report[name]["left_out"],
+            "skipped_files": [
+                *({"path": entry.path, "reason": entry.reason} for entry in undecodable if entry.task == name),
+                *({"path": entry["where"], "reason": entry["reason"]} for entry in report[name]["problems"]),
+            ],
+        }
+        for name in config.tasks
+    }
+
+
+def _shared_folder(config: RunConfig) -> Path | None:
+    """`storage`, which every node of a cluster sees, if it is here; None: this machine's temporary folder."""
+    storage = Path(config.storage)
+    return storage if storage.is_dir() and os.access(storage, os.W_OK) else None
+
+
+def _measure(model: PolyViT, config: RunConfig, indexes: Indexes, gpu: bool) -> Results:
+    """`_forward` in a Ray task that holds a GPU, or here."""
+    progress_actor = ProgressActor.remote()  # type: ignore[attr-defined]
+    ray.get(progress_actor.post.remote({"phase": "starting the feed ..."}))
+    with live_line(progress_actor):
+        if not gpu:
+            return _forward(model, config, indexes, progress_actor, "cpu")
+        task = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=config.train.gpus_per_worker)(_forward)
+        return ray.get(task.remote(model, config, indexes, progress_actor, "cuda"))
+
+
+def _forward(model: PolyViT, config: RunConfig, indexes: Indexes, progress_actor: Any, device: str) -> Results:
+    """Run the model on every task's evaluation split.
+
+    model, config, indexes: what to evaluate. progress_actor: gets the live line. device: "cpu" or "cuda".
+    """
+    requests = all_ranks_requests(config, indexes.scans)
+    stream = minibatches(requests, make_decoder(config, indexes), config)
+    progress = ProgressReporter(progress_actor, rank=0)
+
+    def announced(i: int, minibatch: Minibatch) -> Minibatch:
+        progress({"phase": f"evaluating: {minibatch.task} (minibatch {i} of {len(requests)}) ..."})
+        return minibatch
+
+    try:
+        numbered = (announced(i, minibatch) for i, minibatch in enumerate(stream, start=1))
+        return evaluate(model.to(device), numbered, config, Alone())
+    finally:
+        stream.close()
+
+
+def all_ranks_requests(config: RunConfig, scans: Mapping[str, Scan]) -> list[Request]:
+    """Every example of the evaluation splits once, task by task.
+
+    The minibatches are those of the ranks that trained; others would give results that are rounded otherwise.
+    """
+    splits = {name: scans[name].split(task.eval_split) for name, task in config.tasks.items()}
+    size = config.train.workers
+    requests = [r for rank in range(size) for r in split_requests(config.tasks, splits, rank, size)]
+    order = list(config.tasks)
+    return sorted(requests, key=lambda request: order.index(request.task))
+
+
+def _row(config: RunConfig, name: str, result: dict[str, Any], scan: Scan) -> dict[str, Any]:
+    task = config.tasks[name]
+    examples = scan.split(task.eval_split)
+    present = label_shares(examples, task.num_classes)
+    # Training counts the classes to guess from in its own split; where that is not at hand, in this one.
+    known = label_shares(scan.split("train") or examples, task.num_classes)
+    return {
+        "modality": task.modality,
+        "eval_split": task.eval_split,
+        **result,
+        "chance": chance_level(task.metric, present, int((known > 0).sum())),
+    }

@@ -1,0 +1,197 @@
+"""A whole co-training run, as the driver sees it: start Ray, index, train, report.
+
+In: a config and a run's folder. Out: the result document, also as result.json in the folder and in MLflow. A
+resumed run re-creates the same Ray Train run, which goes on from its last checkpoint.
+"""
+
+import json
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import yaml
+
+from pipelines.index import Indexes, build_indexes, index_report, load_indexes, task_roots
+from pipelines.runtime import Stopped, check_resources, cluster, command_line, console
+from pipelines.tracking import Tracker, import_client
+from pipelines.training.run_dir import RunDir
+from pipelines.training.worker import fit
+from polyvit.checkpoint import TrainState, best_step, folder_name, open_store
+from polyvit.config import RunConfig
+from polyvit.errors import UserError
+from polyvit.evaluation import result_rows
+from polyvit.model import parameters_of
+from polyvit.reports import draw_schedule
+from polyvit.schedule import Schedule, build_schedule
+from polyvit.storage import under
+
+
+def cotrain(
+    config: RunConfig, run_dir: RunDir, run_id: str | None = None,
+    callbacks: Sequence[Any] = (), tags: Mapping[str, str] | None = None, indexed: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Index (unless resuming), train, evaluate, report. Returns what the command prints, as data.
+
+    config: the whole config. run_dir: the run's folder, which holds its config.json.
+    run_id: the MLflow run of a run that is resumed; None: this is a new run.
+    callbacks: Ray Train's, such as Tune's TuneReportCallback. tags: of the new MLflow run.
+    indexed: whether the folder of a new run holds its indexes already.
+
+    Raises Stopped where a signal ended the run, and UserError for the user's mistakes. Anything else that ends the
+    run is raised as Ray Train's error, after a line that says how to go on from the last checkpoint.
+    """
+    task_roots(config)  # before anything is started
+    open_store(run_dir.checkpoints(config))  # refuses credentials in its address before that is logged
+    schedule = build_schedule(config.schedule, config.tasks, config.seed)
+    console.print("starting Ray ..." if run_id is None else f"going on with {run_dir.name}: starting Ray ...")
+    with cluster(config.train.workers, config.train.cpus_per_worker):
+        check_resources(config)
+        if run_id is None:
+            indexes, tracker = _start_run(config, run_dir, tags, indexed)
+        else:
+            indexes, tracker = load_indexes(config, run_dir.folder / "index"), _reopened(config, run_dir, run_id)
+        report = index_report(indexes)
+        run_dir.write("index.json", report)
+        _print_left_out(report)
+        status = "FAILED"
+        try:
+            log_plan = partial(_log_plan, config, run_dir, schedule, tracker)
+            state, signum = fit(config, run_dir, tracker.uri, tracker.run_id, callbacks, log_plan)
+            if state.stopped:
+                status = "KILLED"
+                raise _stopped(run_dir, state, signum or signal.SIGTERM)
+            rows = result_rows(config, schedule, indexes.scans, _last_evaluation(state), state.global_step)
+            document = _result_document(config, run_dir, tracker, state, rows, report)
+            run_dir.write("result.json", document)
+            _log_results(config, run_dir, tracker, state, rows)
+            status = "FINISHED"
+        except (UserError, Stopped):
+            raise
+        except Exception:
+            console.print(f"the run failed; go on from its last checkpoint: {_resume_command(run_dir)}")
+            raise
+        finally:
+            tracker.finish(status)
+    return document
+
+
+def _start_run(
+    config: RunConfig, run_dir: RunDir, tags: Mapping[str, str] | None, indexed: bool
+) -> tuple[Indexes, Tracker]:
+    """The indexes and the MLflow run of a new run; run.json says which MLflow run that is."""
+    console.print(f"indexing {len(config.tasks)} tasks ...")
+    build = partial(build_indexes, meanwhile=partial(import_client, config))
+    indexes = (load_indexes if indexed else build)(config, run_dir.folder / "index")
+    tracker = Tracker.start(config, run_dir.name, tags)
+    record = {"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri}
+    run_dir.write(run_dir.record.name, {**record, "checkpoints": run_dir.checkpoints(config)})
+    return indexes, tracker
+
+
+def _reopened(config: RunConfig, run_dir: RunDir, run_id: str) -> Tracker:
+    """The MLflow run of a resumed run, in the store where it began, unless the config names another store."""
+    started_in = json.loads(run_dir.record.read_text())["mlflow_uri"]
+    tracker = Tracker(config.tracking.uri or started_in, run_id)
+    tracker.reopen()
+    return tracker
+
+
+def _resume_command(run_dir: RunDir) -> str:
+    return f"{command_line.tool('polyvit')} cotrain --resume {run_dir.folder}"
+
+
+def _stopped(run_dir: RunDir, state: TrainState, signum: int) -> Stopped:
+    name = signal.Signals(signum).name
+    return Stopped(
+        f"stopped by {name} after step {state.global_step}, checkpoint written; go on: {_resume_command(run_dir)}",
+        signum,
+        {"run": run_dir.name, "stopped_by": name, "steps": state.global_step},
+    )
+
+
+def _last_evaluation(state: TrainState) -> dict[str, Any]:
+    return state.evaluations[-1]["tasks"] if state.evaluations else {}
+
+
+def _log_plan(config: RunConfig, run_dir: RunDir, schedule: Schedule, tracker: Tracker) -> None:
+    """What is known before the first step, to the folder and to MLflow."""
+    draw_schedule(schedule, config, run_dir.folder / "schedule.png")
+    table = parameters_of(config)
+    parameters = run_dir.write("parameters.json", {**table, "total": sum(table.values())})
+    (run_dir.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    for path in (
+        run_dir.folder / "schedule.png",
+        parameters,
+        run_dir.folder / "config.yaml",
+        run_dir.folder / "index.json",
+    ):
+        tracker.artifact(path)
+
+
+def _log_results(
+    config: RunConfig, run_dir: RunDir, tracker: Tracker, state: TrainState, rows: Mapping[str, dict[str, Any]]
+) -> None:
+    """The results, the last checkpoint and the final metrics, to MLflow.
+
+    config, run_dir, tracker: of the run. state: at its end. rows: a result row for each task.
+    """
+    quarantine = run_dir.write("quarantine.json", [asdict(entry) for entry in state.quarantine])
+    tracker.artifact(quarantine)
+    tracker.artifact(run_dir.folder / "result.json")
+    with open_store(run_dir.checkpoints(config)).fetched(state.global_step) as folder:
+        tracker.artifact(folder, "checkpoint")
+    values = {
+        f"final/{name}/{row['metric']}": row["value"] for name, row in rows.items() if row["value"] is not None
+    }
+    tracker.metrics(state.global_step, values)
+
+
+def _result_document(
+    config: RunConfig, run_dir: RunDir, tracker: Tracker, state: TrainState, rows: dict[str, Any],
+    report: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """What result.json holds.
+
+    config, run_dir, tracker: of the run. state: at its end. rows: a result row for each task, to which the
+    examples that were not usable are added. report: the report on the indexes.
+    """
+    for name, row in rows.items():
+        skipped = [asdict(entry) for entry in state.quarantine if entry.task == name]
+        row["left_out"] = report[name]["left_out"]
+        row["skipped_files"] = [{"path": entry["path"], "reason": entry["reason"]} for entry in skipped] + [
+            {"path": problem["where"], "reason": problem["reason"]} for problem in report[name]["problems"]
+        ]
+    return {
+        "run": run_dir.name,
+        "run_id": tracker.run_id,
+        "mlflow_uri": tracker.uri,
+        "checkpoint": under(run_dir.checkpoints(config), folder_name(state.global_step)),
+        "best": _best(config, run_dir),
+        "steps": state.global_step,
+        "workers": config.train.workers,
+        "tasks": rows,
+    }
+
+
+def _best(config: RunConfig, run_dir: RunDir) -> dict[str, Any] | None:
+    """The best of the kept checkpoints by `train.best_metric`; None where none of them was evaluated."""
+    address, metric = run_dir.checkpoints(config), config.train.best_metric
+    store = open_store(address)
+    step = best_step(store, metric)
+    if step is None:
+        return None
+    value = store.manifest(step)["metrics"][metric]
+    return {"step": step, "metric": metric, "value": value, "checkpoint": under(address, folder_name(step))}
+
+
+def _print_left_out(report: Mapping[str, Any]) -> None:
+    for name, entry in report.items():
+        if entry["left_out"]:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(entry["left_out"].items()))
+            first = entry["problems"][0]
+            console.print(
+                f"[yellow]{name}: left out {sum(entry['left_out'].values())} listed examples ({kinds}); "
+                f"first: {first['where']}: {first['reason']}[/]"
+            )

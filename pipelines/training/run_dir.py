@@ -1,0 +1,99 @@
+"""A run's folder: a new one, one found again, and the config with which a run is resumed.
+
+In: a config, or what the user gave for `--resume`. Out: a `RunDir`. In the folder `storage`/NAME lie config.json,
+run.json (which MLflow run it is), index/, quarantine.json, result.json, and a folder for each checkpoint
+(`step_00000500`) unless `train.checkpoint_dir` says otherwise.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyvit.config import RunConfig, apply_override, validate_config, with_absolute_paths
+from polyvit.errors import UserError
+from polyvit.storage import under
+
+RESUMABLE = ("train", "data", "feed", "tracking", "storage")
+"""Sections that a resumed run may change: where it runs and how fast, not what it learns."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run's folder on (shared) storage."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name, also in Ray Train and MLflow."""
+        return self.folder.name
+
+    @property
+    def record(self) -> Path:
+        """The file that names the run's MLflow run; it is written when the run starts."""
+        return self.folder / "run.json"
+
+    def checkpoints(self, config: RunConfig) -> str:
+        """Folder or URL of the run's checkpoints: `train.checkpoint_dir`/NAME, else the run's folder."""
+        checkpoint_dir = config.train.checkpoint_dir
+        return under(checkpoint_dir, self.name) if checkpoint_dir else str(self.folder)
+
+    def write(self, name: str, document: Any) -> Path:
+        """Write a JSON file into the folder; returns its path."""
+        path = self.folder / name
+        path.write_text(json.dumps(document, indent=1, default=str) + "\n")
+        return path
+
+
+def new_run(config: RunConfig, name: str | None) -> RunDir:
+    """Make the folder of a new run and write its config.json.
+
+    Raises UserError for a name that is taken, since the new run would silently go on from the old one's
+    checkpoints.
+    """
+    unique = name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    run_dir = RunDir(Path(config.storage).expanduser().absolute() / unique)
+    try:
+        run_dir.folder.mkdir(parents=True)
+    except FileExistsError:
+        failed_before_it_started = (run_dir.folder / "config.json").exists() and not run_dir.record.exists()
+        if not failed_before_it_started:
+            raise UserError(
+                f"run {unique} exists in {run_dir.folder.parent}; give another --name, or --resume {unique}"
+            ) from None
+    except OSError as error:
+        raise UserError(f"storage={config.storage} cannot be written ({error}); give another folder") from None
+    run_dir.write("config.json", config.model_dump(mode="json"))
+    return run_dir
+
+
+def find_run(name_or_path: str, storage: str) -> RunDir:
+    """A run by its folder, by its name in `storage`, or by one of its checkpoints. Raises UserError."""
+    for path in (Path(name_or_path), Path(storage) / name_or_path):
+        for folder in (path, path.parent):
+            if RunDir(folder).record.is_file() and (folder / "config.json").is_file():
+                return RunDir(folder.absolute())
+    raise UserError(
+        f"--resume {name_or_path}: no such run here or in {storage}; "
+        "give the folder that `polyvit cotrain` printed"
+    )
+
+
+def resumed_config(run_dir: RunDir, overrides: Sequence[str]) -> RunConfig:
+    """The run's own config, with overrides such as train.workers=1.
+
+    Raises UserError for keys that would make it another run than the one whose checkpoints it goes on from.
+    """
+    document = json.loads((run_dir.folder / "config.json").read_text())
+    if other := [o for o in overrides if o.partition("=")[0].split(".")[0] not in RESUMABLE]:
+        raise UserError(
+            f"--resume cannot change {', '.join(other)}: a run goes on as it began. It may change keys of "
+            f"{', '.join(RESUMABLE)}; for anything else start a new run"
+        )
+    for override in overrides:
+        apply_override(document, override)
+    return with_absolute_paths(validate_config(document))
