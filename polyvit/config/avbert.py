@@ -9,25 +9,8 @@ from typing import ClassVar, Literal
 from pydantic import PositiveFloat, PositiveInt
 
 from polyvit.config.inputs import ArraySpec, InputSection, Modality, Pair, Section
+from polyvit.config.sharing import RoleSharing
 from polyvit.config.tasks import Probability, TaskBase
-
-Layers = PositiveInt | Literal["none", "all"]
-
-
-class RoleSharing(Section):
-    """How AVBert's visual, audio and multimodal transformers share their weights. The default is the paper's."""
-
-    layers: Layers = "all"
-    """Over the layers of a transformer. `all`: one layer, run `depth` times; `none`: each its own; a number: so
-    many in a row are one."""
-    roles: Literal["none", "full", "low_rank", "low_rank_alone"] = "low_rank"
-    """Over the transformers. `full`: one for all. `low_rank`: every map is U R V of rank `rank`; U, biases and
-    layer norms are shared, V and the rotation R each transformer's own. `none`: nothing is shared;
-    `low_rank_alone`: nothing is shared, every map is factorised."""
-    rank: PositiveInt = 128
-    """Of `low_rank` and `low_rank_alone`."""
-    orthogonal: Literal["expm", "cayley"] = "expm"
-    """How R comes from the numbers that are learnt: the matrix exponential or the Cayley transform."""
 
 
 class SequenceInput(InputSection):

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from polyvit.config.modalities import MODALITIES
+from polyvit.config.models import KINDS, kind_of
 from polyvit.config.paper_tasks import KNOWN_TASKS
 from polyvit.config.run import RunConfig
 from polyvit.config.tasks import TaskBase
@@ -230,6 +231,10 @@ def known_keys(location: Sequence[int | str], document: Mapping[str, Any]) -> li
         if part == "tasks" and model is RunConfig and parts:
             task = document["tasks"][parts.pop(0)]
             model = MODALITIES[task["modality"]].task
+            continue
+        if part == "model" and model is RunConfig:
+            kind = kind_of(document.get("model"))
+            model = KINDS[kind if kind in KINDS else "polyvit"]
             continue
         if part == "inputs" and parts:
             model = MODALITIES[str(parts.pop(0))].input

@@ -10,6 +10,7 @@ from pydantic import model_validator
 from polyvit.config.cross_field import cross_field_problems
 from polyvit.config.inputs import Modality, Section
 from polyvit.config.modalities import PluginsConfig, TaskConfig, modalities_of, register_plugins
+from polyvit.config.models import AnyModel
 from polyvit.config.renamed import with_new_names
 from polyvit.config.sections import (
     DataConfig,
@@ -33,7 +34,7 @@ class RunConfig(Section):
     seed: int = 42
     storage: str = "runs"
     """Folder of runs, checkpoints and the default MLflow store; shared storage on a cluster."""
-    model: ModelConfig = ModelConfig()
+    model: AnyModel = ModelConfig()
     init: InitConfig = InitConfig()
     tasks: dict[str, TaskConfig]
     schedule: ScheduleConfig = ScheduleConfig()
