@@ -75,12 +75,12 @@ def _polyvit_problems(model: ModelConfig, modalities: tuple[str, ...]) -> list[s
         problems.append(f"model.l_adapt={model.l_adapt} must be at most model.depth={model.depth}")
     if sharing.modalities == "low_rank" and sharing.rank > model.width:
         problems.append(
-            f"model.sharing.rank={sharing.rank} must be at most model.width={model.width}: at that rank the factors"
-            " hold any map"
+            f"model.sharing.rank={sharing.rank} must be at most model.width={model.width}: at that rank the"
+            " factors hold any map"
         )
     for modality in modalities:
         if modality == "audiovisual":
-            problems.append("model.kind=polyvit takes no tasks of modality audiovisual; give model.kind=avbert")
+            problems.append("model.kind=polyvit takes no tasks of modality audiovisual; set model.kind=avbert")
         else:
             problems += _patch_problems(modality, model.input(modality))
     return problems

@@ -117,7 +117,7 @@ def problem_at(key: str, message: str, value: Any) -> ValidationError:
 
 
 def one_of(names: Iterable[str]) -> str:
-    """ "a, b or c"."""
+    """Names in words: a, b or c."""
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
 

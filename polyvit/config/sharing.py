@@ -16,8 +16,8 @@ class ModalitySharing(Section):
     """How PolyViT's shared blocks share their weights. The default is the paper's: one block a layer, for all."""
 
     layers: Layers = "none"
-    """Over the layers of the shared trunk. `none`: each its own; `all`: one block, run at every layer; a number: so
-    many in a row are one. Adaptor blocks stay their own."""
+    """Over the layers of the shared trunk. `none`: each its own; `all`: one block, run at every layer; a number:
+    so many in a row are one. Adaptor blocks stay their own."""
     modalities: Literal["full", "low_rank"] = "full"
     """Over modalities. `full`: the same block for all. `low_rank`: every map of a shared block is U V with U, bias
     and layer norms shared and V = Sigma V^T each modality's own, beside what `l_adapt` keeps private."""

@@ -23,3 +23,10 @@ def parameters_of(config: RunConfig) -> dict[str, int]:
     """Parameters by role of a config's model, without allocating them."""
     with torch.device("meta"):
         return build_model(config).parameter_table()
+
+
+def touched_parameters_of(config: RunConfig) -> dict[str, int]:
+    """Parameters that a step of each task reaches, without allocating them."""
+    with torch.device("meta"):
+        model = build_model(config)
+    return {task: sum(p.numel() for p in model.touched(task).values()) for task in config.tasks}

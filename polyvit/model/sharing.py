@@ -67,6 +67,23 @@ def exponential(k: Tensor) -> Tensor:
     return result
 
 
+def factors(weight_MN: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """U [M, O], V [O, N] of the best map of a rank to a full one, and what is lost: |W - U V| / |W|, Frobenius.
+
+    The largest singular values (in float64), their roots on either side, so that both factors learn at one pace.
+    Rows and columns beyond the number of singular values are zero.
+    """
+    u, s, vh = torch.linalg.svd(weight_MN.double(), full_matrices=False)
+    kept = min(rank, len(s))
+    root = s[:kept].sqrt()
+    left = s.new_zeros(weight_MN.shape[0], rank)
+    left[:, :kept] = u[:, :kept] * root
+    right = s.new_zeros(rank, weight_MN.shape[1])
+    right[:kept] = root[:, None] * vh[:kept]
+    error = float(s[kept:].norm() / s.norm()) if len(s) > kept else 0.0
+    return left.float(), right.float(), error
+
+
 class PrivateFactor(nn.Module):
     """What one role has of a factorised map: `weight` [O, N] and a rotation, stored as `skew` [O, O]."""
 
@@ -93,25 +110,37 @@ class LowRankLinear(nn.Module):
         return F.linear(F.linear(x, self.private[role].weight), self.weight, self.bias)
 
     @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        """Normal factors whose product has the variance of xavier, 2 / (N + M); no bias."""
+        n, m = self.in_features, self.out_features
+        self.weight.normal_(0.0, math.sqrt(2 * n / ((n + m) * self.rank)), generator=generator)
+        self.bias.zero_()
+        for factor in self.private.values():
+            assert isinstance(factor, PrivateFactor)
+            factor.weight.normal_(0.0, math.sqrt(1 / n), generator=generator)
+
+    @torch.no_grad()
     def factorise(self, weight_MN: Tensor, bias_M: Tensor) -> float:
         """Become the best map of this rank to a full one, the same for every role; returns the relative error.
 
-        By singular values (in float64), their roots on either side, so that both factors learn at one pace. Error:
-        |W - U V| / |W|, Frobenius.
+        See `factors`.
         """
-        u, s, vh = torch.linalg.svd(weight_MN.double(), full_matrices=False)
-        kept = min(self.rank, len(s))
-        root = s[:kept].sqrt()
-        left = torch.zeros_like(self.weight).double()
-        left[:, :kept] = u[:, :kept] * root
-        self.weight.copy_(left)
+        left_MO, right_ON, error = factors(weight_MN, self.rank)
+        self.weight.copy_(left_MO)
         self.bias.copy_(bias_M)
         for factor in self.private.values():
             assert isinstance(factor, PrivateFactor)
-            right = torch.zeros_like(factor.weight).double()
-            right[:kept] = root[:, None] * vh[:kept]
-            factor.weight.copy_(right)
-        return float(s[kept:].norm() / s.norm()) if len(s) > kept else 0.0
+            factor.weight.copy_(right_ON)
+        return error
+
+    @torch.no_grad()
+    def plain(self, role: str) -> nn.Linear:
+        """One role's map, multiplied out."""
+        layer = nn.Linear(self.in_features, self.out_features, device=self.weight.device)
+        right = self.private[role].weight
+        layer.weight.copy_((self.weight.double() @ right.double()).float())
+        layer.bias.copy_(self.bias)
+        return layer
 
 
 class FactorLinear(LowRankLinear):
