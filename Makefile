@@ -1,18 +1,22 @@
-# `make demo` and `make test` install what they need into .venv first.
+# `make demo`, `make test` and `make lint` install what they need into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+# What is checked: the files that git tracks, not what a run or an editor left in the folder.
+TRACKED := git ls-files -z
 
 .PHONY: install demo test soak lint clean
 
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
-	  { echo "$(PYTHON) is not Python 3.11 or 3.12: run make PYTHON=/path/to/python3.11"; exit 2; }
-	@echo "Installing into .venv (torch with its CUDA libraries, Ray, MLflow: about 3 GB to download)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11 or cannot run: use make PYTHON=/path/to/python3.11 (or newer)"; exit 2; }
+	@echo "Installing into .venv (on Linux with a CUDA build of torch, Ray and MLflow: about 3 GB to download)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --compile-bytecode --editable ".[dev]"
 	@touch $@
 
 demo: install
@@ -26,11 +30,11 @@ soak: install
 	$(BIN)/python -m pytest -m soak
 
 lint: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(TRACKED) '*.py' '*.pyi' | xargs -0 $(BIN)/ruff check
+	$(TRACKED) '*.py' '*.pyi' | xargs -0 $(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell
+	$(TRACKED) | xargs -0 $(BIN)/codespell
 
 clean:
 	rm -rf .venv runs demo-data build dist *.egg-info

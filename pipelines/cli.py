@@ -24,6 +24,7 @@ COMMANDS = {
     "extend": "give a trained model new tasks; measure what the old ones lose",
     "serve": "answer over HTTP, on Ray Serve",
     "recipes": "list the recipes that ship",
+    "config": "every key of a config: type, default, meaning",
 }
 
 MODULES = {"bench": "bench.main"}

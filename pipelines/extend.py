@@ -58,27 +58,27 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.skip_forgetting:
         task_roots(measured)
     task_roots(requested)
-    place = new_run(requested, arguments.name)
-    write_package(folder, place.folder / "base")
-    config = extension_config(trained, requested, place.folder / "base", freeze, arguments.rehearse)
-    place.write("config.json", config.model_dump(mode="json"))
+    run_dir = new_run(requested, arguments.name)
+    write_package(folder, run_dir.folder / "base")
+    config = extension_config(trained, requested, run_dir.folder / "base", freeze, arguments.rehearse)
+    run_dir.write("config.json", config.model_dump(mode="json"))
     with cluster(config.train.workers, config.train.cpus_per_worker):
         before = {} if arguments.skip_forgetting else _evaluated("before", old, measured, folder)
-        result = cotrain(config, place)
+        result = cotrain(config, run_dir)
         print_results(result)
         new, _, state = load_trained(Path(result["checkpoint"]))
         model, whole, changed = assemble(old, trained, new, config)
-        write_extended(place.folder / "extended", model, whole, document, state)
+        write_extended(run_dir.folder / "extended", model, whole, document, state)
         measured = measured.model_copy(update={"model": whole.model})
         after = {} if arguments.skip_forgetting else _evaluated("after", model, measured, folder)
     was = (document.get("evaluations") or [{"tasks": {}}])[-1]["tasks"]
-    add_results(place.folder / "extended", after or ({} if changed else was))
+    add_results(run_dir.folder / "extended", after or ({} if changed else was))
     report = {
-        "model": arguments.model, "base": str(folder), "extended": str(place.folder / "extended"),
+        "model": arguments.model, "base": str(folder), "extended": str(run_dir.folder / "extended"),
         "frozen": list(config.optim.frozen), "changed_parameters": changed, "new": result["tasks"],
         "old": forgetting(before, after),
     }  # fmt: skip
-    place.write("forgetting.json", report)
+    run_dir.write("forgetting.json", report)
     print_forgetting(report)
     return report
 
@@ -92,7 +92,7 @@ def old_tasks(trained: RunConfig, requested: RunConfig, root: Path | None) -> Ru
 
 
 def _evaluated(when: str, model: Any, config: RunConfig, folder: Path) -> dict[str, dict[str, Any]]:
-    from pipelines.batch import evaluate_checkpoint
+    from pipelines.batch import evaluate_checkpoint  # start-up: Ray
 
     console.print(f"evaluating the old tasks, {when} ...")
     return evaluate_checkpoint(model, config, folder)

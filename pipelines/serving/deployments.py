@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from fastapi import FastAPI, Request, Response
@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from ray import serve
 
 from pipelines.tracking import model_folder
-from polyvit.config import Modality
+from polyvit.config import MODALITIES, Modality
 from polyvit.data.decode import UNKNOWN
 from polyvit.deploy import DecoderDied, IsolatedDecoder, Limits, OverLimit, Predictor, Prepared, check_tasks
 from polyvit.errors import BadMedia, UserError
@@ -139,8 +139,8 @@ def parse_query(query: Any) -> tuple[list[str], Modality | None, int]:
     if unknown := [key for key in query if key not in known]:
         raise Refused(400, f"unknown parameter {unknown[0]!r}; there are {', '.join(known)}")
     modality = query.get("modality")
-    if modality is not None and modality not in get_args(Modality):
-        raise Refused(400, f"modality={modality}: give image, video or audio")
+    if modality is not None and modality not in MODALITIES:
+        raise Refused(400, f"modality={modality}: give one of {', '.join(MODALITIES)}")
     top_k = query.get("top_k", "5")
     if not (top_k.isdecimal() and len(top_k) < 6 and 0 < int(top_k) <= MOST_CLASSES):
         raise Refused(400, f"top_k={top_k[:20]}: give a number from 1 to {MOST_CLASSES}")

@@ -8,6 +8,7 @@ deprecated.
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
@@ -30,10 +31,21 @@ for _name in ("mlflow", "mlflow.tracking._model_registry.fluent", "mlflow.store.
 PREFIX = "models:/"
 REQUIREMENTS = (
     "mlflow", "torch", "torchaudio", "numpy", "pandas", "lazy-loader", "pyarrow", "pydantic", "pyyaml",
-    "safetensors", "av", "decord", "soundfile", "soxr", "simplejpeg", "opencv-python-headless", "pillow",
+    "safetensors", "av", "soundfile", "soxr", "simplejpeg", "opencv-python-headless", "pillow",
 )  # fmt: skip
-"""What the logged code imports; it is logged with the versions of this environment."""
+"""What the logged code imports; the versions of this environment are written with it."""
+X86_ONLY = {"decord": 'platform_machine == "x86_64" or platform_machine == "AMD64"'}
+"""Optional packages, written where they are installed, with the platforms that have wheels of them."""
 _DESCRIPTION = 5000  # the store's limit
+
+
+def pip_requirements() -> list[str]:
+    """What `pip install` needs for a registered model: exact versions, with markers for optional packages."""
+    exact = [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS]
+    for name, platforms in X86_ONLY.items():
+        if importlib.util.find_spec(name):
+            exact.append(f"{name}=={importlib.metadata.version(name)}; {platforms}")
+    return exact
 
 
 def registry_uri() -> str:
@@ -135,7 +147,7 @@ def _log(release: Path, name: str, config: RunConfig, run_id: str | None) -> dic
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"release": str(release)},
             code_paths=[str(Path(polyvit.__file__).parent)],
-            pip_requirements=[f"{each}=={importlib.metadata.version(each)}" for each in REQUIREMENTS],
+            pip_requirements=pip_requirements(),
             registered_model_name=name,
             signature=_signature(),
             metadata={"tasks": list(config.tasks), "modalities": list(config.modalities)},

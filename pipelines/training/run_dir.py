@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyvit.config import RunConfig, apply_override, validate_config, with_absolute_paths
+from polyvit.config import RunConfig, apply_override, check_installed, validate_config, with_absolute_paths
 from polyvit.errors import UserError
 from polyvit.storage import under
 
@@ -96,4 +96,6 @@ def resumed_config(run_dir: RunDir, overrides: Sequence[str]) -> RunConfig:
         )
     for override in overrides:
         apply_override(document, override)
-    return with_absolute_paths(validate_config(document))
+    config = validate_config(document)
+    check_installed(config)
+    return with_absolute_paths(config)

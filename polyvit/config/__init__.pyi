@@ -8,6 +8,7 @@ from .inputs import InputSection as InputSection
 from .inputs import Modality as Modality
 from .inputs import Section as Section
 from .inputs import VideoInput as VideoInput
+from .installed import check_installed as check_installed
 from .layouts import LAYOUTS as LAYOUTS
 from .loader import apply_override as apply_override
 from .loader import flatten as flatten
@@ -25,6 +26,8 @@ from .modalities import TaskConfig as TaskConfig
 from .modalities import load_attribute as load_attribute
 from .modalities import modalities_of as modalities_of
 from .models import AnyModel as AnyModel
+from .reference import config_sections as config_sections
+from .reference import reference_markdown as reference_markdown
 from .run import RunConfig as RunConfig
 from .sections import DataConfig as DataConfig
 from .sections import FeedConfig as FeedConfig

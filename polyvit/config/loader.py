@@ -13,6 +13,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from polyvit.config.installed import check_installed
 from polyvit.config.modalities import MODALITIES
 from polyvit.config.models import KINDS, kind_of
 from polyvit.config.paper_tasks import KNOWN_TASKS
@@ -31,7 +32,7 @@ def recipe_names() -> list[str]:
 def load_config(recipe: str, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> RunConfig:
     """A recipe's name or the path of a YAML file -> the run's config.
 
-    `only` keeps just these tasks. Raises UserError with every problem found.
+    `only` keeps just these tasks. Raises UserError with every problem.
     """
     document = read_recipe(recipe)
     for override in overrides:
@@ -41,7 +42,9 @@ def load_config(recipe: str, overrides: Sequence[str] = (), only: Sequence[str] 
         if missing := [name for name in only if name not in tasks]:
             raise UserError(f"--only {missing[0]}: the recipe has no such task; it has {', '.join(tasks)}")
         document["tasks"] = {name: task for name, task in tasks.items() if name in only}
-    return with_absolute_paths(validate_config(document))
+    config = validate_config(document)
+    check_installed(config)
+    return with_absolute_paths(config)
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

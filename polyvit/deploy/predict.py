@@ -53,8 +53,10 @@ Decode = Callable[[bytes, Sequence[str], Modality | None], Prepared]
 # ------------------------------------------------------------------------------------- files to tokens
 
 
-def check_tasks(config: RunConfig, tasks: Sequence[str]) -> tuple[str, ...]:
-    """The names, each once. Raises UserError for one that the model does not have."""
+def check_tasks(config: RunConfig, tasks: Sequence[str], modality: Modality | None = None) -> tuple[str, ...]:
+    """The names of the tasks, each once. Raises UserError for a task or a modality that the model does not have."""
+    if modality not in (None, *config.modalities):
+        raise UserError(f"the model has no modality {modality!r}; it has {', '.join(config.modalities)}")
     if unknown := [name for name in tasks if name not in config.tasks]:
         raise UserError(f"the model has no task {unknown[0]!r}; it has {', '.join(config.tasks)}")
     return tuple(dict.fromkeys(tasks))
@@ -146,7 +148,7 @@ class Predictor:
         modality. top_k: classes of each task. modality: take every file as this; None: detect it. decode:
         `IsolatedDecoder.prepare`, for files of unknown origin; None: `prepare`, in this process.
         """
-        named = check_tasks(self.config, tasks)
+        named = check_tasks(self.config, tasks, modality)
         here = decode or (lambda data, names, kind: prepare(data, self.config, names, kind))
         return self._predict(iter(media), named, top_k, modality, here)
 

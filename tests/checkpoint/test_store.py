@@ -13,7 +13,7 @@ import torch
 from pipelines_kit import pair_config
 from pyarrow import fs
 
-from pipelines.cotrain import cotrain, new_run
+from pipelines.training import cotrain, new_run
 from polyvit.checkpoint import async_writer
 from polyvit.checkpoint.async_writer import AsyncCheckpointWriter, Keep
 from polyvit.checkpoint.state import CheckpointData, find_checkpoint

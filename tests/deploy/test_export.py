@@ -57,7 +57,7 @@ def test_patches_are_cut_as_the_feed_cuts_them_and_put_together_again(spec: Inpu
         patches = _patchify(normal, spec.patch_size, spec.stride)
     else:
         patch = spec.tubelet_size if isinstance(spec, VideoInput) else spec.patch_size
-        patches = _patchify(torch.from_numpy(arrays), patch, spec.stride)
+        patches = _patchify(torch.from_numpy(arrays), patch, spec.strides)
     assert np.array_equal(patches.numpy(), tokens)
     back = media_of(tokens, spec)
     assert back.shape == arrays.shape
@@ -71,7 +71,7 @@ def test_torch_and_onnx_files_answer_as_the_model_does(tmp_path: Path) -> None:
     for task, name in [("picture", "image"), ("clip", "clip"), ("sound", "song")]:
         module = TaskModel(model, config, task).eval()
         prepared = prepare(files[name].read_bytes(), config, [task])
-        arrays = media_of(prepared.groups[0].tokens, module.spec)
+        arrays = media_of(prepared.groups[0].arrays["tokens"], module.spec)
         wanted = predictor.logits([prepared])[0][task].numpy()
         for run in (
             torch_runner(module),

@@ -37,8 +37,8 @@ def test_tokens_are_those_of_this_process(decoder: IsolatedDecoder, files: dict[
         assert here.modality == there.modality
         assert [group.tasks for group in here.groups] == [group.tasks for group in there.groups]
         for one, other in zip(here.groups, there.groups, strict=True):
-            assert one.tokens.dtype == other.tokens.dtype
-            assert np.array_equal(one.tokens, other.tokens)
+            assert one.arrays["tokens"].dtype == other.arrays["tokens"].dtype
+            assert np.array_equal(one.arrays["tokens"], other.arrays["tokens"])
     assert decoder.prepare(files["clip"], ["word"]).modality == "audio"
 
 

@@ -89,7 +89,7 @@ def test_tasks_that_see_a_file_alike_share_its_tokens(tmp_path: Path, files: dic
     (group,) = prepare(files["song"].read_bytes(), config).groups
     assert group.tasks == ("sound", "word")
     _, _, config = trained(tmp_path / "b", "tasks.word.eval_clips=2")
-    assert [(g.tasks, len(g.tokens)) for g in prepare(files["song"].read_bytes(), config).groups] == [
+    assert [(g.tasks, len(g.arrays["tokens"])) for g in prepare(files["song"].read_bytes(), config).groups] == [
         (("sound",), 1),
         (("word",), 2),
     ]

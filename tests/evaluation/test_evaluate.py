@@ -19,7 +19,7 @@ from polyvit.config import RunConfig
 from polyvit.data.index.io import Example, Scan
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Quarantined, Request
 from polyvit.data.loading.requests import EVAL_BATCH, InlineFeed, Requests, split_requests
-from polyvit.evaluation.evaluator import average_views, evaluate, protocol
+from polyvit.evaluation.evaluator import average_views, evaluate
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.tokenizer import normalise
 from polyvit.training.step import Alone
@@ -167,11 +167,11 @@ def test_one_view_is_left_as_it_is() -> None:
 
 
 def test_protocol() -> None:
-    assert {name: protocol(task) for name, task in small_config().tasks.items()} == {
+    assert {name: task.protocol for name, task in small_config().tasks.items()} == {
         "picture": "1 view, whole image", "clip": "1 clip x 1 crop", "sound": "1 clip", "word": "1 clip",
     }  # fmt: skip
     config = small_config(*MANY, "tasks.picture.augment.eval_resize=crop")
-    assert {name: protocol(task) for name, task in config.tasks.items()} == {
+    assert {name: task.protocol for name, task in config.tasks.items()} == {
         "picture": "1 view, centre crop", "clip": "3 clips x 3 crops, logits averaged",
         "sound": "4 clips, probabilities averaged", "word": "2 clips, logits averaged",
     }  # fmt: skip
@@ -272,7 +272,7 @@ def test_metrics_are_scikit_learns_on_the_averages(root: Path) -> None:
     for name, result in results.items():
         assert result["examples"] == COUNTS[name] - (name in BAD)
         assert result["skipped"] == (name in BAD)
-        assert result["protocol"] == protocol(config.tasks[name])
+        assert result["protocol"] == config.tasks[name].protocol
     scores, labels = answers(config, root, "clip")
     targets, classes = labels.argmax(axis=1), range(6)
     assert results["clip"]["top1"] == pytest.approx(top_k_accuracy_score(targets, scores, k=1, labels=classes))

@@ -28,7 +28,8 @@ AUDIOS = [
 def build(spec: InputSection) -> Tokenizer:
     """A tokenizer with random parameters, so that nothing is hidden by zeros."""
     count = int(np.prod(spec.grid))
-    tokenizer = Tokenizer(spec, count, WIDTH)
+    assert spec.num_tokens == count
+    tokenizer = Tokenizer(spec, WIDTH)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in tokenizer.parameters():

@@ -237,7 +237,7 @@ def test_views_of_an_example_are_averaged(trained: Trained) -> None:
 
     def features(rows: np.ndarray, examples: int) -> np.ndarray:
         labels = multi_hot([(0,)] * examples, 3)
-        minibatch = Minibatch(0, "sounds", rows, labels, ("k",) * examples, 0, examples)
+        minibatch = Minibatch(0, "sounds", {"tokens": rows}, labels, ("k",) * examples, 0, examples)
         return minibatch_features(trained.model, minibatch, trained.config, "cpu")
 
     apart = features(tokens, 6)

@@ -1,5 +1,6 @@
 """The registry: a model logged as code and safetensors answers where neither Ray nor this package is."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from use_kit import media, trained
 
 from pipelines import predict, register
-from pipelines.tracking.registry import REQUIREMENTS, download, list_versions, log_model, model_folder
+from pipelines.tracking.registry import REQUIREMENTS, X86_ONLY, download, list_versions, log_model, model_folder
 from polyvit.checkpoint.state import load_trained
 from polyvit.deploy.predict import Predictor
 from polyvit.errors import UserError
@@ -102,8 +103,11 @@ def test_what_is_logged(store: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
     assert all((a == b).all() for a, b in zip(model.parameters(), again.parameters(), strict=True))
     logged = release.parents[1]
     assert not [path for path in logged.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]
-    required = (logged / "requirements.txt").read_text().split()
-    assert {line.partition("==")[0] for line in required} == set(REQUIREMENTS)
+    required = (logged / "requirements.txt").read_text().splitlines()
+    optional = {name for name in X86_ONLY if importlib.util.find_spec(name)}
+    assert {line.partition("==")[0] for line in required} == set(REQUIREMENTS) | optional
+    markers = {line.partition("==")[0]: line.partition(";")[2].strip() for line in required if ";" in line}
+    assert markers == {name: X86_ONLY[name] for name in optional}
     assert "ray" not in REQUIREMENTS
     assert (logged / "code" / "polyvit" / "deploy" / "predict.py").is_file()
     assert not (logged / "code" / "pipelines").exists()

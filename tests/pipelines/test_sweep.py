@@ -23,8 +23,7 @@ from pipelines import cli
 from pipelines.training.reporting import TrainReporter
 from pipelines.tuning.search import concurrent_trials, fit, param_space, search_algorithm
 from pipelines.tuning.space import check_space, trial_config
-from polyvit.config.loader import load_config
-from polyvit.config.run import Range
+from polyvit.config import Range, load_config
 from polyvit.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -168,7 +168,7 @@ class Lacking(ArrayFeed):
         bad = tuple(Quarantined(made.task, f"k{i}", f"{i:02d}.bin", "torn") for i in range(10))
         return replace(
             made,
-            tokens=made.inputs["tokens"][:-2],
+            inputs={"tokens": made.inputs["tokens"][:-2]},
             labels=made.labels[:-2],
             keys=made.keys[:-2],
             bad=bad,

@@ -57,9 +57,9 @@ def test_the_config_key_is_the_default_and_the_mapping_wins() -> None:
     sizes: list[int] = []
 
     class Watched(PolyViT):
-        def forward(self, tokens_BNP, task, keep_L2B=None):  # type: ignore[no-untyped-def]
-            sizes.append(len(tokens_BNP))
-            return super().forward(tokens_BNP, task, keep_L2B)
+        def forward(self, inputs, task, keep=None):  # type: ignore[no-untyped-def]
+            sizes.append(len(inputs["tokens"]))
+            return super().forward(inputs, task, keep)
 
     model, optimiser, schedule = fresh(config)
     model.__class__ = Watched

@@ -205,7 +205,9 @@ def _read_with_decord(data: bytes, wanted: Sequence[int], length: int) -> list[n
         reader = _decord().VideoReader(io.BytesIO(data), num_threads=1)
         return list(reader.get_batch(wanted).asnumpy()) if len(reader) == length else None
     except Exception:
-        return None  # a damaged packet ends decord's decoder; PyAV reads on behind it
+        # A damaged packet ends decord's decoder, and PyAV reads on behind it. A model trained with decord may also
+        # be used where decord is not installed.
+        return None
 
 
 def _decord() -> ModuleType:

@@ -114,8 +114,8 @@ def test_a_cpu_takes_the_arrays_as_they_are(recwarn: pytest.WarningsRecorder) ->
     made = minibatch(1)
     steps = iter([[made]])
     assert on_device(steps, CPU) is steps
-    tokens, labels = tensors(made, CPU)
-    assert tokens.data_ptr() == made.inputs["tokens"].ctypes.data
+    inputs, labels = tensors(made, CPU)
+    assert inputs["tokens"].data_ptr() == made.inputs["tokens"].ctypes.data
     assert labels.data_ptr() == made.labels.ctypes.data
     assert as_tensor(np.zeros((0, 3), np.float16)).shape == (0, 3)
     assert not recwarn.list  # torch.from_numpy warns of arrays that are read-only
@@ -129,7 +129,8 @@ def test_a_part_of_a_minibatch_is_a_part_of_its_copies() -> None:
     part = part_of(copied, 1, 3)
     assert part.first_slot == 9
     assert part.inputs["tokens"].shape == (2, 3, 2)
-    tokens, labels = tensors(part, CPU)
+    inputs, labels = tensors(part, CPU)
+    tokens = inputs["tokens"]
     assert tokens.flatten().tolist() == list(range(6, 18))
     assert labels.tolist() == [1, 2]
     assert tokens.data_ptr() == copied.device_inputs["tokens"][1:].data_ptr()

@@ -16,6 +16,7 @@ from polyvit.data.transforms.augment import example_rng
 from polyvit.data.transforms.patchify import patchify_image
 from polyvit.errors import BadMedia
 from polyvit.reports.inspect import contact_sheet
+from polyvit.reports.inspect.display import display_of
 from polyvit.synthetic.media import encode_mp4
 
 RNG = np.random.Generator(np.random.Philox(3))
@@ -72,7 +73,7 @@ def test_views_are_the_tokens_of_evaluation_and_of_the_epochs_of_training() -> N
     image_HWC = RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8)
     config, spec = task("imagefolder"), ImageInput(size=(16, 24), patch_size=(8, 8))
     views = contact_sheet.model_views("t", contact_sheet.Sample("a", "key", image_HWC), config, spec, 5)
-    assert [view.shape for view in views] == [(16, 24, 3)] * (1 + contact_sheet.VIEWS["image"])
+    assert [view.shape for view in views] == [(16, 24, 3)] * (1 + display_of(spec).TRAINING_VIEWS)
     assert np.array_equal(patchify_image(views[0], (8, 8)), example_tokens(image_HWC, config, spec, None))
     rng = example_rng(5, "t", 1, "key")
     assert np.array_equal(patchify_image(views[2], (8, 8)), example_tokens(image_HWC, config, spec, rng))
