@@ -5,7 +5,15 @@ from typing import Protocol
 
 from polyvit.config.avbert import AVBertConfig
 from polyvit.config.inputs import InputSection
-from polyvit.config.sections import ModelConfig, OptimConfig, Range, ScheduleConfig, SweepConfig, TrainConfig
+from polyvit.config.sections import (
+    InitConfig,
+    ModelConfig,
+    OptimConfig,
+    Range,
+    ScheduleConfig,
+    SweepConfig,
+    TrainConfig,
+)
 from polyvit.config.tasks import TaskBase
 
 
@@ -14,6 +22,8 @@ class Config(Protocol):
 
     @property
     def model(self) -> ModelConfig | AVBertConfig: ...
+    @property
+    def init(self) -> InitConfig: ...
     @property
     def tasks(self) -> Mapping[str, TaskBase]: ...
     @property
@@ -42,6 +52,8 @@ def cross_field_problems(config: Config) -> list[str]:
             for name, task in config.tasks.items()
             if task.drop_path
         ]
+        if config.init.path is not None:
+            problems.append("init.path needs model.kind=polyvit; avbert starts from random weights")
     else:
         problems += _polyvit_problems(model, config.modalities)
     for name, task in config.tasks.items():

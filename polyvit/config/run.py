@@ -23,6 +23,7 @@ from polyvit.config.sections import (
     TrackingConfig,
     TrainConfig,
 )
+from polyvit.errors import UserError
 
 
 class RunConfig(Section):
@@ -66,6 +67,13 @@ class RunConfig(Section):
     def modalities(self) -> tuple[Modality, ...]:
         """The modalities that the tasks need, in the order of the table of modalities."""
         return modalities_of(self.tasks)
+
+    @property
+    def polyvit(self) -> ModelConfig:
+        """The model section of a PolyViT. Raises UserError for another kind, which the caller cannot serve."""
+        if not isinstance(self.model, ModelConfig):
+            raise UserError(f"this works for model.kind=polyvit, and the config has model.kind={self.model.kind}")
+        return self.model
 
     @property
     def warmup_steps(self) -> int:

@@ -25,7 +25,7 @@ def parameters_of(config: RunConfig) -> dict[str, int]:
         return build_model(config).parameter_table()
 
 
-def touched_parameters_of(config: RunConfig) -> dict[str, int]:
+def touched_parameters(config: RunConfig) -> dict[str, int]:
     """Parameters that a step of each task reaches, without allocating them."""
     with torch.device("meta"):
         model = build_model(config)

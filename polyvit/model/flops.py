@@ -3,7 +3,6 @@
 from functools import cache
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from polyvit.config import AVBertConfig, Modality, ModelConfig
 from polyvit.model.avbert import AVBert
@@ -54,6 +53,8 @@ def avbert_flops(config: AVBertConfig) -> float:
 
 @cache
 def _avbert_flops(document: str) -> float:
+    from torch.utils.flop_counter import FlopCounterMode  # a tenth of a second, for this model alone
+
     config = AVBertConfig.model_validate_json(document)
     with torch.device("meta"):
         model = AVBert(config, {}).eval()

@@ -87,10 +87,8 @@ class PolyViT(MultiTaskModel):
 
     def plain_blocks(self, modality: Modality) -> list[Block]:
         """The blocks of a modality in the order in which they run, low-rank maps multiplied out."""
-        return [
-            block.plain(self.config, modality) if isinstance(block, LowRankBlock) else block
-            for block in self._blocks(modality)
-        ]  # type: ignore[misc]
+        blocks = self._blocks(modality)
+        return [b.plain(self.config, modality) if isinstance(b, LowRankBlock) else b for b in blocks]  # type: ignore[misc]
 
     def _run(self, block: nn.Module, x_BND: Tensor, keep_2B: Tensor | None, modality: Modality) -> Tensor:
         own = (modality,) if isinstance(block, LowRankBlock) else ()

@@ -8,6 +8,7 @@ Source: Lee et al., ICLR 2021, arXiv 2012.04124; the form is that of the officia
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -37,7 +38,7 @@ def orthogonal_matrix(skew: Tensor, how: Orthogonal) -> Tensor:
     # torch.nn.utils.parametrizations.orthogonal is the same map of -T^T (expm) or 2 T^T (cayley); a test holds
     # ours to it in float64. In float32 its exponential is off by up to 5e-5, a hundred times the official one's
     # rounding, and it is evaluated anew at every access, of which a pass through shared layers has 108.
-    with torch.autocast(skew.device.type, enabled=False):
+    with nullcontext() if skew.is_meta else torch.autocast(skew.device.type, enabled=False):
         upper = skew.triu(1)
         k = upper - upper.mT
         if how == "expm":
@@ -87,10 +88,13 @@ def factors(weight_MN: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 class PrivateFactor(nn.Module):
     """What one role has of a factorised map: `weight` [O, N] and a rotation, stored as `skew` [O, O]."""
 
+    skew: nn.Parameter
+
     def __init__(self, in_features: int, rank: int, rotates: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rank, in_features))
-        self.register_parameter("skew", nn.Parameter(torch.empty(rank, rank)) if rotates else None)
+        if rotates:
+            self.skew = nn.Parameter(torch.empty(rank, rank))
 
 
 class LowRankLinear(nn.Module):
@@ -105,9 +109,13 @@ class LowRankLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features))
         self.private = nn.ModuleDict({role: PrivateFactor(in_features, rank, self.rotates) for role in roles})
 
+    def own(self, role: str) -> PrivateFactor:
+        """A role's own factor."""
+        return self.private[role]  # type: ignore[return-value]
+
     def forward(self, x: Tensor, role: str) -> Tensor:
         """[..., N] -> [..., M]."""
-        return F.linear(F.linear(x, self.private[role].weight), self.weight, self.bias)
+        return F.linear(F.linear(x, self.own(role).weight), self.weight, self.bias)
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
@@ -115,8 +123,7 @@ class LowRankLinear(nn.Module):
         n, m = self.in_features, self.out_features
         self.weight.normal_(0.0, math.sqrt(2 * n / ((n + m) * self.rank)), generator=generator)
         self.bias.zero_()
-        for factor in self.private.values():
-            assert isinstance(factor, PrivateFactor)
+        for factor in map(self.own, self.private):
             factor.weight.normal_(0.0, math.sqrt(1 / n), generator=generator)
 
     @torch.no_grad()
@@ -128,8 +135,7 @@ class LowRankLinear(nn.Module):
         left_MO, right_ON, error = factors(weight_MN, self.rank)
         self.weight.copy_(left_MO)
         self.bias.copy_(bias_M)
-        for factor in self.private.values():
-            assert isinstance(factor, PrivateFactor)
+        for factor in map(self.own, self.private):
             factor.weight.copy_(right_ON)
         return error
 
@@ -137,7 +143,7 @@ class LowRankLinear(nn.Module):
     def plain(self, role: str) -> nn.Linear:
         """One role's map, multiplied out."""
         layer = nn.Linear(self.in_features, self.out_features, device=self.weight.device)
-        right = self.private[role].weight
+        right = self.own(role).weight
         layer.weight.copy_((self.weight.double() @ right.double()).float())
         layer.bias.copy_(self.bias)
         return layer
@@ -156,7 +162,7 @@ class FactorLinear(LowRankLinear):
 
     def forward(self, x: Tensor, role: str, rotation_OO: Tensor | None = None) -> Tensor:
         """[..., N] -> [..., M]. `rotation_OO`: R_role, where the caller has computed it (see `rotations`)."""
-        factor = self.private[role]
+        factor = self.own(role)
         if rotation_OO is None:
             rotation_OO = orthogonal_matrix(factor.skew, self.orthogonal)
         direction = F.normalize(F.linear(x, factor.weight), dim=-1, eps=EPS)
@@ -166,7 +172,7 @@ class FactorLinear(LowRankLinear):
 
 def rotations(maps: Sequence[FactorLinear], role: str) -> Tensor:
     """R_role of several maps of one rank, [maps, O, O]: one exponential for all of them."""
-    return orthogonal_matrix(torch.stack([m.private[role].skew for m in maps]), maps[0].orthogonal)
+    return orthogonal_matrix(torch.stack([m.own(role).skew for m in maps]), maps[0].orthogonal)
 
 
 @torch.no_grad()
@@ -177,10 +183,9 @@ def reset_low_rank(layer: LowRankLinear, generator: torch.Generator, std: float)
     """
     nn.init.trunc_normal_(layer.weight, 0.0, std, -2 * std, 2 * std, generator=generator)
     layer.bias.zero_()
-    for factor in layer.private.values():
-        assert isinstance(factor, PrivateFactor)
+    for factor in map(layer.own, layer.private):
         nn.init.trunc_normal_(factor.weight, 0.0, std, -2 * std, 2 * std, generator=generator)
-        if factor.skew is None:
+        if not layer.rotates:
             continue
         pairs = layer.rank // 2
         tangent = torch.tan(torch.rand(pairs, generator=generator) * (math.pi / 4)).to(factor.skew)

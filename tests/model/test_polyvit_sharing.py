@@ -1,4 +1,4 @@
-"""PolyViT with shared layers and low-rank private factors: what is shared, counts, initialising from a ViT.
+"""PolyViT with shared layers and low-rank private factors: what is shared, counts, initialising from a ViT."""
 
 import pytest
 import torch

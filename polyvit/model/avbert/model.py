@@ -76,8 +76,8 @@ class AVBert(MultiTaskModel):
             raise UserError(f"tasks.{reserved[0]}: this name is taken by PyTorch; give the task another")
         self.visual_cnn = VisualCNN(config.visual_width, config.blocks)
         self.audio_cnn = AudioCNN(config.audio_width, config.blocks)
-        cnns = {"visual": self.visual_cnn, "audio": self.audio_cnn}
-        self.projections = nn.ModuleDict({name: Projection(cnn.channels, config) for name, cnn in cnns.items()})
+        channels = {"visual": self.visual_cnn.channels, "audio": self.audio_cnn.channels}
+        self.projections = nn.ModuleDict({name: Projection(n, config) for name, n in channels.items()})
         self.summaries = nn.Parameter(torch.empty(2, config.width))
         self.embeddings = nn.ModuleDict(
             {role: Embeddings(config, 2 if role == "multimodal" else 0) for role in config.roles}

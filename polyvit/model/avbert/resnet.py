@@ -41,8 +41,10 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, ...] -> [N, C, ...]."""
-        means = (self.running_mean, self.running_var) if self.updates or not self.training else (None, None)
-        return F.batch_norm(x, *means, self.weight, self.bias, self.training, BN_MOMENTUM, BN_EPS)
+        # A second run has momentum 0 and not no averages: it must save what the first one saved.
+        momentum = BN_MOMENTUM if self.updates else 0.0
+        averages = self.running_mean, self.running_var
+        return F.batch_norm(x, *averages, self.weight, self.bias, self.training, momentum, BN_EPS)
 
 
 class ConvNorm(nn.Module):

@@ -121,7 +121,7 @@ class Transformers(nn.Module):
 
     def layers(self, role: str) -> list[PostNormLayer]:
         """The distinct layers that a role runs."""
-        return list(self.stacks["shared" if "shared" in self.stacks else role])  # type: ignore[arg-type]
+        return list(self.stacks["shared" if "shared" in self.stacks else role])  # type: ignore[call-overload]
 
     def run_once(self) -> list[PostNormLayer]:
         """Layers that no pass runs twice and that are called whole: those may be gathered one by one."""
