@@ -21,6 +21,14 @@ from polyvit.model.avbert.convert import official_name
 
 DIR = Path(os.environ.get("POLYVIT_PARITY_AV_DIR") or Path(__file__).parents[2] / "shared" / "parity-av")
 
+ROLES = {
+    (False, False): "none",
+    (False, True): "low_rank_alone",
+    (True, False): "full",
+    (True, True): "low_rank",
+}
+"""(transformers shared, low rank) as the kit says it -> `model.sharing.roles`."""
+
 
 @cache
 def info() -> dict[str, Any]:
@@ -74,12 +82,7 @@ def close(found: Any, expected: Any, tolerance: float, what: str = "", floor: fl
 def model_config(sizes: Mapping[str, Any], fusion: str, mode: str, **more: Any) -> AVBertConfig:
     """The AVBert of a kit's sizes (`tf` or `av`) in one of its sharing modes."""
     said = info()["modes"][mode]
-    roles = {
-        (False, False): "none",
-        (False, True): "low_rank_alone",
-        (True, False): "full",
-        (True, True): "low_rank",
-    }[said["transformers_shared"], said["low_rank"]]
+    roles = ROLES[said["transformers_shared"], said["low_rank"]]
     return AVBertConfig(
         width=sizes.get("hidden", sizes.get("hidden_size")),
         depth=sizes.get("layers", sizes.get("num_hidden_layers")),

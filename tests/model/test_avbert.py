@@ -125,9 +125,7 @@ def test_who_owns_the_methods_parameters() -> None:
 def test_parity_counts_of_the_kit() -> None:
     """Every row of the kit's table of the official model instantiated, the used numbers."""
     for row in kit.document("counts.json"):
-        roles = {
-            (False, False): "none", (False, True): "low_rank_alone", (True, False): "full", (True, True): "low_rank",
-        }[row["transformers_shared"], row["low_rank"]]  # fmt: skip
+        roles = kit.ROLES[row["transformers_shared"], row["low_rank"]]
         found = table(row["fusion"], "all" if row["layers_shared"] else "none", roles)
         assert sum(found.values()) == row["total"] - row["transformers_never_used"]
 
@@ -339,7 +337,7 @@ def test_running_averages_are_averaged_over_ranks() -> None:
 
 
 def test_groups_that_the_release_never_uses() -> None:
-    """Low rank alone: an official file has three groups a transformer, of which one is ours; the others are zeros."""
+    """Low rank alone: an official file has three groups a transformer, one of them ours, the others zeros."""
     config = tiny(sharing={"roles": "low_rank_alone", "layers": "all", "rank": 4}).model
     assert isinstance(config, AVBertConfig)
     model = AVBert(config, {}, seed=1)
