@@ -65,7 +65,9 @@ def official_form(model: AVBert) -> AVBert:
     for module in list(model.modules()):
         if isinstance(module, ConvNorm):
             kind = nn.BatchNorm3d if isinstance(module.conv, nn.Conv3d) else nn.BatchNorm2d
-            module.norm = kind(module.norm.weight.numel())  # type: ignore[assignment]
+            theirs = kind(module.norm.weight.numel())
+            theirs.load_state_dict(module.norm.state_dict(), strict=False)
+            module.norm = theirs  # type: ignore[assignment]
     layers = {id(m): OfficialLayer(m) for m in model.modules() if isinstance(m, PostNormLayer)}
 
     def run(x: Tensor, role: str, *_: object) -> Tensor:
