@@ -91,7 +91,7 @@ def build_indexes(
     """
     roots = task_roots(config)
     scan = ray.remote(scan_task).options(
-        num_cpus=config.data.decode_cpus, label_selector=dict(config.data.decode_labels) or None
+        num_cpus=config.data.decode_cpus, label_selector=dict(config.data.decode_node_labels) or None
     )
     cache = None if fresh else index_cache(config)
     targets = {name: folder / f"{name}.parquet" for name in config.tasks}

@@ -53,7 +53,7 @@ def write_shards(
         _write_row,  # type: ignore[arg-type]
         fn_args=(config, classes, dict(indexes.roots), locations, options),
         num_cpus=config.data.decode_cpus,
-        label_selector=dict(config.data.decode_labels) or None,
+        label_selector=dict(config.data.decode_node_labels) or None,
     )
     done = dataset.take_all()
     if problems := sorted({row["error"] for row in done if row["error"]}):

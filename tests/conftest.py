@@ -12,6 +12,22 @@ for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "FORCE_COLOR"):
     os.environ.pop(_name, None)  # of whoever starts the tests: another's cluster, another's store, escape codes
 
 
+TIERS = ("slow", "faults", "gpu", "soak")
+"""Markers that take a test out of `make test`; a test has one of them at most."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One tier a test, and one process for all tests that start Ray: they share a cluster and the cores."""
+    for item in items:
+        tiers = [tier for tier in TIERS if item.get_closest_marker(tier)]
+        if len(tiers) > 1:
+            raise pytest.UsageError(
+                f"{item.nodeid} is of two tiers: {', '.join(tiers)}; leave one of the markers out"
+            )
+        if item.get_closest_marker("ray") or "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Torch on one thread: for models so tiny that threads cost more than they bring."""

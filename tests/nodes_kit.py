@@ -181,7 +181,7 @@ def _print_nodes(backend: str, selectors: list[dict[str, str]], count: int = 24)
     requests, inputs = [Request(i, "cifar10", ()) for i in range(count)], {"cifar10": base.model.input("image")}
     with cluster():
         for labels in selectors:
-            config = base.model_copy(update={"data": base.data.model_copy(update={"decode_labels": labels})})
+            config = base.model_copy(update={"data": base.data.model_copy(update={"decode_node_labels": labels})})
             number = sum(node.carries(labels) for node in living_nodes())
             with tempfile.TemporaryDirectory(prefix="polyvit-where-") as folder:
                 decoder = WhereDecoder(base.tasks, inputs, {}, 0, folder=Path(folder), nodes=number)

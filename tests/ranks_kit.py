@@ -11,17 +11,17 @@ from torch import Tensor
 import polyvit.distributed.reducer
 from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.config import RunConfig
-from polyvit.distributed.reducer import Alone, ProcessGroup, World
+from polyvit.distributed import Communicator, ProcessGroupCommunicator, SingleProcess
 from polyvit.training.loop import train
 
 BAD = frozenset({("picture", 3), ("clip", 1), ("sound", 5)})
 
 
-class GlooWorld(ProcessGroup):
+class GlooWorld(ProcessGroupCommunicator):
     """The process group of this process."""
 
 
-def trained(config: RunConfig, world: World) -> tuple[dict[str, Tensor], TrainState, Heard]:
+def trained(config: RunConfig, world: Communicator) -> tuple[dict[str, Tensor], TrainState, Heard]:
     """Parameters, state and events after all steps of `config` on one rank of a world."""
     model, optimiser, schedule = fresh(config)
     feed, events = ArrayFeed(config, world.rank, world.size, BAD), Heard()
@@ -59,4 +59,4 @@ def result_of(folder: Path, name: str, rank: int) -> tuple[dict[str, Tensor], di
     return load_file(folder / f"{name}_{rank}.safetensors"), kept
 
 
-__all__ = ["BAD", "Alone", "GlooWorld", "meet", "result_of", "run_ranks", "trained"]
+__all__ = ["BAD", "GlooWorld", "SingleProcess", "meet", "result_of", "run_ranks", "trained"]

@@ -11,8 +11,7 @@ import pytest
 from pipelines.bench import main as bench
 from pipelines.cli import COMMANDS, MODULES
 from pipelines.runtime import command_line
-from polyvit.config.loader import load_config, recipe_names
-from polyvit.config.reference import config_sections
+from polyvit.config import config_sections, load_config, recipe_names
 from polyvit.data.layouts.scanner import scan
 from polyvit.errors import UserError
 from polyvit.synthetic.write import write_example_pair
@@ -23,8 +22,6 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cluster" / "README.md", *GUIDES]
 CONFIG_COMMANDS = ("index", "shard", "inspect", "plan", "cotrain", "sweep")
 CODE_LINE = re.compile(r"^(?: {4,}|)(?:\.venv/bin/)?(polyvit \w.*|python -m pipelines\..*|ray job submit .*)$")
-RENAMED = {"optim.inactive_params": "optim.untouched", "data.decode_timeout_s": "data.decode_seconds"}
-"""Keys of the guides that a config of the release before knows by another name."""
 
 
 def _name(page: Path) -> str:
@@ -202,8 +199,7 @@ def test_every_config_key_that_is_named_exists(page: Path) -> None:
     known = paths | {path.removeprefix("tasks.NAME.") for path in paths}
     pattern = rf"`((?:{'|'.join(sorted(sections))}|augment)\.[a-z_]+(?:\.[a-z_]+)*)(?<!\.txt)[=:` ]"
     for key in re.findall(pattern, page.read_text()):
-        names = {key, RENAMED.get(key, key)}
-        assert names & known or any(path.startswith(f"{key}.") for path in known), f"{_name(page)}: {key}"
+        assert key in known or any(path.startswith(f"{key}.") for path in known), f"{_name(page)}: {key}"
 
 
 def test_the_readme_stays_short() -> None:

@@ -32,7 +32,7 @@ from polyvit.deploy import class_names
 from polyvit.errors import UserError
 from polyvit.evaluation import chance_level, evaluate, label_shares
 from polyvit.model import PolyViT
-from polyvit.training import Alone
+from polyvit.training import SingleProcess
 
 Results = tuple[dict[str, dict[str, Any]], list[Quarantined]]
 """Each task's results, and the examples that could not be decoded."""
@@ -116,7 +116,7 @@ def _forward(model: PolyViT, config: RunConfig, indexes: Indexes, progress_actor
 
     try:
         numbered = (announced(i, minibatch) for i, minibatch in enumerate(stream, start=1))
-        return evaluate(model.to(device), numbered, config, Alone())
+        return evaluate(model.to(device), numbered, config, SingleProcess())
     finally:
         stream.close()
 

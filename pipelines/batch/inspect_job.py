@@ -83,7 +83,7 @@ def examine_all(
         batch_format="numpy",
         fn_args=(config.model_dump_json(), dict(indexes.roots), seconds),
         num_cpus=config.data.decode_cpus,
-        label_selector=dict(config.data.decode_labels) or None,
+        label_selector=dict(config.data.decode_node_labels) or None,
     )
     reports: dict[str, list[ExampleReport]] = {name: [] for name in config.tasks}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -181,7 +181,7 @@ def draw_sheets(
         batch_format="numpy",
         fn_args=(config, dict(indexes.roots)),
         num_cpus=config.data.decode_cpus,
-        label_selector=dict(config.data.decode_labels) or None,
+        label_selector=dict(config.data.decode_node_labels) or None,
     )
     drawn: dict[str, dict[str, str]] = {name: {} for name in reports}
     for row in dataset.take_all():

@@ -1,5 +1,5 @@
 """Measurements against peers: `polyvit bench NAME`.
 
 In: a config or data, and what to compare. Out: tables and JSON.
-Read: main, kit, step, cotrain, feed, decode.
+Read: main, kit, step, step_peers, cotrain, feed, feed_sides, decode, decode_media, decode_peers.
 """

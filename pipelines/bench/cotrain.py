@@ -22,7 +22,7 @@ from polyvit.config import RunConfig, load_config
 from polyvit.errors import UserError
 from polyvit.model import PolyViT
 from polyvit.schedule import build_schedule
-from polyvit.training import Alone, build_optimiser, train_step
+from polyvit.training import SingleProcess, build_optimiser, train_step
 
 LIMIT = 1.03
 """The most that co-training may take, as a multiple of its tasks run one after another."""
@@ -74,7 +74,7 @@ def measure(config: RunConfig, steps: int, rounds: int, device: torch.device) ->
 
     def run(order: list[str]) -> None:
         for name in order:
-            train_step(model, optimiser, [minibatches[name]], 1e-3, config, Alone())
+            train_step(model, optimiser, [minibatches[name]], 1e-3, config, SingleProcess())
 
     times: dict[str, list[float]] = {"mixed": [], "sorted": []}
     orders = {"mixed": mixed, "sorted": sorted(mixed)}

@@ -44,7 +44,7 @@ from polyvit.data.loading import Decoder, Minibatch, Request, Requests
 from polyvit.errors import UserError
 from polyvit.model import PolyViT
 from polyvit.schedule import Plan, build_schedule
-from polyvit.training import Alone, StepResult, build_optimiser, train
+from polyvit.training import SingleProcess, StepResult, build_optimiser, train
 
 SECTIONS = ("delivered", "host", "memory", "decode")
 TARGETS = {"ray_core": 1.0, "ray_data": 0.9}
@@ -301,7 +301,7 @@ def loop_rate(bench: Bench, config: RunConfig, steps: int, step_s: float, stubbe
         examples = sum(minibatch.global_batch for minibatch in minibatches)
         return StepResult((0.0,) * len(minibatches), 0.0, (0,) * len(minibatches), examples=examples)
 
-    train(learner, plan.schedule, feed, config, Alone(), TrainState(), _NoCallbacks(), take_step=null_step)
+    train(learner, plan.schedule, feed, config, SingleProcess(), TrainState(), _NoCallbacks(), take_step=null_step)
     skipped = len(began) // 10
     return (len(began) - 1 - skipped) / (began[-1] - began[skipped])
 

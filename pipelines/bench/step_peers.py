@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pipelines.bench.kit import random_minibatch
 from polyvit.config import Modality, ModelConfig, RunConfig
 from polyvit.model import PolyViT
-from polyvit.training import Alone, build_optimiser, train_step
+from polyvit.training import SingleProcess, build_optimiser, train_step
 
 CLASSES = 10
 LAYOUTS = {"image": "imagefolder", "video": "kinetics", "audio": "csv"}
@@ -95,7 +95,7 @@ def _ours(case: Case) -> Contender:
     model = PolyViT(config.polyvit, config.tasks).to(case.device)
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     minibatch = random_minibatch(config, "task")
-    return Contender(model, lambda: train_step(model, optimiser, [minibatch], 1e-3, config, Alone()))
+    return Contender(model, lambda: train_step(model, optimiser, [minibatch], 1e-3, config, SingleProcess()))
 
 
 def _peer(name: str, case: Case) -> Contender:

@@ -72,7 +72,7 @@ def decode_dataset(chunks: Sequence[DecodeChunk], decoder: Decoder, config: RunC
         batch_format="numpy",
         fn_args=(decoder,),
         num_cpus=config.data.decode_cpus,
-        label_selector=dict(config.data.decode_labels) or None,
+        label_selector=dict(config.data.decode_node_labels) or None,
     )
     dataset.context.execution_options.preserve_order = True
     dataset.context.execution_no_progress_timeout_s = -1

@@ -50,7 +50,7 @@ def ray_core_minibatches(
     data, shared = config.data, ray.put(decoder)
     task = ray.remote(decode_chunk).options(
         num_cpus=data.decode_cpus,
-        label_selector=dict(data.decode_labels) or None,
+        label_selector=dict(data.decode_node_labels) or None,
         max_retries=0,
         scheduling_strategy="DEFAULT",  # else it would wait for room in the placement group of a sweep's trial
     )

@@ -32,14 +32,14 @@ def minibatches(
 
 
 def decoders_of_a_worker(config: RunConfig, world_size: int) -> int:
-    """`feed.decoders`; where it is not set, this worker's share of the decoding processes that fit on the
+    """`feed.decode_workers`; where it is not set, this worker's share of the decoding processes that fit on the
     cluster."""
-    if config.feed.decoders:
-        return config.feed.decoders
+    if config.feed.decode_workers:
+        return config.feed.decode_workers
     data, train = config.data, config.train
-    nodes = [node for node in living_nodes() if node.carries(data.decode_labels)]
+    nodes = [node for node in living_nodes() if node.carries(data.decode_node_labels)]
     cpus = sum(node.resources.get("CPU", 0) for node in nodes)
-    if any(node.carries(train.worker_labels) for node in nodes):
+    if any(node.carries(train.worker_node_labels) for node in nodes):
         cpus -= world_size * train.cpus_per_worker
     return max(1, int(cpus / data.decode_cpus / world_size))
 

@@ -147,7 +147,7 @@ def use_gpu(config: RunConfig) -> bool:
     train = config.train
     if train.use_gpu is not None:
         return train.use_gpu
-    nodes = [node for node in living_nodes() if node.carries(train.worker_labels)]
+    nodes = [node for node in living_nodes() if node.carries(train.worker_node_labels)]
     return sum(n.holds({"GPU": train.gpus_per_worker}) for n in nodes) >= (train.min_workers or train.workers)
 
 
@@ -176,7 +176,7 @@ def scaling(config: RunConfig, gpu: bool) -> ray.train.ScalingConfig:
         num_workers=number,  # type: ignore[arg-type]
         use_gpu=gpu,
         resources_per_worker=worker_bundle(config, gpu),
-        label_selector=dict(train.worker_labels) or None,
+        label_selector=dict(train.worker_node_labels) or None,
         elastic_resize_monitor_interval_s=train.resize_check_s,
     )
 
@@ -207,17 +207,19 @@ def placement_problems(config: RunConfig, nodes: Sequence[Node], gpu: bool) -> l
     bundle, fewest = worker_bundle(config, gpu), train.min_workers or train.workers
     problems = []
     for key, selector in (
-        ("train.worker_labels", train.worker_labels),
-        ("data.decode_labels", data.decode_labels),
+        ("train.worker_node_labels", train.worker_node_labels),
+        ("data.decode_node_labels", data.decode_node_labels),
     ):
         if not any(node.carries(selector) for node in nodes):
             problems.append(f"{key}={_shown(selector)}: no node carries it; {_labels_of(nodes)}")
     if problems:
         return problems
-    trainers = [node for node in nodes if node.carries(train.worker_labels)]
-    decoders = [node for node in nodes if node.carries(data.decode_labels)]
-    where = f" with train.worker_labels={_shown(train.worker_labels)}" if train.worker_labels else ""
-    shared = data.decode_cpus if not train.worker_labels and not data.decode_labels else 0.0
+    trainers = [node for node in nodes if node.carries(train.worker_node_labels)]
+    decoders = [node for node in nodes if node.carries(data.decode_node_labels)]
+    where = (
+        f" with train.worker_node_labels={_shown(train.worker_node_labels)}" if train.worker_node_labels else ""
+    )
+    shared = data.decode_cpus if not train.worker_node_labels and not data.decode_node_labels else 0.0
     for name, each in bundle.items():
         need = fewest * each + (shared if name == "CPU" else 0)
         have = sum(node.resources.get(name, 0) for node in trainers)
@@ -235,15 +237,21 @@ def placement_problems(config: RunConfig, nodes: Sequence[Node], gpu: bool) -> l
     elif not _can_decode(decoders, trainers, bundle, min(train.workers, room), data.decode_cpus):
         problems.append(
             f"data.decode_cpus={data.decode_cpus:g}: the train workers may fill every node"
-            + (f" with data.decode_labels={_shown(data.decode_labels)}" if data.decode_labels else "")
-            + "; keep train.worker_labels and data.decode_labels on different nodes, or lower train.workers"
+            + (
+                f" with data.decode_node_labels={_shown(data.decode_node_labels)}"
+                if data.decode_node_labels
+                else ""
+            )
+            + "; keep train.worker_node_labels and data.decode_node_labels on different nodes, or lower "
+            "train.workers"
         )
-    if train.min_workers is not None and train.worker_labels:
-        others = sum(node.holds(bundle) for node in nodes if not node.carries(train.worker_labels))
+    if train.min_workers is not None and train.worker_node_labels:
+        others = sum(node.holds(bundle) for node in nodes if not node.carries(train.worker_node_labels))
         if others:
             problems.append(
-                f"train.min_workers with train.worker_labels: Ray's elastic scaling counts nodes of any label, "
-                f"and others have room for {others} workers, for which it would wait; leave one of the keys out"
+                f"train.min_workers with train.worker_node_labels: Ray's elastic scaling counts nodes of any "
+                "label,"
+                f" and others have room for {others} workers, for which it would wait; leave one of the keys out"
             )
     return problems
 

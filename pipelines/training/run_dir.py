@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyvit.config import RunConfig, apply_override, check_installed, validate_config, with_absolute_paths
+from polyvit.config import (
+    RunConfig,
+    apply_override,
+    check_installed,
+    validate_config,
+    with_absolute_paths,
+    with_new_names,
+)
 from polyvit.errors import UserError
 from polyvit.storage import under
 
@@ -88,7 +95,7 @@ def resumed_config(run_dir: RunDir, overrides: Sequence[str]) -> RunConfig:
 
     Raises UserError for keys that would make it another run than the one whose checkpoints it goes on from.
     """
-    document = json.loads((run_dir.folder / "config.json").read_text())
+    document = with_new_names(json.loads((run_dir.folder / "config.json").read_text()))
     if other := [o for o in overrides if o.partition("=")[0].split(".")[0] not in RESUMABLE]:
         raise UserError(
             f"--resume cannot change {', '.join(other)}: a run goes on as it began. It may change keys of "

@@ -43,7 +43,7 @@ from polyvit.checkpoint import (
     open_store,
 )
 from polyvit.config import RunConfig
-from polyvit.distributed import ProcessGroup, World, shard
+from polyvit.distributed import Communicator, ProcessGroupCommunicator, shard
 from polyvit.errors import UserError
 from polyvit.model import MultiTaskModel, build_model
 from polyvit.schedule import Plan, build_schedule
@@ -79,7 +79,7 @@ def train_fn(arguments: dict[str, Any]) -> dict[str, Any]:
 def _train(arguments: dict[str, Any]) -> TrainState:
     config = RunConfig.model_validate(arguments["config"])
     run_dir: RunDir = arguments["run_dir"]
-    world = ProcessGroup()
+    world = ProcessGroupCommunicator()
     device = ray.train.torch.get_device()
     progress = ProgressReporter(arguments["progress"], world.rank)
     for name in ("polyvit", "pipelines"):
@@ -112,7 +112,7 @@ def _train(arguments: dict[str, Any]) -> TrainState:
 
 def starting_point(
     store: LocalStore | RemoteStore, hashes: dict[str, Any], config: RunConfig, report: Path, device: torch.device,
-    world: World, tracker: Tracker | None,
+    world: Communicator, tracker: Tracker | None,
 ) -> tuple[TrainUnit, TrainState]:  # fmt: skip
     """The model, optimiser and state of the run's newest undamaged checkpoint; without one those of a new run.
 
@@ -133,7 +133,7 @@ def starting_point(
         return learner, load_training(folder, learner, hashes)
 
 
-def newest_step(store: LocalStore | RemoteStore, world: World) -> int | None:
+def newest_step(store: LocalStore | RemoteStore, world: Communicator) -> int | None:
     """The step of the run's newest undamaged checkpoint, the same on every rank; None where it has none.
 
     Rank 0 looks, and skips a damaged checkpoint with a warning.
@@ -148,7 +148,7 @@ def newest_step(store: LocalStore | RemoteStore, world: World) -> int | None:
     return world.gather(step)[0]
 
 
-def fit_out(model: MultiTaskModel, config: RunConfig, device: torch.device, world: World) -> TrainUnit:
+def fit_out(model: MultiTaskModel, config: RunConfig, device: torch.device, world: Communicator) -> TrainUnit:
     """Compile and shard the model as the config says, and build its optimiser and its moving average (EMA)."""
     model.activation_checkpointing = config.train.activation_checkpointing
     if config.train.compile or (config.train.compile is None and device.type == "cuda"):
@@ -161,7 +161,7 @@ def fit_out(model: MultiTaskModel, config: RunConfig, device: torch.device, worl
 
 
 def microbatches(
-    model: MultiTaskModel, config: RunConfig, run_dir: RunDir, world: World, device: torch.device
+    model: MultiTaskModel, config: RunConfig, run_dir: RunDir, world: Communicator, device: torch.device
 ) -> dict[str, int]:
     """How many examples go through the model at a time, by task.
 
@@ -181,7 +181,7 @@ def microbatches(
 
 
 def initialise_all(
-    model: MultiTaskModel, config: RunConfig, world: World, report: Path, tracker: Tracker | None
+    model: MultiTaskModel, config: RunConfig, world: Communicator, report: Path, tracker: Tracker | None
 ) -> None:
     """Every rank reads `init.path`; rank 0 writes what was loaded.
 

@@ -28,6 +28,7 @@ from .modalities import modalities_of as modalities_of
 from .models import AnyModel as AnyModel
 from .reference import config_sections as config_sections
 from .reference import reference_markdown as reference_markdown
+from .renamed import with_new_names as with_new_names
 from .run import RunConfig as RunConfig
 from .sections import DataConfig as DataConfig
 from .sections import FeedConfig as FeedConfig

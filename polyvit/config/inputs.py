@@ -123,7 +123,9 @@ class ImageInput(InputSection):
     sides: ClassVar[tuple[str, ...]] = ("height", "width")
 
     size: Pair = (224, 224)
+    """(height, width) in pixels."""
     patch_size: Pair = (16, 16)
+    """(height, width) of a patch in pixels."""
     stride: Pair | None = None
     """Step between patches; null means `patch_size` (no overlap). Patches that overlap may leave a rest uncovered
     at the end of a side, as AST's do; patches that do not must divide it."""
@@ -149,9 +151,13 @@ class VideoInput(InputSection):
     sides: ClassVar[tuple[str, ...]] = ("frames", "height", "width")
 
     frames: PositiveInt = 32
+    """Frames of a clip."""
     size: Pair = (224, 224)
+    """(height, width) in pixels."""
     tubelet_size: Triple = (4, 16, 16)
+    """(time, height, width) of a tubelet in frames and pixels."""
     stride: Triple | None = None
+    """Step between tubelets; null means `tubelet_size`, as for images."""
 
     @property
     def media_size(self) -> tuple[int, ...]:
@@ -174,17 +180,24 @@ class AudioInput(InputSection):
     channels_last: ClassVar[bool] = False
 
     frames: PositiveInt = 800
+    """Time frames of a spectrogram; 100 are a second at the default `hop_ms`."""
     mel_bins: PositiveInt = 128
+    """Mel frequency bins."""
     patch_size: Pair = (16, 16)
+    """(time, frequency) of a patch in frames and bins."""
     stride: Pair | None = None
+    """Step between patches; null means `patch_size`, as for images."""
     channels: Literal[1, 3] = 3
     """Input planes of the patch kernel. 3 repeats the one plane, so that an RGB ViT kernel fits
     (the official release); 1 is a kernel for the plane alone."""
     sample_rate: PositiveInt = 16000
     """Hz; every recording is resampled to it."""
     window_ms: PositiveFloat = 25.0
+    """Length of the Hann window in milliseconds."""
     hop_ms: PositiveFloat = 10.0
+    """Milliseconds between frames."""
     mean: float = 0.0
+    """See `std`."""
     std: PositiveFloat = 1.0
     """The spectrogram is (log-mel - mean) / std. The official config leaves 0 and 1."""
 

@@ -17,6 +17,7 @@ from polyvit.config.installed import check_installed
 from polyvit.config.modalities import MODALITIES
 from polyvit.config.models import KINDS, kind_of
 from polyvit.config.paper_tasks import KNOWN_TASKS
+from polyvit.config.renamed import new_name, with_new_names
 from polyvit.config.run import RunConfig
 from polyvit.config.tasks import TaskBase
 from polyvit.errors import UserError
@@ -90,7 +91,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
             for name, task in tasks.items()
         }
     document.setdefault("name", Path(recipe).stem)
-    return document
+    return with_new_names(document)
 
 
 def validate_config(document: dict[str, Any]) -> RunConfig:
@@ -176,8 +177,8 @@ def apply_override(document: dict[str, Any], override: str) -> None:
 
 
 def set_key(document: dict[str, Any], path: str, value: Any) -> None:
-    """Set one dotted key in plain config data, in place."""
-    *parents, last = path.split(".")
+    """Set one dotted key, under its name of today, in plain config data, in place."""
+    *parents, last = new_name(path).split(".")
     place = document
     for key in parents:
         inner = place.get(key)

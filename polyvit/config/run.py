@@ -30,9 +30,11 @@ class RunConfig(Section):
     """One run, whole. `polyvit cotrain RECIPE key.path=value` sets any of these keys."""
 
     name: str = "polyvit"
+    """Name of the recipe; new runs are called NAME, time and four digits."""
     source: str = ""
     """Where the recipe's numbers come from."""
     seed: int = 42
+    """All random draws follow from it: schedule, plan, augmentation, initial weights."""
     storage: str = "runs"
     """Folder of runs, checkpoints and the default MLflow store; shared storage on a cluster."""
     model: AnyModel = ModelConfig()

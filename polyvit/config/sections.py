@@ -20,13 +20,19 @@ class ModelConfig(Section):
     kind: Literal["polyvit"] = "polyvit"
     """`avbert` chooses the other model, whose keys are its own: see `avbert.py`."""
     width: PositiveInt = 768
+    """D: numbers in a token."""
     depth: PositiveInt = 12
+    """Transformer blocks, adaptor blocks included."""
     num_heads: PositiveInt = 12
+    """Attention heads of a block; must divide `width`."""
     mlp_dim: PositiveInt = 3072
+    """Hidden units of the MLP of a block."""
     l_adapt: Annotated[int, Field(ge=0)] = 0
     """The first `l_adapt` of `depth` layers are private to each modality (adaptor blocks)."""
     gelu: Literal["tanh", "erf"] = "tanh"
+    """`tanh`: the approximation that Flax and the official code use. `erf`: exact, as in timm."""
     norm_eps: PositiveFloat = 1e-6
+    """Epsilon of every layer norm."""
     drop_path_ramp: Literal["depth", "reference"] = "depth"
     """How a task's `drop_path` rises over the layers; `reference` restarts after the adaptor blocks."""
     sharing: ModalitySharing = ModalitySharing()
@@ -67,6 +73,8 @@ class ScheduleConfig(Section):
     """Which task is trained at which step."""
 
     kind: Literal["weighted", "uniform", "alternating", "task_by_task", "accumulating"] = "weighted"
+    """See docs/training.md: `weighted` draws tasks by their steps, `uniform` evenly, `alternating` takes turns,
+    `task_by_task` trains one after the other, `accumulating` sums the gradients of all tasks in each step."""
     replacement: bool = False
     """`weighted` only. False: exactly U_j steps of task j in random order (official code). True: each
     step drawn with probability U_j / U (the paper's words)."""
@@ -82,12 +90,17 @@ class OptimConfig(Section):
     """The optimiser; the paper's is SGD with momentum, cosine decay and linear warmup."""
 
     kind: Literal["sgd", "adamw"] = "sgd"
+    """`sgd`: with momentum. `adamw`: with decoupled weight decay."""
     lr: PositiveFloat = 1.0
     """Peak learning rate; each task multiplies it by its own `lr_coef`."""
     momentum: Probability = 0.9
+    """`sgd`: share of the momentum that a step keeps."""
     momentum_dtype: Literal["float32", "bfloat16"] = "float32"
+    """`sgd`: number format of the momentum; `bfloat16` halves its memory, as in the official config."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """`adamw`: shares of the two running means that a step keeps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """`sgd`: added to the gradient, times the weights. `adamw`: decoupled, for matrices only."""
     clip_norm: PositiveFloat | None = 1.0
     """Gradients are scaled to this global norm when above it; null: never."""
     clip_order: Literal["global", "reference"] = "global"
@@ -116,7 +129,7 @@ class DataConfig(Section):
     takes longer is quarantined. Leave room for busy machines; null: no limit."""
     decode_cpus: PositiveFloat = 1.0
     """Logical CPUs that Ray reserves for one decoding task."""
-    decode_labels: dict[str, str] = Field(default_factory=dict)
+    decode_node_labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the Ray nodes that decode, such as {pool: cpu}; empty: any node with free CPUs. A value may also
     be "!x", "in(x, y)" or "!in(x, y)"."""
 
@@ -129,7 +142,7 @@ class FeedConfig(Section):
     several of which are in the object store at a time. The bytes are the same (`polyvit bench feed`)."""
     prefetch: PositiveInt = 4
     """Minibatches under way or ready for each worker."""
-    decoders: PositiveInt | None = None
+    decode_workers: PositiveInt | None = None
     """`ray_core`: decoding processes that each worker keeps supplied with work. Null: its share of the CPUs that
     the cluster has for decoding. Ray starts as many as there are free CPUs."""
     segment_steps: PositiveInt = 1000
@@ -140,13 +153,14 @@ class TrainConfig(Section):
     """Workers, checkpoints, evaluation."""
 
     workers: PositiveInt = 1
+    """Ray Train workers; each trains its part of every minibatch."""
     min_workers: PositiveInt | None = None
     """Null: always `workers`. Set: elastic training, on as many workers from `min_workers` to `workers` as the
     cluster has room for; it goes on with fewer when a node is lost and grows again when one joins."""
     resize_check_s: PositiveFloat = 60.0
     """`min_workers` only: seconds between looks for room for more workers. Growing starts the workers anew from
     the last checkpoint, as a loss does."""
-    worker_labels: dict[str, str] = Field(default_factory=dict)
+    worker_node_labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the Ray nodes that train, such as {ray.io/accelerator-type: H200}; empty: any node."""
     use_gpu: bool | None = None
     """Null: a GPU for each worker if the cluster has that many."""
@@ -164,7 +178,9 @@ class TrainConfig(Section):
     """`full`: parameters, gradients and optimiser state are divided among the workers (FSDP2) and gathered block
     by block. A checkpoint is the same either way."""
     cpus_per_worker: PositiveFloat = 1.0
+    """Logical CPUs that Ray reserves for each worker."""
     gpus_per_worker: PositiveFloat = 1.0
+    """GPUs that Ray reserves for each worker, where GPUs are used."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: PositiveInt = 3
@@ -188,10 +204,13 @@ class Range(Section):
     """Numbers from `low` to `high`, for a random search."""
 
     low: float
+    """Smallest value."""
     high: float
+    """Largest value."""
     log: bool = False
     """Drawn evenly in the logarithm."""
     integer: bool = False
+    """Whole numbers only."""
 
 
 class SweepConfig(Section):
@@ -203,6 +222,7 @@ class SweepConfig(Section):
     """grid: every combination. random: `samples` drawn. optuna: `samples` chosen by a tree-structured Parzen
     estimator from the trials before."""
     samples: PositiveInt = 10
+    """`random` and `optuna`: number of trials."""
     objective: Literal["mean", "worst_regression"] = "mean"
     """mean over the tasks' metrics. worst_regression: the smallest difference to `baselines`: a guard against
     negative transfer."""
@@ -215,11 +235,13 @@ class SweepConfig(Section):
     model_name: str = "polyvit"
     """The winner's name in the MLflow registry."""
     alias: str = "champion"
+    """Alias that the registered winner gets."""
 
 
 class TrackingConfig(Section):
     """MLflow."""
 
     experiment: str = "polyvit"
+    """Name of the MLflow experiment."""
     uri: str | None = None
     """Null: the environment's MLFLOW_TRACKING_URI, else a SQLite file in `storage`."""

@@ -33,6 +33,7 @@ class ImageAugment(Section):
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
     """Inception crop: aspect ratio (width / height), min and max."""
     flip: Probability = 0.5
+    """Probability of a horizontal flip."""
     antialias: bool = False
     """Antialiased resizing. The official training crop is bilinear without it."""
     scaled_decode: bool = True
@@ -40,6 +41,7 @@ class ImageAugment(Section):
     eval_resize: Literal["square", "crop"] = "square"
     """`square`: resize to the input size. `crop`: smaller side to `eval_resize_size`, then centre crop."""
     eval_resize_size: PositiveInt | None = None
+    """Pixels of the smaller side with `eval_resize: crop`; null: 7/6 of the input's longer side."""
 
 
 class VideoAugment(Section):
@@ -52,6 +54,7 @@ class VideoAugment(Section):
     scale_jitter: tuple[PositiveFloat, PositiveFloat] | None = (0.9, 1.33)
     """Height and width factors, drawn independently from this range."""
     flip: Probability = 0.5
+    """Probability of a horizontal flip of the whole clip."""
     colour_jitter: Probability = 0.8
     """Probability of brightness 32/255, saturation and contrast (0.6, 1.4), hue 0.2: one draw a clip."""
     colour_drop: Probability = 0.1
@@ -65,10 +68,13 @@ class AudioAugment(Section):
     """SpecAugment. Defaults are what the official pipeline really does: one frequency band, no time masks."""
 
     freq_mask_count: Annotated[int, Field(ge=0)] = 1
+    """Frequency bands that are set to 0."""
     freq_mask_bins: Annotated[int, Field(ge=0)] = 48
     """A band's width is int(freq_mask_bins * u), u in [0, 1)."""
     time_mask_count: Annotated[int, Field(ge=0)] = 0
+    """Stretches of time that are set to 0."""
     time_mask_frames: Annotated[int, Field(ge=0)] = 48
+    """A stretch's length is int(time_mask_frames * u), u in [0, 1)."""
     time_shift: bool = True
     """Random contiguous window of a long recording; off: the middle."""
 
@@ -87,19 +93,23 @@ class TaskBase(Section):
     reference_clips_locally: ClassVar[bool] = True
     """Whether the official release clips this modality's gradients on each device, before their mean."""
     extensions: ClassVar[tuple[str, ...]] = ()
-    """Of files that are media of the modality: lower case with the dot, best first where a stem has several."""
+    """Of the modality's files: lower case with the dot, best first where a stem has several."""
     evaluation_keys: ClassVar[frozenset[str]] = frozenset({"augment"})
     """Keys that decide the arrays of an evaluation view; tasks with equal values share them."""
 
     layout: LayoutName
-    """How the data lie on disk: see the table of layouts (`layouts.py`)."""
+    """How the data lie on disk: imagenet, cifar10, cifar100, pets, resisc45, kinetics, moments, audioset,
+    vggsound, imagefolder, csv, webdataset, parquet, or one of `plugins.layouts`."""
     root: str | None = None
     """The dataset's folder or URL; null: `data.root` / the task's name."""
     num_classes: PositiveInt
+    """K: classes of the head."""
     classes: str | None = None
     """A text file of class names, one a line, in index order. Null: what the layout itself knows."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
+    """`softmax`: cross-entropy, one class an example. `sigmoid`: binary cross-entropy, any number of classes."""
     metric: Literal["top1", "map"] = "top1"
+    """`top1`: accuracy. `map`: mean average precision over classes."""
     steps: PositiveInt
     """U_j: SGD steps of this task alone; co-training takes as many."""
     batch: PositiveInt
@@ -111,12 +121,15 @@ class TaskBase(Section):
     drop_path: Probability = 0.0
     """Stochastic depth of the last layer, rising linearly from 0 at the first."""
     label_smoothing: Probability = 0.0
+    """Share of the label that is spread evenly over all classes."""
     eval_split: Literal["train", "validation", "test"] = "validation"
+    """Split that evaluations read."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Layout options, such as the column names of a CSV: see the layout's docstring."""
     train_examples: PositiveInt | None = None
     """Training examples of the whole dataset, for `polyvit plan` where the data are not at hand."""
     licence: str | None = None
+    """Licence of the data; shown on the model card."""
     source: str | None = None
     """Where the numbers above come from."""
     modality: str
@@ -161,6 +174,7 @@ class ImageTask(TaskBase):
     reference_clips_locally: ClassVar[bool] = False
 
     modality: Literal["image"] = "image"
+    """Images."""
     augment: ImageAugment = ImageAugment()
 
     @property
@@ -176,12 +190,14 @@ class VideoTask(TaskBase):
     evaluation_keys: ClassVar[frozenset[str]] = frozenset({"augment", "eval_clips", "eval_crops"})
 
     modality: Literal["video"] = "video"
+    """Video clips."""
     augment: VideoAugment = VideoAugment()
     eval_clips: PositiveInt = 1
     """Clips of each video in an evaluation, spread evenly from its start to its end; 1 is the middle one."""
     eval_crops: Literal[1, 3] = 1
     """1: the centre crop; 3: both ends of the longer side too. View = clip x crop (ViViT: 4 x 3)."""
     eval_average: ViewAverage = "logits"
+    """What is averaged over the views of one example."""
 
     @property
     def eval_views(self) -> int:
@@ -207,10 +223,12 @@ class AudioTask(TaskBase):
     evaluation_keys: ClassVar[frozenset[str]] = frozenset({"eval_clips"})
 
     modality: Literal["audio"] = "audio"
+    """Sound recordings, or the sound track of videos."""
     augment: AudioAugment = AudioAugment()
     eval_clips: PositiveInt = 1
     """Windows of each recording in an evaluation, as for videos; 1 is the middle one."""
     eval_average: ViewAverage = "logits"
+    """What is averaged over the windows of one recording."""
     mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
     """Beta(alpha, alpha) of mixup, one weight a step; 0 is off."""
 

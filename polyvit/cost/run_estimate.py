@@ -17,7 +17,7 @@ from polyvit.config import Modality, RunConfig
 from polyvit.data.loading import Minibatch, blank_arrays
 from polyvit.model import MultiTaskModel, build_model, training_flops
 from polyvit.schedule import Schedule, mixes
-from polyvit.training import Alone, FakePass, build_optimiser, free_bytes, train_step
+from polyvit.training import FakePass, SingleProcess, build_optimiser, free_bytes, train_step
 
 STATE_BYTES = {"sgd": 4, "adamw": 8}
 """Optimiser state a parameter (momentum in bfloat16: half)."""
@@ -124,7 +124,9 @@ def _seconds_an_example(
     taken = []
     for _ in range(rounds + 1):
         began = time.perf_counter()
-        train_step(model, optimiser, [blank], 1e-9, config, Alone())  # ends with numbers read from the device
+        train_step(
+            model, optimiser, [blank], 1e-9, config, SingleProcess()
+        )  # ends with numbers read from the device
         taken.append(time.perf_counter() - began)
     return statistics.median(taken[1:] or taken) / examples
 

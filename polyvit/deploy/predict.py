@@ -54,7 +54,7 @@ Decode = Callable[[bytes, Sequence[str], Modality | None], Prepared]
 
 
 def check_tasks(config: RunConfig, tasks: Sequence[str], modality: Modality | None = None) -> tuple[str, ...]:
-    """The names of the tasks, each once. Raises UserError for a task or a modality that the model does not have."""
+    """The names of the tasks, each once. Raises UserError for a task or modality that the model does not have."""
     if modality not in (None, *config.modalities):
         raise UserError(f"the model has no modality {modality!r}; it has {', '.join(config.modalities)}")
     if unknown := [name for name in tasks if name not in config.tasks]:

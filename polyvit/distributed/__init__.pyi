@@ -1,3 +1,6 @@
+from .communicator import Communicator as Communicator
+from .communicator import ProcessGroupCommunicator as ProcessGroupCommunicator
+from .communicator import SingleProcess as SingleProcess
 from .fsdp import OptimiserState as OptimiserState
 from .fsdp import average_buffers as average_buffers
 from .fsdp import buffers_of as buffers_of
@@ -12,7 +15,4 @@ from .fsdp import part as part
 from .fsdp import shard as shard
 from .fsdp import whole as whole
 from .reducer import BUCKET_BYTES as BUCKET_BYTES
-from .reducer import Alone as Alone
-from .reducer import ProcessGroup as ProcessGroup
 from .reducer import Reducer as Reducer
-from .reducer import World as World

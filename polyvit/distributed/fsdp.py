@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from polyvit.distributed.reducer import World
+from polyvit.distributed.communicator import Communicator
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -115,7 +115,7 @@ def buffers_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def average_buffers(model: nn.Module, world: World) -> None:
+def average_buffers(model: nn.Module, world: Communicator) -> None:
     """Replace every floating-point buffer by its mean over the ranks, on all of them; all ranks together.
 
     Batch norm's statistics are those of each rank's own examples. With their mean every rank evaluates, saves and

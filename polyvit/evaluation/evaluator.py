@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from polyvit.config import RunConfig, TaskConfig
 from polyvit.data.loading import Minibatch, Quarantined, as_tensor, on_device, tensors
-from polyvit.distributed import World
+from polyvit.distributed import Communicator
 from polyvit.evaluation.metrics import MetricState
 from polyvit.model import MultiTaskModel, device_of, normalise
 from polyvit.objectives import example_losses
@@ -23,7 +23,7 @@ from polyvit.objectives import example_losses
 
 @torch.no_grad()
 def evaluate(
-    model: MultiTaskModel, minibatches: Iterable[Minibatch], config: RunConfig, world: World
+    model: MultiTaskModel, minibatches: Iterable[Minibatch], config: RunConfig, world: Communicator
 ) -> tuple[dict[str, dict[str, Any]], list[Quarantined]]:
     """Results of every task, the same on every rank, and the examples left out as undecodable.
 

@@ -11,7 +11,7 @@ from .microbatch import derive_microbatches as derive_microbatches
 from .microbatch import free_bytes as free_bytes
 from .optim import Optimiser as Optimiser
 from .optim import build_optimiser as build_optimiser
-from .step import Alone as Alone
+from .step import Communicator as Communicator
+from .step import SingleProcess as SingleProcess
 from .step import StepResult as StepResult
-from .step import World as World
 from .step import train_step as train_step

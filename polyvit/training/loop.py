@@ -21,7 +21,7 @@ from polyvit.evaluation import evaluate
 from polyvit.model import device_of
 from polyvit.schedule import SPARES, Schedule
 from polyvit.training.optim import lr_factor
-from polyvit.training.step import StepResult, World, train_step
+from polyvit.training.step import Communicator, StepResult, train_step
 from polyvit.training.throughput import ThroughputMeter, memory
 
 JUDGED_FROM = 100
@@ -63,7 +63,7 @@ class TrainCallback(Protocol):
 
 
 def train(
-    learner: TrainUnit, schedule: Schedule, feed: Feed, config: RunConfig, world: World, state: TrainState,
+    learner: TrainUnit, schedule: Schedule, feed: Feed, config: RunConfig, world: Communicator, state: TrainState,
     callback: TrainCallback, take_step: Callable[..., StepResult] = train_step,
 ) -> TrainState:  # fmt: skip
     """Steps state.global_step + 1 .. N, then an evaluation and a last checkpoint.
@@ -154,7 +154,8 @@ def learning_rate(config: RunConfig, step: int, total: int, task: str) -> float:
 
 
 def _evaluate(
-    learner: TrainUnit, feed: Feed, config: RunConfig, world: World, state: TrainState, values: dict[str, float],
+    learner: TrainUnit, feed: Feed, config: RunConfig, world: Communicator, state: TrainState,
+    values: dict[str, float],
 ) -> list[Quarantined]:  # fmt: skip
     with ExitStack() as stack:
         if learner.ema:
@@ -178,7 +179,7 @@ def _check_finite(
     result: StepResult,
     lr: float,
     config: RunConfig,
-    world: World,
+    world: Communicator,
     callback: TrainCallback,
 ) -> None:
     """Raises UserError where a loss or the gradient is not finite, with the examples' keys and what was saved."""
@@ -203,7 +204,7 @@ def _check_finite(
 
 
 def _count(
-    state: TrainState, minibatches: list[Minibatch], result: StepResult, config: RunConfig, world: World,
+    state: TrainState, minibatches: list[Minibatch], result: StepResult, config: RunConfig, world: Communicator,
     fresh: list[Quarantined],
 ) -> None:  # fmt: skip
     for minibatch, bad in zip(minibatches, result.bad, strict=True):
@@ -222,7 +223,9 @@ def _count(
         )
 
 
-def _judge(state: TrainState, config: RunConfig, world: World, fresh: list[Quarantined], judged_from: int) -> None:
+def _judge(
+    state: TrainState, config: RunConfig, world: Communicator, fresh: list[Quarantined], judged_from: int
+) -> None:
     """Raises UserError where too large a share of a task's planned examples could not be decoded.
 
     Every rank holds the same counts, so all of them come to the same end at the same step.
@@ -237,7 +240,7 @@ def _judge(state: TrainState, config: RunConfig, world: World, fresh: list[Quara
             )
 
 
-def _first_broken(world: World, fresh: list[Quarantined], task: str | None = None) -> list[str]:
+def _first_broken(world: Communicator, fresh: list[Quarantined], task: str | None = None) -> list[str]:
     """`path: reason` of the first few that all ranks together have met; called by all of them."""
     entries = sorted(
         {(entry.task, entry.path, entry.reason) for entries in world.gather(fresh) for entry in entries}

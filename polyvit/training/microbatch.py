@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from polyvit.config import RunConfig
 from polyvit.data.loading import Minibatch, blank_arrays
-from polyvit.distributed import World
+from polyvit.distributed import Communicator
 from polyvit.model import MultiTaskModel, build_model
 from polyvit.schedule import mixes, rank_slice
 from polyvit.training.step import local_loss
@@ -91,7 +91,7 @@ def pass_peak(model: MultiTaskModel, config: RunConfig, task: str, examples: int
 
 
 def derive_microbatches(
-    model: MultiTaskModel, config: RunConfig, world: World, device: torch.device
+    model: MultiTaskModel, config: RunConfig, world: Communicator, device: torch.device
 ) -> dict[str, int]:
     """Most examples of one pass of each task, the same on every rank: `train.microbatch` if set, else what fits.
 
@@ -148,7 +148,7 @@ def largest_fit(need: Callable[[int], int], budget: int, most: int) -> int:
     return fits
 
 
-def _budget(model: MultiTaskModel, config: RunConfig, world: World, device: torch.device) -> int:
+def _budget(model: MultiTaskModel, config: RunConfig, world: Communicator, device: torch.device) -> int:
     """Bytes for one pass on this rank: its share of what is free, less what the optimiser will yet take."""
     here = (socket.gethostname(), str(device) if device.type == "cuda" else "cpu")
     sharers = world.gather(here).count(here)

@@ -16,13 +16,21 @@ from torch import Tensor, nn
 
 from polyvit.config import RunConfig
 from polyvit.data.loading import Minibatch, blank_arrays, part_of, tensors
-from polyvit.distributed import Alone, Reducer, World, average_buffers, is_sharded, is_split, local
+from polyvit.distributed import (
+    Communicator,
+    Reducer,
+    SingleProcess,
+    average_buffers,
+    is_sharded,
+    is_split,
+    local,
+)
 from polyvit.model import MultiTaskModel, device_of, normalise
 from polyvit.objectives import example_losses, mixup, neighbours
 from polyvit.schedule import mixes, rank_slice
 from polyvit.training.optim import Optimiser, clip_, global_norm, scale_to_
 
-__all__ = ["Alone", "StepResult", "World", "local_loss", "mixup_weight", "train_step"]
+__all__ = ["Communicator", "SingleProcess", "StepResult", "local_loss", "mixup_weight", "train_step"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ def train_step(
     minibatches: Sequence[Minibatch],
     lr: float,
     config: RunConfig,
-    world: World,
+    world: Communicator,
     flag: float = 0.0,
     microbatches: Mapping[str, int] | None = None,
 ) -> StepResult:
@@ -107,7 +115,7 @@ def _counts(minibatches: Sequence[Minibatch], flag: float, device: torch.device)
     return torch.tensor([*(0.0 for _ in bad), *bad, examples, flag], device=device)
 
 
-def _clip(parameters: Sequence[nn.Parameter], config: RunConfig, world: World) -> Tensor:
+def _clip(parameters: Sequence[nn.Parameter], config: RunConfig, world: Communicator) -> Tensor:
     """Scale the reduced gradients to `optim.clip_norm`; returns their norm before."""
     gradients = [local(p.grad) for p in parameters if p.grad is not None]
     norm = global_norm(gradients)

@@ -24,7 +24,7 @@ from polyvit.config import RunConfig, load_config
 from polyvit.data.loading.minibatch import Minibatch, multi_hot
 from polyvit.model.polyvit import PolyViT
 from polyvit.training.optim import build_optimiser
-from polyvit.training.step import Alone, train_step
+from polyvit.training.step import SingleProcess, train_step
 
 
 def random_minibatch(config: RunConfig, batch: int) -> Minibatch:
@@ -55,7 +55,7 @@ def main() -> None:
     def steps() -> float:
         began = time.perf_counter()
         for _ in range(arguments.steps):
-            train_step(model, optimiser, [minibatch], 1e-4, config, Alone())
+            train_step(model, optimiser, [minibatch], 1e-4, config, SingleProcess())
         return time.perf_counter() - began
 
     steps()

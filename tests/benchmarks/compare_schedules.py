@@ -41,7 +41,7 @@ from polyvit.schedule.plan import Plan
 from polyvit.schedule.schedule import build_schedule
 from polyvit.training.loop import train
 from polyvit.training.optim import build_optimiser
-from polyvit.training.step import Alone
+from polyvit.training.step import SingleProcess
 
 SCHEDULES = ("weighted", "uniform", "alternating", "accumulating", "task_by_task")
 assert set(SCHEDULES) == set(get_args(ScheduleConfig.model_fields["kind"].annotation))
@@ -162,7 +162,7 @@ class Comparison:
         feed = InlineFeed(requests, self.cache)  # type: ignore[arg-type]
         model = PolyViT(config.model, config.tasks, seed=config.seed)
         optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
-        state = train(TrainUnit(model, optimiser), schedule, feed, config, Alone(), TrainState(), Silent())
+        state = train(TrainUnit(model, optimiser), schedule, feed, config, SingleProcess(), TrainState(), Silent())
         last = state.evaluations[-1]["tasks"]
         spans = {name: [int(n) for n in schedule.steps_of(name)[[0, -1]]] for name in config.tasks}
         return {

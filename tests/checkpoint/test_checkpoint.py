@@ -21,7 +21,7 @@ from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
 from polyvit.training.ema import Ema
 from polyvit.training.loop import train
-from polyvit.training.step import Alone
+from polyvit.training.step import SingleProcess
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,7 +51,7 @@ class Saved(Heard):
         if resume:
             state = load_training(resume, self.learner, self.hashes)
         feed = ArrayFeed(self.config, bad=BAD)
-        return train(self.learner, self.schedule, feed, self.config, Alone(), state, self)
+        return train(self.learner, self.schedule, feed, self.config, SingleProcess(), state, self)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

@@ -29,7 +29,7 @@ PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().
 PROJECT_VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)
 KUBERNETES = kubernetes_validate.latest_version()
 KUBERAY_SCHEMA = yaml.safe_load((ROOT / "tests" / "kuberay-schema.yaml").read_text())
-SPLIT = ["train.worker_labels={pool: gpu}", "data.decode_labels={pool: cpu}"]
+SPLIT = ["train.worker_node_labels={pool: gpu}", "data.decode_node_labels={pool: cpu}"]
 FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file() and path.name != ".env")
 
 
@@ -133,7 +133,7 @@ def test_the_rayjob_runs_a_recipe_that_ships_with_the_cluster_that_stays() -> No
     assert name == _load("kuberay/job.yaml")["metadata"]["name"]
     assert storage.startswith("/shared/")
     config = load_config(recipe, overrides)
-    assert (config.train.worker_labels, config.data.decode_labels) == ({"pool": "gpu"}, {"pool": "cpu"})
+    assert (config.train.worker_node_labels, config.data.decode_node_labels) == ({"pool": "gpu"}, {"pool": "cpu"})
     assert int(yaml.safe_load(job["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 600
     for problem in _problems(_kuberay_nodes(cluster), config):
         raise AssertionError(problem)

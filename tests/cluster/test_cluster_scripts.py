@@ -36,7 +36,7 @@ def test_a_run_is_started_once_and_then_gone_on_with(tmp_path: Path) -> None:
         str(tmp_path),
         "tiny-nine",
         "optim.lr=0.5",
-        "data.decode_labels={pool: cpu}",
+        "data.decode_node_labels={pool: cpu}",
         "train.workers=2",
     ]
     module, storage = ["-m", "pipelines.cotrain"], f"storage={tmp_path}"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipelines.cli import main
-from pipelines.cotrain import RunPlace, resumed_config
-from polyvit.config.loader import load_config, validate_config
+from pipelines.training import RunDir, resumed_config
+from polyvit.config import load_config, validate_config
 from polyvit.data.decode.video import read_clip
 from polyvit.errors import UserError
 from polyvit.synthetic.media import encode_mp4
@@ -46,7 +46,7 @@ def test_decord_where_it_is_not_installed_is_refused_at_once(capsys: pytest.Capt
 def test_a_run_that_began_elsewhere_is_refused_when_it_is_resumed_here(tmp_path: Path) -> None:
     document = load_config("tiny-nine").model_dump(mode="json")
     document["tasks"]["kinetics400"]["augment"]["reader"] = "decord"
-    place = RunPlace(tmp_path)
+    place = RunDir(tmp_path)
     place.write("config.json", document)
     with pytest.raises(UserError, match="decord is not installed here"):
         resumed_config(place, [])

@@ -16,7 +16,7 @@ from polyvit.data.loading.minibatch import Minibatch, multi_hot
 from polyvit.model import build_model, parameters_of
 from polyvit.schedule.schedule import build_schedule
 from polyvit.training.optim import build_optimiser
-from polyvit.training.step import Alone, train_step
+from polyvit.training.step import SingleProcess, train_step
 
 SINGLE = {
     "single-imagenet": 86_859_496,
@@ -250,7 +250,7 @@ def test_a_tiny_twin_of_every_recipe_trains(name: str) -> None:
     for step, task in enumerate(order, start=1):
         minibatch = random_minibatch(config, task, step, rng)
         lr = config.optim.lr * config.tasks[task].lr_coef
-        result = train_step(model, optimiser, [minibatch], lr, config, Alone())
+        result = train_step(model, optimiser, [minibatch], lr, config, SingleProcess())
         assert np.isfinite(result.losses).all()
         assert result.grad_norm > 0
     for key, parameter in model.named_parameters():

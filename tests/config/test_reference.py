@@ -5,8 +5,8 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from pipelines.cli import main
-from polyvit.config.loader import flatten, load_config, recipe_names
-from polyvit.config.reference import INTRODUCTION, config_sections, reference_markdown
+from polyvit.config import config_sections, flatten, load_config, recipe_names, reference_markdown
+from polyvit.config.reference import INTRODUCTION
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "config.md"
 

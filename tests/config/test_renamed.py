@@ -5,7 +5,7 @@ import logging
 import pytest
 from small import document
 
-from polyvit.config import load_config, validate_config
+from polyvit.config import apply_override, load_config, validate_config, with_new_names
 from polyvit.config import renamed as table
 from polyvit.errors import UserError
 
@@ -37,3 +37,12 @@ def test_both_names_are_one_too_many() -> None:
     changed["data"] = {"decode_seconds": 3, "decode_timeout_s": 4}
     with pytest.raises(UserError, match=r"data.decode_seconds is the old name of data.decode_timeout_s"):
         validate_config(changed)
+
+
+def test_an_old_run_takes_an_override_by_either_name() -> None:
+    old_run = document()
+    old_run["data"] = {"decode_seconds": 3}
+    for override in ("data.decode_seconds=4", "data.decode_timeout_s=4"):
+        config = with_new_names(dict(old_run))
+        apply_override(config, override)
+        assert validate_config(config).data.decode_timeout_s == 4

@@ -27,7 +27,7 @@ from polyvit.cost.cluster_model import (
     token_bytes,
     touched_parameters,
 )
-from polyvit.distributed.reducer import BUCKET_BYTES
+from polyvit.distributed import BUCKET_BYTES
 from polyvit.model.flops import training_flops
 from polyvit.schedule.schedule import build_schedule
 from polyvit.training.step import train_step

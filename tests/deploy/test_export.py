@@ -54,7 +54,7 @@ def test_patches_are_cut_as_the_feed_cuts_them_and_put_together_again(spec: Inpu
     tokens = np.stack([feed_tokens(array, spec) for array in arrays])
     if isinstance(spec, AudioInput):
         normal = ((torch.from_numpy(arrays) - spec.mean) / spec.std).half()[..., None]
-        patches = _patchify(normal, spec.patch_size, spec.stride)
+        patches = _patchify(normal, spec.patch, spec.strides)
     else:
         patch = spec.tubelet_size if isinstance(spec, VideoInput) else spec.patch_size
         patches = _patchify(torch.from_numpy(arrays), patch, spec.strides)

@@ -16,7 +16,7 @@ from polyvit.deploy.package import write_package
 from polyvit.errors import UserError
 from polyvit.training.initialisation import freeze_parts, initialise_model
 from polyvit.training.loop import train
-from polyvit.training.step import Alone
+from polyvit.training.step import SingleProcess
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,7 +66,9 @@ def test_extending_keeps_the_old_tasks_to_the_bit(base: tuple[Path, RunConfig], 
     report = initialise_model(model, config)
     assert set(report.loaded) == {name for name, _ in model.named_parameters() if name.startswith("shared.")}
     assert all(name.startswith(("tokenizers.audio", "adaptors.audio", "heads.")) for name in report.random)
-    state = train(TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, Alone(), TrainState(), Heard())
+    state = train(
+        TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, SingleProcess(), TrainState(), Heard()
+    )
     whole, whole_config, changed = assemble(old, old_config, model, config)
     assert changed == []
     assert list(whole_config.tasks) == ["picture", "clip", "sound", "word"]

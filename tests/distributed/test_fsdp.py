@@ -7,15 +7,7 @@ from ranks_kit import GlooWorld, meet
 from small import ArrayFeed, fresh, small_config
 
 from polyvit.config import RunConfig, validate_config
-from polyvit.distributed.fsdp import (
-    full_state,
-    gathered,
-    is_sharded,
-    load_optimiser,
-    load_parameters,
-    local,
-    shard,
-)
+from polyvit.distributed import full_state, gathered, is_sharded, load_optimiser, load_parameters, local, shard
 from polyvit.errors import UserError
 from polyvit.evaluation.evaluator import evaluate
 from polyvit.model.polyvit import PolyViT

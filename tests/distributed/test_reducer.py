@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import polyvit.distributed.reducer
 from polyvit.config import RunConfig
-from polyvit.distributed.reducer import Done, Reducer
+from polyvit.distributed import Reducer
+from polyvit.distributed.reducer import Done
 from polyvit.training.step import StepResult, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")

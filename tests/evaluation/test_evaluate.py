@@ -22,7 +22,7 @@ from polyvit.data.loading.requests import EVAL_BATCH, InlineFeed, Requests, spli
 from polyvit.evaluation.evaluator import average_views, evaluate
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.tokenizer import normalise
-from polyvit.training.step import Alone
+from polyvit.training.step import SingleProcess
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -316,5 +316,5 @@ def test_an_example_without_views_counts_nowhere(root: Path) -> None:
     bad_only = replace(scan, examples=scan.examples[2:3])
     requests = split_requests(config.tasks, {"clip": bad_only.examples}, 0, 1)
     made = [decoder(config, root).decode(request) for request in requests]
-    results, _ = evaluate(lively(config), made, config, Alone())
+    results, _ = evaluate(lively(config), made, config, SingleProcess())
     assert (results["clip"]["examples"], results["clip"]["skipped"], results["clip"]["value"]) == (0, 1, None)

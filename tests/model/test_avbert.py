@@ -20,7 +20,7 @@ from polyvit.checkpoint.state import (
 )
 from polyvit.config import AVBertConfig, RoleSharing, RunConfig, load_config, recipe_names, validate_config
 from polyvit.data.loading.minibatch import Minibatch
-from polyvit.distributed import Alone
+from polyvit.distributed import SingleProcess
 from polyvit.errors import UserError
 from polyvit.model import build_model, parameters_of, touched_parameters, training_flops
 from polyvit.model.avbert import AVBert, official_to_state, state_to_official
@@ -73,7 +73,7 @@ def unit_of(config: RunConfig) -> TrainUnit:
 def advance(unit: TrainUnit, config: RunConfig, steps: range) -> None:
     for step in steps:
         task = ("one", "two")[step % 2]
-        train_step(unit.model, unit.optimiser, [minibatch(config, task, step)], 1e-2, config, Alone())
+        train_step(unit.model, unit.optimiser, [minibatch(config, task, step)], 1e-2, config, SingleProcess())
         assert unit.ema is not None
         unit.ema.update()
 

@@ -25,7 +25,7 @@ from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained.convert import state_to_official
 from polyvit.training.initialisation import check_init, init_problems
 from polyvit.training.optim import build_optimiser
-from polyvit.training.step import Alone
+from polyvit.training.step import SingleProcess
 
 
 def write_vit(path: Path, config: RunConfig, **changes: Any) -> Path:
@@ -89,7 +89,7 @@ def test_every_rank_starts_from_the_file(config: RunConfig, tmp_path: Path) -> N
     write_vit(tmp_path / "vit.npz", config)
     model = PolyViT(config.model, config.tasks, seed=1)
     head = model.heads["shapes"].weight.detach().clone()
-    initialise_all(model, config, Alone(), tmp_path / "init.txt", None)
+    initialise_all(model, config, SingleProcess(), tmp_path / "init.txt", None)
     with np.load(tmp_path / "vit.npz") as tree:
         cls = tree["cls"]
     for tokenizer in model.tokenizers.values():
@@ -100,7 +100,7 @@ def test_every_rank_starts_from_the_file(config: RunConfig, tmp_path: Path) -> N
     assert "left random  heads.shapes.weight" in table
 
 
-class _OtherRankFails(Alone):
+class _OtherRankFails(SingleProcess):
     """A second rank, on a node where the file is missing."""
 
     size = 2
@@ -127,7 +127,7 @@ def test_a_run_that_goes_on_does_not_read_the_file(config: RunConfig, tmp_path: 
     weights, cls = {}, "tokenizers.image.cls_token"
     for folder in ("run", "empty"):
         store, report = LocalStore(tmp_path / folder), tmp_path / "init.txt"
-        learner, state = starting_point(store, hashes, config, report, torch.device("cpu"), Alone(), None)
+        learner, state = starting_point(store, hashes, config, report, torch.device("cpu"), SingleProcess(), None)
         weights[state.global_step] = learner.model.state_dict()
     assert weights.keys() == {3, 0}
     assert all(torch.equal(value, weights[3][key]) for key, value in trained.state_dict().items())

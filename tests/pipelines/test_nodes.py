@@ -22,7 +22,7 @@ from polyvit.data.loading.requests import InlineFeed, Requests
 from polyvit.model.polyvit import PolyViT
 from polyvit.training.loop import train
 from polyvit.training.optim import build_optimiser
-from polyvit.training.step import Alone
+from polyvit.training.step import SingleProcess
 
 CPU, TRAIN = {"pool": "cpu"}, {"pool": "train"}
 STEPS = 300
@@ -58,7 +58,9 @@ def test_a_selector(selector: dict[str, str], carried: bool) -> None:
 def test_clusters_that_hold_the_run() -> None:
     assert placement_problems(config(train_workers=2), [node(3)], gpu=False) == []
     assert placement_problems(config(train_workers=2), [node(2), node(2)], gpu=False) == []
-    both = config(train_workers=2, train_worker_labels={"pool": "train"}, data_decode_labels={"pool": "cpu"})
+    both = config(
+        train_workers=2, train_worker_node_labels={"pool": "train"}, data_decode_node_labels={"pool": "cpu"}
+    )
     apart = [node(1, pool="cpu"), node(1, pool="train"), node(1, pool="train")]
     assert placement_problems(both, apart, gpu=False) == []
     elastic = config(train_workers=3, train_min_workers=1)
@@ -74,27 +76,28 @@ def problem(nodes: list[Node], gpu: bool = False, **keys: Any) -> str:
 
 def test_labels_that_no_node_carries() -> None:
     apart = [node(4, pool="cpu"), node(4, pool="train"), node(4, pool="train")]
-    assert problem(apart, train_worker_labels={"pool": "gpu"}) == (
-        "train.worker_labels={pool: gpu}: no node carries it; the 3 nodes carry pool: cpu (1), pool: train (2)"
+    assert problem(apart, train_worker_node_labels={"pool": "gpu"}) == (
+        "train.worker_node_labels={pool: gpu}: no node carries it; the 3 nodes carry "
+        "pool: cpu (1), pool: train (2)"
     )
-    assert problem([node(4)], data_decode_labels={"pool": "cpu"}) == (
-        "data.decode_labels={pool: cpu}: no node carries it; the 1 nodes carry none but their ids"
+    assert problem([node(4)], data_decode_node_labels={"pool": "cpu"}) == (
+        "data.decode_node_labels={pool: cpu}: no node carries it; the 1 nodes carry none but their ids"
     )
 
 
 def test_too_little_on_the_nodes_that_carry_the_labels() -> None:
     apart = [node(9, pool="cpu"), node(1, pool="train")]
-    labels = {"train_worker_labels": {"pool": "train"}, "data_decode_labels": {"pool": "cpu"}}
+    labels = {"train_worker_node_labels": {"pool": "train"}, "data_decode_node_labels": {"pool": "cpu"}}
     assert problem(apart, train_workers=2, **labels) == (
-        "CPU: needs 2, the cluster has 1 with train.worker_labels={pool: train}"
+        "CPU: needs 2, the cluster has 1 with train.worker_node_labels={pool: train}"
     )
     assert problem([node(9, pool="cpu"), node(9, 1, pool="train")], True, train_workers=2, **labels) == (
-        "GPU: needs 2, the cluster has 1 with train.worker_labels={pool: train}"
+        "GPU: needs 2, the cluster has 1 with train.worker_node_labels={pool: train}"
     )
     split = problem([node(3), node(3)], train_workers=2, train_cpus_per_worker=2, data_decode_cpus=2)
     assert split.startswith("data.decode_cpus=2: the train workers may fill every node;")
     assert "each: nodes have room for 0, 1 are needed" in problem([node(3), node(3)], train_cpus_per_worker=4)
-    assert problem([node(2)], data_decode_cpus=3, data_decode_labels={"a": "!b"}) == (
+    assert problem([node(2)], data_decode_cpus=3, data_decode_node_labels={"a": "!b"}) == (
         "data.decode_cpus=3: no node that may decode has as many CPUs"
     )
 
@@ -103,13 +106,20 @@ def test_decoding_that_the_workers_could_starve() -> None:
     """One node decodes and two could train: Ray may put both workers there. Or elastic ones fill all there is."""
     everywhere = problem([node(2), node(2)], train_workers=4, train_min_workers=1)
     assert everywhere.startswith("data.decode_cpus=1: the train workers may fill every node;")
-    found = problem([node(2, pool="cpu"), node(2)], train_workers=2, data_decode_labels=CPU)
-    assert found.startswith("data.decode_cpus=1: the train workers may fill every node with data.decode_labels")
+    found = problem([node(2, pool="cpu"), node(2)], train_workers=2, data_decode_node_labels=CPU)
+    assert found.startswith(
+        "data.decode_cpus=1: the train workers may fill every node with data.decode_node_labels"
+    )
 
 
 def test_elastic_with_labels_that_ray_would_not_heed() -> None:
     apart = [node(1, pool="cpu"), node(1, 1, pool="train")]
-    keys = {"train_min_workers": 1, "train_workers": 2, "train_worker_labels": TRAIN, "data_decode_labels": CPU}
+    keys = {
+        "train_min_workers": 1,
+        "train_workers": 2,
+        "train_worker_node_labels": TRAIN,
+        "data_decode_node_labels": CPU,
+    }
     assert "others have room for 1 workers" in problem(apart, **keys)
     assert placement_problems(config(**keys), apart, gpu=True) == []
 
@@ -173,7 +183,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, pair_root: Path) -> Path:
     document = pair_document(pair_root)
     document["tasks"]["shapes"]["steps"] = STEPS - document["tasks"]["sounds"]["steps"]
     document["optim"] = {"lr": 0.05, "warmup_steps": 2}
-    document["data"]["decode_labels"] = CPU
+    document["data"]["decode_node_labels"] = CPU
     document["train"] = {"workers": 2, "cpus_per_worker": 3, "checkpoint_every": 10, "log_every": 10}
     return write_yaml(tmp_path_factory.mktemp("nodes") / "pair.yaml", document)
 
@@ -187,7 +197,7 @@ def undisturbed(recipe: Path) -> tuple[dict[str, torch.Tensor], TrainState]:
     model = PolyViT(made.model, made.tasks, seed=made.seed)
     optimiser = build_optimiser(dict(model.named_parameters()), made.optim)
     feed = InlineFeed(Requests.of(made, plan, indexes.scans, 0, 1), make_decoder(made, indexes))
-    state = train(TrainUnit(model, optimiser), plan.schedule, feed, made, Alone(), TrainState(), Heard())
+    state = train(TrainUnit(model, optimiser), plan.schedule, feed, made, SingleProcess(), TrainState(), Heard())
     return {name: p.detach() for name, p in model.named_parameters()}, state
 
 
@@ -217,18 +227,19 @@ def test_decoding_stays_on_the_nodes_with_its_labels(group: Nodes, backend: str)
 
 @on_nodes
 def test_a_label_that_no_node_carries_ends_the_command_at_once(group: Nodes, recipe: Path) -> None:
-    command, _ = cotrain(group, recipe, "refused", "data.decode_labels={pool: none}")
+    command, _ = cotrain(group, recipe, "refused", "data.decode_node_labels={pool: none}")
     document = command.ended()
     assert document["status"] == 2
     assert document["problems"] == [
-        "data.decode_labels={pool: none}: no node carries it; the 3 nodes carry pool: cpu (1), pool: train (2)"
+        "data.decode_node_labels={pool: none}: no node carries it; the 3 nodes carry "
+        "pool: cpu (1), pool: train (2)"
     ]
 
 
 @on_nodes
 def test_a_lost_node_is_replaced(group: Nodes, recipe: Path, undisturbed: tuple) -> None:
     """Two workers on labelled nodes; kill -9 of one node; another joins; the run ends as if nothing had been."""
-    command, run = cotrain(group, recipe, "replaced", "train.worker_labels={pool: train}")
+    command, run = cotrain(group, recipe, "replaced", "train.worker_node_labels={pool: train}")
     command.wait(until=lambda: any(run.glob("step_*/state.json")))
     group.kill("b")
     group.add("c", 3, TRAIN)

@@ -157,9 +157,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "extends": "demo",
         "model": {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32, "l_adapt": 0},
         "tasks": {name: {"steps": STEPS // 2, "batch": 2} for name in tasks},
-        "data": {"root": str(folder / "data"), "decode_labels": {"pool": "cpu"}},
+        "data": {"root": str(folder / "data"), "decode_node_labels": {"pool": "cpu"}},
         "train": {
-            "workers": 1, "worker_labels": {"pool": "gpu"}, "use_gpu": False, "checkpoint_every": STEPS,
+            "workers": 1, "worker_node_labels": {"pool": "gpu"}, "use_gpu": False, "checkpoint_every": STEPS,
             "log_every": 20,
         },
     }  # fmt: skip

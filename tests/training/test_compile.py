@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 from polyvit.config import RunConfig
 from polyvit.data.loading.minibatch import Minibatch
-from polyvit.training.step import Alone, StepResult, train_step
+from polyvit.training.step import SingleProcess, StepResult, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,7 +41,7 @@ def run(config: RunConfig, whole: list[list[Minibatch]], backend: str | None) ->
     model.activation_checkpointing = config.train.activation_checkpointing
     if backend:
         model.compile_blocks(backend)
-    return [train_step(model, optimiser, minibatches, 0.1, config, Alone()) for minibatches in whole]
+    return [train_step(model, optimiser, minibatches, 0.1, config, SingleProcess()) for minibatches in whole]
 
 
 @pytest.mark.parametrize("keys", [(), ("train.activation_checkpointing=true",), ("schedule.kind=accumulating",)])
@@ -56,10 +56,10 @@ def test_one_graph_a_modality(keys: tuple[str, ...]) -> None:
     model.activation_checkpointing = config.train.activation_checkpointing
     model.compile_blocks("aot_eager")
     for minibatches in whole:
-        train_step(model, optimiser, minibatches, 0.1, config, Alone())
+        train_step(model, optimiser, minibatches, 0.1, config, SingleProcess())
     assert graphs() == len(config.modalities) == 3
     for minibatches in all_tasks(small_config("tasks.word.batch=6", "tasks.clip.batch=5"), size=2):
-        train_step(model, optimiser, minibatches, 0.1, small_config(), Alone())
+        train_step(model, optimiser, minibatches, 0.1, small_config(), SingleProcess())
     assert graphs() == 3
     assert not counters["graph_break"]
 

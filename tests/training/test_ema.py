@@ -9,7 +9,7 @@ from small import ArrayFeed, fresh, small_config
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
 from polyvit.training.ema import Ema
-from polyvit.training.step import Alone, train_step
+from polyvit.training.step import SingleProcess, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -67,7 +67,7 @@ def test_a_resumed_average_goes_on_bit_for_bit() -> None:
                 kept = {name: tensor.clone() for name, tensor in ema.state().items()}
                 ema = Ema(model, 0.9)
                 ema.load_state(kept)
-            train_step(model, optimiser, minibatches, 0.1, config, Alone())
+            train_step(model, optimiser, minibatches, 0.1, config, SingleProcess())
             ema.update()
         averages.append(ema.state())
     assert all(torch.equal(averages[1][name], tensor) for name, tensor in averages[0].items())

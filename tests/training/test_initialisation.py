@@ -12,7 +12,7 @@ from polyvit.config import RunConfig
 from polyvit.errors import UserError
 from polyvit.training.initialisation import copy_checkpoint, freeze_parts
 from polyvit.training.loop import train
-from polyvit.training.step import Alone
+from polyvit.training.step import SingleProcess
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,7 +31,15 @@ def test_frozen_parts_do_not_train_whatever_the_optimiser() -> None:
         count = freeze_parts(model, frozen)
         assert count == sum(p.numel() for n, p in model.named_parameters() if n.startswith(frozen))
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        train(TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, Alone(), TrainState(), Heard())
+        train(
+            TrainUnit(model, optimiser),
+            schedule,
+            ArrayFeed(config),
+            config,
+            SingleProcess(),
+            TrainState(),
+            Heard(),
+        )
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, before[name]) == name.startswith(frozen), name
 

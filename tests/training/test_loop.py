@@ -15,7 +15,7 @@ from polyvit.errors import UserError
 from polyvit.schedule.plan import SPARES, PlannedBatch
 from polyvit.training.loop import JUDGED_FROM, learning_rate, train
 from polyvit.training.optim import lr_factor
-from polyvit.training.step import Alone
+from polyvit.training.step import SingleProcess
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,7 +24,7 @@ def trained(config: RunConfig, feed: ArrayFeed | None = None) -> tuple[TrainStat
     model, optimiser, schedule = fresh(config)
     events = Heard()
     learner, feed = TrainUnit(model, optimiser), feed or ArrayFeed(config)
-    state = train(learner, schedule, feed, config, Alone(), TrainState(), events)
+    state = train(learner, schedule, feed, config, SingleProcess(), TrainState(), events)
     return state, events
 
 
@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     model, optimiser, schedule = fresh(config)
     events = Heard()
     with pytest.raises(UserError, match=f"loss of task sound is nan at step {first}") as caught:
-        train(TrainUnit(model, optimiser), schedule, feed, config, Alone(), TrainState(), events)
+        train(TrainUnit(model, optimiser), schedule, feed, config, SingleProcess(), TrainState(), events)
     assert "tasks.sound.lr_coef=0.25" in str(caught.value)
     keys = feed.minibatch(feed.plan.at(first)[0]).keys
     assert caught.value.problems == (
@@ -131,7 +131,7 @@ def test_too_many_bad_examples_end_the_run_once_enough_were_read() -> None:
     model, optimiser, schedule = fresh(config)
     events, state = Heard(), TrainState()
     with pytest.raises(UserError, match=r"task sound: .* of the 108 examples read so far") as caught:
-        train(TrainUnit(model, optimiser), schedule, feed, config, Alone(), state, events)
+        train(TrainUnit(model, optimiser), schedule, feed, config, SingleProcess(), state, events)
     assert state.global_step == at
     assert f"{state.bad['sound']} of the 108" in str(caught.value)
     assert "data.max_bad_fraction=0.2" in str(caught.value)
@@ -184,7 +184,7 @@ def test_a_step_that_lacks_an_example_ends_the_run() -> None:
     model, optimiser, schedule = fresh(config)
     events, state = Heard(), TrainState()
     with pytest.raises(UserError, match=f"task {batch.task}: 2 examples of step 3 cannot be decoded") as caught:
-        train(TrainUnit(model, optimiser), schedule, feed, config, Alone(), state, events)
+        train(TrainUnit(model, optimiser), schedule, feed, config, SingleProcess(), state, events)
     assert f"{SPARES} substitutes" in str(caught.value)
     assert caught.value.problems == (*(f"{batch.task}: {i:02d}.bin: torn" for i in range(8)), "and 2 more")
     assert events.checkpoints == [1, 2]
@@ -221,7 +221,7 @@ def test_a_resumed_loop_asks_the_feed_for_the_next_step_only() -> None:
     config = small_config()
     model, optimiser, schedule = fresh(config)
     feed, events = ArrayFeed(config), Heard()
-    train(TrainUnit(model, optimiser), schedule, feed, config, Alone(), TrainState(global_step=15), events)
+    train(TrainUnit(model, optimiser), schedule, feed, config, SingleProcess(), TrainState(global_step=15), events)
     assert feed.started_at == [16]
     assert [s["step"] for s in events.snapshots] == [16, 17, 18]
 
@@ -231,7 +231,15 @@ def test_evaluation_changes_nothing() -> None:
     for every in ("null", "3"):
         config = small_config(f"train.eval_every={every}")
         model, optimiser, schedule = fresh(config)
-        train(TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, Alone(), TrainState(), Heard())
+        train(
+            TrainUnit(model, optimiser),
+            schedule,
+            ArrayFeed(config),
+            config,
+            SingleProcess(),
+            TrainState(),
+            Heard(),
+        )
         finals.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*finals)
 
@@ -241,16 +249,20 @@ def test_a_stop_is_a_checkpoint_at_that_step_and_the_rest_follows_on() -> None:
     model, optimiser, schedule = fresh(config)
     first = Heard()
     first.stop_at = 6
-    state = train(TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, Alone(), TrainState(), first)
+    state = train(
+        TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, SingleProcess(), TrainState(), first
+    )
     assert (state.global_step, state.stopped) == (6, True)
     assert first.checkpoints == [6]
     assert [step for step, _ in first.points] == [4, 6]
     assert state.evaluations == []
     then = Heard()
-    state = train(TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, Alone(), state, then)
+    state = train(TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, SingleProcess(), state, then)
     assert (state.global_step, state.stopped) == (18, False)
     straight, optimiser, schedule = fresh(config)
-    train(TrainUnit(straight, optimiser), schedule, ArrayFeed(config), config, Alone(), TrainState(), Heard())
+    train(
+        TrainUnit(straight, optimiser), schedule, ArrayFeed(config), config, SingleProcess(), TrainState(), Heard()
+    )
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), straight.parameters(), strict=True))
 
 
@@ -259,7 +271,9 @@ def test_a_stop_at_the_last_step_is_the_end() -> None:
     model, optimiser, schedule = fresh(config)
     events = Heard()
     events.stop_at = 18
-    state = train(TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, Alone(), TrainState(), events)
+    state = train(
+        TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, SingleProcess(), TrainState(), events
+    )
     assert not state.stopped
     assert len(state.evaluations) == 1
 

@@ -8,7 +8,7 @@ import torch
 from small import ArrayFeed, fresh, small_config
 
 import polyvit.training.microbatch
-from polyvit.distributed.reducer import Alone
+from polyvit.distributed import SingleProcess
 from polyvit.model.polyvit import PolyViT
 from polyvit.training.microbatch import (
     FakePass,
@@ -42,7 +42,7 @@ def test_gradients_and_losses_do_not_depend_on_the_microbatch(most: int, keys: t
                 for head in model.heads.values():
                     head.weight.normal_(generator=torch.Generator().manual_seed(0))
             results.append(
-                train_step(model, optimiser, minibatches, 0.1, used, Alone(), microbatches=microbatches)
+                train_step(model, optimiser, minibatches, 0.1, used, SingleProcess(), microbatches=microbatches)
             )
             gradients.append({n: p.grad for n, p in model.named_parameters()})
         assert results[1].losses == pytest.approx(results[0].losses, rel=1e-5)
@@ -65,8 +65,8 @@ def test_the_config_key_is_the_default_and_the_mapping_wins() -> None:
     model.__class__ = Watched
     feed = ArrayFeed(config)
     minibatches = [feed.minibatch(batch) for batch in feed.plan.at(int(schedule.steps_of("sound")[0]))]
-    train_step(model, optimiser, minibatches, 0.1, config, Alone())
-    train_step(model, optimiser, minibatches, 0.1, config, Alone(), microbatches={"sound": 4})
+    train_step(model, optimiser, minibatches, 0.1, config, SingleProcess())
+    train_step(model, optimiser, minibatches, 0.1, config, SingleProcess(), microbatches={"sound": 4})
     assert sizes == [2, 2, 2, 2, 1, 2, 4, 3]
 
 
@@ -140,20 +140,25 @@ def test_largest_fit() -> None:
 def test_microbatches_fill_the_free_memory_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config("tasks.clip.batch=64", "tasks.sound.batch=200")
     model, device = fresh(config)[0], torch.device("cpu")
-    assert derive_microbatches(model, config, Alone(), device) == {
+    assert derive_microbatches(model, config, SingleProcess(), device) == {
         "picture": 7, "clip": 64, "sound": 200, "word": 3
     }  # fmt: skip
     clip = FakePass(config, "clip")
     reserved = sum(p.numel() for p in model.parameters()) * 8  # momentum and temporaries
     free = 2 * (clip.peak(20) + reserved)
     monkeypatch.setattr(polyvit.training.microbatch, "free_bytes", lambda device: free)
-    found = derive_microbatches(model, config, Alone(), device)
+    found = derive_microbatches(model, config, SingleProcess(), device)
     assert found["clip"] == 20
     sound = FakePass(config, "sound")
     assert found["sound"] % 2 == 0
     assert sound.peak(found["sound"]) <= clip.peak(20) < sound.peak(found["sound"] + 2)
     asked = small_config("train.microbatch=5")
-    assert derive_microbatches(model, asked, Alone(), device) == {"picture": 5, "clip": 4, "sound": 4, "word": 3}
+    assert derive_microbatches(model, asked, SingleProcess(), device) == {
+        "picture": 5,
+        "clip": 4,
+        "sound": 4,
+        "word": 3,
+    }
 
 
 def test_too_little_memory_is_tried_with_a_warning(
@@ -161,7 +166,7 @@ def test_too_little_memory_is_tried_with_a_warning(
 ) -> None:
     monkeypatch.setattr(polyvit.training.microbatch, "free_bytes", lambda device: 1000)
     config = small_config()
-    found = derive_microbatches(fresh(config)[0], config, Alone(), torch.device("cpu"))
+    found = derive_microbatches(fresh(config)[0], config, SingleProcess(), torch.device("cpu"))
     assert found == {"picture": 1, "clip": 1, "sound": 2, "word": 2}
     assert "train.activation_checkpointing=true" in caplog.text
 
@@ -195,6 +200,6 @@ def test_the_count_covers_a_gpu() -> None:
     minibatches = [feed.minibatch(batch) for batch in feed.plan.at(int(schedule.steps_of("clip")[0]))]
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    train_step(model, optimiser, minibatches, 0.0, config, Alone())
+    train_step(model, optimiser, minibatches, 0.0, config, SingleProcess())
     used = torch.cuda.max_memory_allocated() - before
     assert used < FakePass(config, "clip").peak(4) / polyvit.training.microbatch.SHARE["cuda"] + 16 * 2**20

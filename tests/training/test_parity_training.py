@@ -16,7 +16,8 @@ from torch import Tensor
 
 from polyvit.config import RunConfig
 from polyvit.data.loading.minibatch import Minibatch
-from polyvit.distributed.reducer import Alone, Done
+from polyvit.distributed import SingleProcess
+from polyvit.distributed.reducer import Done
 from polyvit.evaluation.metrics import MetricState
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained.convert import state_to_official
@@ -136,7 +137,7 @@ def replay(
     order = zip(log["task_sequence"], log["batch_index"], log["lr"], strict=True)
     for step, (task, index, lr) in enumerate(order, start=1):
         part = minibatch(config, str(task), int(index), step)
-        results.append(train_step(model, optimiser, [part], float(lr), config, Alone()))
+        results.append(train_step(model, optimiser, [part], float(lr), config, SingleProcess()))
         trees[step] = official(model)
     return results, trees
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks_kit import BAD, Alone, result_of, run_ranks, trained
+from ranks_kit import BAD, SingleProcess, result_of, run_ranks, trained
 from small import ArrayFeed, fresh, small_config
 from torch.nn import functional as F
 
@@ -47,7 +47,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_train_as_one(worlds: dict[int, Path], world_size: int, name: str) -> None:
     """With mixup, drop path, undecodable examples, and parts of uneven size."""
-    alone, state, events = trained(CONFIGS[name], Alone())
+    alone, state, events = trained(CONFIGS[name], SingleProcess())
     start = dict(fresh(CONFIGS[name])[0].named_parameters())
     for rank in range(world_size):
         parameters, kept = result_of(worlds[world_size], name, rank)
@@ -101,7 +101,7 @@ def test_only_what_the_task_reaches_moves(task: str) -> None:
         for head in model.heads.values():
             head.weight.normal_(generator=torch.Generator().manual_seed(0))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    train_step(model, optimiser, minibatches(config, step_of(config, task)), 0.1, config, Alone())
+    train_step(model, optimiser, minibatches(config, step_of(config, task)), 0.1, config, SingleProcess())
     for name, p in model.named_parameters():
         if name.startswith(("shared.", *(f"{prefix}." for prefix in OWN[task]))):
             assert p.grad is not None, name
@@ -128,7 +128,7 @@ def test_an_accumulating_step_moves_everything_by_the_sum_of_the_gradients() -> 
             if p.grad is not None:
                 total[name] += p.grad
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    result = train_step(model, optimiser, whole, 0.1, config, Alone())
+    result = train_step(model, optimiser, whole, 0.1, config, SingleProcess())
     assert result.losses == pytest.approx(losses)
     whole_gradient = torch.cat([g.flatten() for g in total.values()])
     assert result.grad_norm == pytest.approx(whole_gradient.norm().item(), rel=1e-5)
@@ -300,7 +300,7 @@ def test_bfloat16_is_autocast_only() -> None:
     model, optimiser, _ = fresh(config)
     whole = minibatches(config, step_of(config, "clip"))
     full = local_loss(model, whole[0], small_config(), torch.device("cpu")).item()
-    result = train_step(model, optimiser, whole, 0.1, config, Alone())
+    result = train_step(model, optimiser, whole, 0.1, config, SingleProcess())
     assert result.losses[0] == pytest.approx(full, rel=0.02)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert {t.dtype for t in optimiser.state().values()} == {torch.float32}

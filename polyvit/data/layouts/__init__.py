@@ -1,7 +1,8 @@
 """A data set's folder or bucket, as its users hold it, to a `Scan`: one file a layout.
 
 In: a task and its location. Out: a `Scan`, or its index file from the cache.
-Read: scanner, a layout such as imagefolder, scanning/, index_cache.
+Read: scanner, scanning/, imagefolder, csvfile, webdataset, parquet, imagenet, cifar, pets, resisc45, kinetics,
+moments, audioset, vggsound, index_cache.
 """
 
 import lazy_loader

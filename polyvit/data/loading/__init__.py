@@ -1,7 +1,7 @@
 """From index rows to minibatches, and on to the device.
 
 In: the plan's batches and the tasks' examples. Out: `Minibatch`es of named arrays, in step order.
-Read: requests, reader, example, minibatch, chunks, prefetch, device_prefetch.
+Read: requests, reader, example, codecs/, minibatch, isolated, chunks, prefetch, device_prefetch.
 """
 
 import lazy_loader

@@ -27,7 +27,7 @@ from polyvit.schedule.plan import Plan
 from polyvit.schedule.schedule import build_schedule
 from polyvit.synthetic.write import write_synthetic
 from polyvit.training.loop import train
-from polyvit.training.step import Alone
+from polyvit.training.step import SingleProcess
 
 TASKS = ("imagenet", "pets", "resisc45", "kinetics400", "moments_in_time", "audioset", "vggsound")
 TRAIN, BATCH = 48, 8
@@ -179,7 +179,7 @@ def test_the_broken_are_named_the_odd_are_used_and_the_plan_stands(
 
 def run(config: RunConfig, feed: InlineFeed) -> tuple[TrainState, Mapping[str, float]]:
     model, optimiser, schedule = fresh(config)
-    state = train(TrainUnit(model, optimiser), schedule, feed, config, Alone(), TrainState(), Heard())
+    state = train(TrainUnit(model, optimiser), schedule, feed, config, SingleProcess(), TrainState(), Heard())
     return state, state.scores()
 
 

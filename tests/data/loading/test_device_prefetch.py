@@ -23,7 +23,7 @@ from polyvit.data.loading.device_prefetch import (
     tensors,
 )
 from polyvit.data.loading.minibatch import Minibatch
-from polyvit.distributed.reducer import Alone
+from polyvit.distributed import SingleProcess
 from polyvit.training.loop import train
 
 CPU = torch.device("cpu")
@@ -151,7 +151,7 @@ def test_training_on_copies_ends_with_the_same_bits(monkeypatch: pytest.MonkeyPa
             for where in ("polyvit.training.loop", "polyvit.evaluation.evaluator"):
                 monkeypatch.setattr(f"{where}.on_device", lambda steps, device: staged(steps, PlainCopies()))
         state, heard = TrainState(), Heard()
-        train(TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, Alone(), state, heard)
+        train(TrainUnit(model, optimiser), schedule, ArrayFeed(config), config, SingleProcess(), state, heard)
         assert state.global_step == len(schedule)
         ends.append((model.state_dict(), heard.scores))
     assert ends[0][1] == ends[1][1]
