@@ -27,6 +27,7 @@ from polyvit.model.avbert import AVBert, official_to_state, state_to_official
 from polyvit.model.avbert.resnet import BatchNorm
 from polyvit.model.avbert.transformer import dropout
 from polyvit.training import Ema, train_step
+from polyvit.training.microbatch import FakePass, pass_peak
 from polyvit.training.optim import build_optimiser
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -263,6 +264,13 @@ def test_compiled_blocks_give_the_same() -> None:
     models[1].compile_blocks(backend="eager")
     batch = {name: torch.from_numpy(a).float() for name, a in minibatch(config, "one", 1).inputs.items()}
     torch.testing.assert_close(models[1](batch, "one"), models[0](batch, "one"), rtol=1e-6, atol=1e-6)
+
+
+def test_the_memory_of_a_pass_is_counted_without_running_it() -> None:
+    """Fake tensors give the peak of the real pass, dropout and all."""
+    config = tiny()
+    model = build_model(config, {"one": config.tasks["one"]})
+    assert FakePass(config, "one").peak(1) == pass_peak(model, config, "one", 1) > 0
 
 
 def test_batch_norm_by_hand() -> None:
