@@ -26,11 +26,15 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     recipes = {}
     for name in recipe_names():
         config = load_config(name)
+        l_adapt = getattr(config.model, "l_adapt", None)
         steps = sum(task.steps for task in config.tasks.values())
         recipes[name] = {
-            "tasks": list(config.tasks), "steps": steps, "l_adapt": config.model.l_adapt, "source": config.source,
+            "tasks": list(config.tasks), "steps": steps, "model": config.model.kind, "l_adapt": l_adapt,
+            "source": config.source,
         }  # fmt: skip
-        table.add_row(name, str(len(config.tasks)), f"{steps:,}", str(config.model.l_adapt), config.source)
+        table.add_row(
+            name, str(len(config.tasks)), f"{steps:,}", "-" if l_adapt is None else str(l_adapt), config.source
+        )
     console.print(table)
     return {"recipes": recipes}
 

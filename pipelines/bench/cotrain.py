@@ -67,7 +67,7 @@ def measure(config: RunConfig, steps: int, rounds: int, device: torch.device) ->
     stride = max(1, len(schedule) // steps)
     mixed = [name for step in range(1, len(schedule) + 1, stride) for name, _ in schedule.tasks_at(step)][:steps]
     minibatches = {name: random_minibatch(config, name) for name in config.tasks}
-    model = PolyViT(config.model, config.tasks).to(device)
+    model = PolyViT(config.polyvit, config.tasks).to(device)
     if config.train.compile or (config.train.compile is None and device.type == "cuda"):
         model.compile_blocks()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -286,7 +286,9 @@ def loop_rate(bench: Bench, config: RunConfig, steps: int, step_s: float, stubbe
     plan = Plan(build_schedule(schedule, config.tasks, config.seed), config.tasks, sizes, config.seed)
     feed = _StubFeed(config, plan, bench.indexes, 0, bench.workers)
     feed.stubbed = stubbed
-    small = config.model.model_copy(update={"width": 16, "num_heads": 2, "mlp_dim": 16, "depth": 1, "l_adapt": 0})
+    small = config.polyvit.model_copy(
+        update={"width": 16, "num_heads": 2, "mlp_dim": 16, "depth": 1, "l_adapt": 0}
+    )
     model = PolyViT(small, config.tasks)
     learner = TrainUnit(model, build_optimiser(dict(model.named_parameters()), config.optim))
     began: list[float] = []

@@ -92,7 +92,7 @@ def run_config(case: Case) -> RunConfig:
 
 def _ours(case: Case) -> Contender:
     config = run_config(case)
-    model = PolyViT(config.model, config.tasks).to(case.device)
+    model = PolyViT(config.polyvit, config.tasks).to(case.device)
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     minibatch = random_minibatch(config, "task")
     return Contender(model, lambda: train_step(model, optimiser, [minibatch], 1e-3, config, SingleProcess()))

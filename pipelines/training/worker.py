@@ -45,7 +45,7 @@ from polyvit.checkpoint import (
 from polyvit.config import RunConfig
 from polyvit.distributed import Communicator, ProcessGroupCommunicator, shard
 from polyvit.errors import UserError
-from polyvit.model import PolyViT
+from polyvit.model import MultiTaskModel, build_model
 from polyvit.schedule import Plan, build_schedule
 from polyvit.training import Ema, build_optimiser, derive_microbatches, freeze_parts, initialise_model, train
 
@@ -122,7 +122,7 @@ def starting_point(
     tracker: on rank 0, the MLflow run that gets the report too.
     """
     step = newest_step(store, world)
-    model = PolyViT(config.model, config.tasks, seed=config.seed).to(device)
+    model = build_model(config, seed=config.seed).to(device)
     freeze_parts(model, config.optim.frozen)
     if step is None and config.init.path:
         initialise_all(model, config, world, report, tracker)
@@ -148,7 +148,7 @@ def newest_step(store: LocalStore | RemoteStore, world: Communicator) -> int | N
     return world.gather(step)[0]
 
 
-def fit_out(model: PolyViT, config: RunConfig, device: torch.device, world: Communicator) -> TrainUnit:
+def fit_out(model: MultiTaskModel, config: RunConfig, device: torch.device, world: Communicator) -> TrainUnit:
     """Compile and shard the model as the config says, and build its optimiser and its moving average (EMA)."""
     model.activation_checkpointing = config.train.activation_checkpointing
     if config.train.compile or (config.train.compile is None and device.type == "cuda"):
@@ -161,7 +161,7 @@ def fit_out(model: PolyViT, config: RunConfig, device: torch.device, world: Comm
 
 
 def microbatches(
-    model: PolyViT, config: RunConfig, run_dir: RunDir, world: Communicator, device: torch.device
+    model: MultiTaskModel, config: RunConfig, run_dir: RunDir, world: Communicator, device: torch.device
 ) -> dict[str, int]:
     """How many examples go through the model at a time, by task.
 
@@ -181,7 +181,7 @@ def microbatches(
 
 
 def initialise_all(
-    model: PolyViT, config: RunConfig, world: Communicator, report: Path, tracker: Tracker | None
+    model: MultiTaskModel, config: RunConfig, world: Communicator, report: Path, tracker: Tracker | None
 ) -> None:
     """Every rank reads `init.path`; rank 0 writes what was loaded.
 

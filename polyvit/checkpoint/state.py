@@ -3,7 +3,7 @@
 In: a `TrainUnit` (model, optimiser, average) and a `TrainState` (counters). Out: a folder of these files, and the
 same state read back:
 
-model.safetensors      parameters by name, float32
+model.safetensors      parameters and buffers (batch norm's running averages) by name, float32
 optimiser.safetensors  optimiser state by name
 ema.safetensors        averaged parameters, where `optim.ema_decay` is set
 state.json             format, global_step, counters, quarantine, evaluations, hashes, class names, config
@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 from polyvit.checkpoint.store import MANIFEST, damage, folder_name, newest_whole, open_store, write_manifest
 from polyvit.config import RunConfig
 from polyvit.data.loading import Quarantined
-from polyvit.distributed import full_state, load_optimiser, load_parameters
+from polyvit.distributed import buffers_of, full_state, load_optimiser, load_parameters
 from polyvit.errors import UserError
-from polyvit.model import PolyViT
+from polyvit.model import MultiTaskModel, PolyViT, build_model
 
 logger = logging.getLogger(__name__)
 FORMAT = 2
@@ -101,7 +101,7 @@ class ParameterAverage(Protocol):
 class TrainUnit:
     """What training changes: model, optimiser, and the running average of the parameters, if there is one."""
 
-    model: PolyViT
+    model: MultiTaskModel
     optimiser: Optimiser
     ema: ParameterAverage | None = None
 
@@ -173,10 +173,14 @@ def read_document(directory: Path) -> dict[str, Any]:
     return document
 
 
-def load_model(directory: Path, model: PolyViT, file: str = "model.safetensors") -> None:
-    """Parameters of a checkpoint into a model of the same shape. Raises UserError naming what differs."""
+def load_model(directory: Path, model: MultiTaskModel, file: str = "model.safetensors") -> None:
+    """Parameters and buffers of a checkpoint into a model of the same shape.
+
+    Raises UserError naming what differs.
+    """
     tensors = _load(directory / file)
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    whole = {**dict(model.named_parameters()), **buffers_of(model)}
+    expected = {name: tuple(p.shape) for name, p in whole.items()}
     stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != stored:
         differ = sorted(n for n in expected.keys() | stored.keys() if expected.get(n) != stored.get(n))
@@ -255,6 +259,14 @@ def _copied(folder: Path, run: Path, step: int) -> Path:
 
 
 def load_trained(path: Path) -> tuple[PolyViT, RunConfig, dict[str, Any]]:
+    """`load_any` of a PolyViT. Raises UserError for another kind of model as well."""
+    model, config, document = load_any(path)
+    if not isinstance(model, PolyViT):
+        raise UserError(f"{path} holds a model of model.kind={config.model.kind}; this works for polyvit")
+    return model, config, document
+
+
+def load_any(path: Path) -> tuple[MultiTaskModel, RunConfig, dict[str, Any]]:
     """A checkpoint or a run -> the model on the CPU in eval mode, its config, and `state.json`.
 
     The averaged weights where the run kept an average, since it was evaluated with them. Raises UserError for a
@@ -263,6 +275,6 @@ def load_trained(path: Path) -> tuple[PolyViT, RunConfig, dict[str, Any]]:
     directory = find_checkpoint(path)
     document = read_document(directory)
     config = RunConfig.model_validate(document["config"])
-    model = PolyViT(config.model, config.tasks)
+    model = build_model(config)
     load_model(directory, model, "ema.safetensors" if config.optim.ema_decay else "model.safetensors")
     return model.eval(), config, document

@@ -1,3 +1,6 @@
+from .avbert import AudiovisualTask as AudiovisualTask
+from .avbert import AVBertConfig as AVBertConfig
+from .avbert import SequenceInput as SequenceInput
 from .inputs import ArraySpec as ArraySpec
 from .inputs import AudioInput as AudioInput
 from .inputs import ImageInput as ImageInput
@@ -22,6 +25,7 @@ from .modalities import PluginsConfig as PluginsConfig
 from .modalities import TaskConfig as TaskConfig
 from .modalities import load_attribute as load_attribute
 from .modalities import modalities_of as modalities_of
+from .models import AnyModel as AnyModel
 from .reference import config_sections as config_sections
 from .reference import reference_markdown as reference_markdown
 from .renamed import with_new_names as with_new_names
@@ -37,6 +41,8 @@ from .sections import ScheduleConfig as ScheduleConfig
 from .sections import SweepConfig as SweepConfig
 from .sections import TrackingConfig as TrackingConfig
 from .sections import TrainConfig as TrainConfig
+from .sharing import ModalitySharing as ModalitySharing
+from .sharing import RoleSharing as RoleSharing
 from .tasks import AudioAugment as AudioAugment
 from .tasks import AudioTask as AudioTask
 from .tasks import ImageAugment as ImageAugment

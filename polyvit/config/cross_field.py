@@ -3,8 +3,17 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+from polyvit.config.avbert import AVBertConfig
 from polyvit.config.inputs import InputSection
-from polyvit.config.sections import ModelConfig, OptimConfig, Range, ScheduleConfig, SweepConfig, TrainConfig
+from polyvit.config.sections import (
+    InitConfig,
+    ModelConfig,
+    OptimConfig,
+    Range,
+    ScheduleConfig,
+    SweepConfig,
+    TrainConfig,
+)
 from polyvit.config.tasks import TaskBase
 
 
@@ -12,7 +21,9 @@ class Config(Protocol):
     """The sections of a `RunConfig` that are looked at here; `run.py` imports this file."""
 
     @property
-    def model(self) -> ModelConfig: ...
+    def model(self) -> ModelConfig | AVBertConfig: ...
+    @property
+    def init(self) -> InitConfig: ...
     @property
     def tasks(self) -> Mapping[str, TaskBase]: ...
     @property
@@ -34,10 +45,17 @@ def cross_field_problems(config: Config) -> list[str]:
         problems.append("tasks: empty; give at least one task")
     if model.width % model.num_heads:
         problems.append(f"model.width={model.width} must be a multiple of model.num_heads={model.num_heads}")
-    if model.l_adapt > model.depth:
-        problems.append(f"model.l_adapt={model.l_adapt} must be at most model.depth={model.depth}")
-    for modality in config.modalities:
-        problems += _patch_problems(modality, model.input(modality))
+    if isinstance(model, AVBertConfig):
+        problems += model.problems(config.modalities)
+        problems += [
+            f"tasks.{name}.drop_path={task.drop_path} needs model.kind=polyvit; avbert has model.dropout"
+            for name, task in config.tasks.items()
+            if task.drop_path
+        ]
+        if config.init.path is not None:
+            problems.append("init.path needs model.kind=polyvit; avbert starts from random weights")
+    else:
+        problems += _polyvit_problems(model, config.modalities)
     for name, task in config.tasks.items():
         if not name.replace("_", "").replace("-", "").isalnum():
             problems.append(f"tasks.{name}: a task's name may hold letters, digits, '_' and '-' only")
@@ -60,6 +78,23 @@ def cross_field_problems(config: Config) -> list[str]:
         problems.append("optim.clip_order=reference is not defined for train.sharding=full; use global")
     if config.optim.kind == "adamw" and config.optim.inactive_params == "momentum":
         problems.append("optim.inactive_params=momentum needs optim.kind=sgd; with adamw it must be frozen")
+    return problems
+
+
+def _polyvit_problems(model: ModelConfig, modalities: tuple[str, ...]) -> list[str]:
+    problems, sharing = [], model.sharing
+    if model.l_adapt > model.depth:
+        problems.append(f"model.l_adapt={model.l_adapt} must be at most model.depth={model.depth}")
+    if sharing.modalities == "low_rank" and sharing.rank > model.width:
+        problems.append(
+            f"model.sharing.rank={sharing.rank} must be at most model.width={model.width}: at that rank the"
+            " factors hold any map"
+        )
+    for modality in modalities:
+        if modality == "audiovisual":
+            problems.append("model.kind=polyvit takes no tasks of modality audiovisual; set model.kind=avbert")
+        else:
+            problems += _patch_problems(modality, model.input(modality))
     return problems
 
 

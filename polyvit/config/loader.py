@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from polyvit.config.installed import check_installed
 from polyvit.config.modalities import MODALITIES
+from polyvit.config.models import KINDS, kind_of
 from polyvit.config.paper_tasks import KNOWN_TASKS
 from polyvit.config.renamed import new_name, with_new_names
 from polyvit.config.run import RunConfig
@@ -234,6 +235,10 @@ def known_keys(location: Sequence[int | str], document: Mapping[str, Any]) -> li
         if part == "tasks" and model is RunConfig and parts:
             task = document["tasks"][parts.pop(0)]
             model = MODALITIES[task["modality"]].task
+            continue
+        if part == "model" and model is RunConfig:
+            kind = kind_of(document.get("model"))
+            model = KINDS[kind if kind in KINDS else "polyvit"]
             continue
         if part == "inputs" and parts:
             model = MODALITIES[str(parts.pop(0))].input

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from pydantic import Field, SerializeAsAny, ValidationError, WrapValidator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from polyvit.config.avbert import AudiovisualTask, SequenceInput
 from polyvit.config.inputs import AudioInput, ImageInput, InputSection, Section, VideoInput
 from polyvit.config.layouts import LAYOUTS
 from polyvit.config.tasks import AudioTask, ImageTask, TaskBase, VideoTask
@@ -40,6 +41,7 @@ MODALITIES: dict[str, ModalityEntry] = {
     "image": ModalityEntry(ImageInput, ImageTask),
     "video": ModalityEntry(VideoInput, VideoTask),
     "audio": ModalityEntry(AudioInput, AudioTask),
+    "audiovisual": ModalityEntry(SequenceInput, AudiovisualTask),
 }
 """{name: entry}, in the order in which a model lists them."""
 BUILT_IN = tuple(MODALITIES)
@@ -93,7 +95,7 @@ def _task_of_modality(value: Any, _: Any) -> TaskBase:
     modality = value.get("modality")
     if modality not in MODALITIES:
         what = "missing" if modality is None else f"unknown modality {modality!r}"
-        raise _problem("modality", f"{what}; give {_or(MODALITIES)}", value)
+        raise problem_at("modality", f"{what}; give {one_of(MODALITIES)}", value)
     return MODALITIES[modality].task.model_validate(value)
 
 
@@ -103,18 +105,19 @@ def _inputs_of_plugins(value: Any, _: Any) -> dict[str, InputSection]:
         raise PydanticCustomError("not_a_mapping", "must be a mapping of modality to its input section")
     plugins = {name: entry.input for name, entry in MODALITIES.items() if name not in BUILT_IN}
     if unknown := [name for name in value if name not in plugins]:
-        known = f"it has {_or(plugins)}" if plugins else "it is empty"
-        raise _problem(unknown[0], f"no modality of plugins.modalities; {known}", value)
+        known = f"it has {one_of(plugins)}" if plugins else "it is empty"
+        raise problem_at(unknown[0], f"no modality of plugins.modalities; {known}", value)
     return {name: section.model_validate(value.get(name, {})) for name, section in plugins.items()}
 
 
-def _problem(key: str, message: str, value: Any) -> ValidationError:
+def problem_at(key: str, message: str, value: Any) -> ValidationError:
     """One problem at a key below the value that is being validated."""
     details = InitErrorDetails(type=PydanticCustomError("choice", message), loc=(key,), input=value)  # type: ignore[arg-type]
     return ValidationError.from_exception_data("config", [details])
 
 
-def _or(names: Iterable[str]) -> str:
+def one_of(names: Iterable[str]) -> str:
+    """Names in words: a, b or c."""
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
 

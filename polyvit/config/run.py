@@ -10,6 +10,7 @@ from pydantic import model_validator
 from polyvit.config.cross_field import cross_field_problems
 from polyvit.config.inputs import Modality, Section
 from polyvit.config.modalities import PluginsConfig, TaskConfig, modalities_of, register_plugins
+from polyvit.config.models import AnyModel
 from polyvit.config.renamed import with_new_names
 from polyvit.config.sections import (
     DataConfig,
@@ -22,6 +23,7 @@ from polyvit.config.sections import (
     TrackingConfig,
     TrainConfig,
 )
+from polyvit.errors import UserError
 
 
 class RunConfig(Section):
@@ -35,7 +37,7 @@ class RunConfig(Section):
     """All random draws follow from it: schedule, plan, augmentation, initial weights."""
     storage: str = "runs"
     """Folder of runs, checkpoints and the default MLflow store; shared storage on a cluster."""
-    model: ModelConfig = ModelConfig()
+    model: AnyModel = ModelConfig()
     init: InitConfig = InitConfig()
     tasks: dict[str, TaskConfig]
     schedule: ScheduleConfig = ScheduleConfig()
@@ -67,6 +69,13 @@ class RunConfig(Section):
     def modalities(self) -> tuple[Modality, ...]:
         """The modalities that the tasks need, in the order of the table of modalities."""
         return modalities_of(self.tasks)
+
+    @property
+    def polyvit(self) -> ModelConfig:
+        """The model section of a PolyViT. Raises UserError for another kind, which the caller cannot serve."""
+        if not isinstance(self.model, ModelConfig):
+            raise UserError(f"this works for model.kind=polyvit, and the config has model.kind={self.model.kind}")
+        return self.model
 
     @property
     def warmup_steps(self) -> int:

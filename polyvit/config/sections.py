@@ -10,12 +10,15 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from polyvit.config.inputs import AudioInput, ImageInput, InputSection, Modality, Section, VideoInput
 from polyvit.config.modalities import PluginInputs
+from polyvit.config.sharing import ModalitySharing
 from polyvit.config.tasks import Probability
 
 
 class ModelConfig(Section):
     """The encoder and its inputs. Defaults are ViT-Base as in the official nine-task config."""
 
+    kind: Literal["polyvit"] = "polyvit"
+    """`avbert` chooses the other model, whose keys are its own: see `avbert.py`."""
     width: PositiveInt = 768
     """D: numbers in a token."""
     depth: PositiveInt = 12
@@ -32,6 +35,7 @@ class ModelConfig(Section):
     """Epsilon of every layer norm."""
     drop_path_ramp: Literal["depth", "reference"] = "depth"
     """How a task's `drop_path` rises over the layers; `reference` restarts after the adaptor blocks."""
+    sharing: ModalitySharing = ModalitySharing()
     image: ImageInput = ImageInput()
     video: VideoInput = VideoInput()
     audio: AudioInput = AudioInput()

@@ -12,9 +12,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from polyvit.config import Modality, ModelConfig, RunConfig
+import numpy as np
+
+from polyvit.config import AVBertConfig, Modality, ModelConfig, RunConfig
 from polyvit.distributed import BUCKET_BYTES
-from polyvit.model import PEAK_BFLOAT16, parameters_of, training_flops
+from polyvit.model import PEAK_BFLOAT16, parameters_of, touched_parameters, training_flops
 from polyvit.schedule import mixes, rank_slice
 
 FLOAT = 4
@@ -42,9 +44,11 @@ DECODE: Mapping[Modality, DecodeCost] = {
     "image": DecodeCost(0.794e-3, 0.96e-9, 110_000),
     "video": DecodeCost(1 / 36, 0.0, 480_000),
     "audio": DecodeCost(1 / 240, 0.0, 160_000),
+    "audiovisual": DecodeCost(1 / 240, 5.8e-9, 1_440_000),
 }
 """One core of a 2.5 GHz Xeon: a JPEG to 224 pixels 1,065 a second and 820 to 384, a clip of 32 frames at 224
-pixels 36, a FLAC to a log-mel of 800 frames 240. Clips and spectrograms of other sizes are taken as equal.
+pixels 36, a FLAC to a log-mel of 800 frames 240. Clips and spectrograms of other sizes are taken as equal. A
+sequence of clips is an assumption: a video's time for each pixel and one recording, thirty seconds of H.264.
 Bytes: the mean ImageNet JPEG, ten seconds of 340 x 256 H.264, ten seconds of 16 kHz FLAC."""
 
 
@@ -124,18 +128,6 @@ class StepCost:
         return self.ideal_s / self.step_s
 
 
-def touched_parameters(config: RunConfig) -> dict[str, int]:
-    """Parameters that a step of each task gives gradients: shared, its modality's and its head's."""
-    table = parameters_of(config)
-    return {
-        name: sum(
-            table.get(role, 0)
-            for role in ("shared", f"tokenizer/{task.modality}", f"adaptor/{task.modality}", f"head/{name}")
-        )
-        for name, task in config.tasks.items()
-    }
-
-
 def local_batches(config: RunConfig, task: str, workers: int) -> list[int]:
     """Examples that each rank takes of one minibatch; some take none where the batch is too small."""
     entry = config.tasks[task]
@@ -143,9 +135,10 @@ def local_batches(config: RunConfig, task: str, workers: int) -> list[int]:
     return [stop - start for start, stop in slices]
 
 
-def token_bytes(model: ModelConfig, modality: Modality) -> int:
-    """One example's tokens as they leave the CPU: uint8, audio float16."""
-    return model.num_tokens(modality) * model.input(modality).patch_dim * (2 if modality == "audio" else 1)
+def token_bytes(model: ModelConfig | AVBertConfig, modality: Modality) -> int:
+    """One example's arrays as they leave the CPU: uint8 pixels, float16 spectrograms."""
+    arrays = model.input(modality).arrays.values()
+    return sum(math.prod(each.shape) * np.dtype(each.dtype).itemsize for each in arrays)
 
 
 def reduction(sent: float, workers: int, hardware: Hardware) -> float:
@@ -178,7 +171,7 @@ def step_cost(config: RunConfig, task: str, workers: int, hardware: Hardware) ->
     last_s = reduce_s * min(1.0, BUCKET_BYTES / gradient_bytes)
     hidden_s = min(reduce_s - last_s, hardware.overlap * compute_s * 2 / 3)  # 2 / 3: backward's arithmetic
     decode = hardware.decode[entry.modality]
-    values = model.num_tokens(entry.modality) * model.input(entry.modality).patch_dim
+    values = sum(math.prod(each.shape) for each in model.input(entry.modality).arrays.values())
     feed_bytes = local * (token_bytes(model, entry.modality) + entry.num_classes)
     return StepCost(
         task=task,

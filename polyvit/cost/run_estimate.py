@@ -15,7 +15,7 @@ import torch
 
 from polyvit.config import Modality, RunConfig
 from polyvit.data.loading import Minibatch, blank_arrays
-from polyvit.model import PolyViT, training_flops
+from polyvit.model import MultiTaskModel, build_model, training_flops
 from polyvit.schedule import Schedule, mixes
 from polyvit.training import FakePass, SingleProcess, build_optimiser, free_bytes, train_step
 
@@ -60,7 +60,7 @@ class Estimate:
 
 def estimate(config: RunConfig, schedule: Schedule, device: torch.device, rounds: int = 2) -> Estimate:
     """Measure `rounds` steps on `device`; the config's workers are taken to have one such device each."""
-    model = PolyViT(config.model, config.tasks, seed=config.seed)
+    model = build_model(config, seed=config.seed)
     parameters = sum(p.numel() for p in model.parameters())
     state_bytes = parameters * (8 + STATE_BYTES[config.optim.kind]) // _parts(config)
     fakes = {name: FakePass(config, name) for name in _one_each(config).values()}
@@ -102,7 +102,9 @@ def _one_each(config: RunConfig) -> dict[Modality, str]:
     return task_of
 
 
-def _seconds_an_example(model: PolyViT, config: RunConfig, name: str, device: torch.device, rounds: int) -> float:
+def _seconds_an_example(
+    model: MultiTaskModel, config: RunConfig, name: str, device: torch.device, rounds: int
+) -> float:
     """Median over `rounds` steps of a few blank examples, after one that warms up; a pass that takes a CPU many
     seconds is timed once. NaN where that takes minutes.
     """

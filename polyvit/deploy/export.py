@@ -41,7 +41,7 @@ class TaskModel(nn.Module):
         modality = config.tasks[task].modality
         self.spec = config.model.input(modality)
         self.tokenizer = model.tokenizers[modality]
-        self.blocks = nn.ModuleList([*model.adaptors[modality], *model.shared.blocks])  # type: ignore[misc]
+        self.blocks = nn.ModuleList(model.plain_blocks(modality))
         self.norm, self.head = model.shared.norm, model.heads[task]
 
     def forward(self, media: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def extended_model(trained: RunConfig, requested: RunConfig, new: Sequence[str])
     """The old encoder; the inputs of modalities that it does not know yet come from `requested`."""
     fresh: list[Modality] = [m for m in requested.modalities if m not in trained.modalities]
     used = {requested.tasks[name].modality for name in new}
-    return trained.model.model_copy(update={m: requested.model.input(m) for m in fresh if m in used})
+    return trained.polyvit.model_copy(update={m: requested.model.input(m) for m in fresh if m in used})
 
 
 def frozen_parts(
@@ -81,7 +81,7 @@ def frozen_parts(
     parts: list[str] = []
     for name in freeze:
         if name in ("tokenizers", "adaptors"):
-            private = name == "tokenizers" or trained.model.l_adapt
+            private = name == "tokenizers" or trained.polyvit.l_adapt
             parts += [f"{name}.{m}" for m in old] if private else []
         elif name == "heads":
             parts += [f"heads.{task}" for task in tasks if task in trained.tasks]
@@ -114,7 +114,7 @@ def assemble(
         update={"name": new_config.name, "model": new_config.model, "tasks": tasks, "optim": optim}
     )
     was, trained = old.state_dict(), new.state_dict()
-    model = PolyViT(config.model, config.tasks)
+    model = PolyViT(config.polyvit, config.tasks)
     model.load_state_dict({**was, **trained})
     changed = [name for name, tensor in was.items() if name in trained and not torch.equal(tensor, trained[name])]
     return model.eval(), config, changed

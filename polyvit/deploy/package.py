@@ -122,7 +122,7 @@ def _data_row(name: str, document: Mapping[str, Any], counts: Mapping[str, Any])
 
 
 def _training(config: RunConfig, document: Mapping[str, Any]) -> str:
-    optim, model = config.optim, config.model
+    optim, model = config.optim, config.polyvit
     lines = [
         f"- recipe: {config.name}; {config.source or 'no source given'}",
         f"- steps: {document['global_step']}, schedule {config.schedule.kind}, seed {config.seed}",

@@ -2,6 +2,8 @@ from .communicator import Communicator as Communicator
 from .communicator import ProcessGroupCommunicator as ProcessGroupCommunicator
 from .communicator import SingleProcess as SingleProcess
 from .fsdp import OptimiserState as OptimiserState
+from .fsdp import average_buffers as average_buffers
+from .fsdp import buffers_of as buffers_of
 from .fsdp import full_state as full_state
 from .fsdp import gathered as gathered
 from .fsdp import is_sharded as is_sharded

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
+from polyvit.distributed.communicator import Communicator
+
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
@@ -91,7 +93,7 @@ def part(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def full_state(model: nn.Module, optimiser: OptimiserState) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Parameters by name and optimiser state by name, whole: what a checkpoint holds, sharded or not.
+    """Parameters and buffers by name and optimiser state by name, whole: what a checkpoint holds, sharded or not.
 
     Not copied where they are whole already.
     """
@@ -100,14 +102,42 @@ def full_state(model: nn.Module, optimiser: OptimiserState) -> tuple[dict[str, T
     for key, value in optimiser.state().items():
         name = key.partition(".")[2]
         state[key] = value if value.ndim == 0 else whole(value, parameters[name])
-    return {name: whole(p, p) for name, p in parameters.items()}, state
+    return {name: whole(p, p) for name, p in parameters.items()} | buffers_of(model), state
+
+
+def buffers_of(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint keeps of a model besides its parameters, such as batch norm's running averages, by name.
+
+    FSDP does not divide them: each rank has its own, whole (see `average_buffers`).
+    """
+    kept = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+@torch.no_grad()
+def average_buffers(model: nn.Module, world: Communicator) -> None:
+    """Replace every floating-point buffer by its mean over the ranks, on all of them; all ranks together.
+
+    Batch norm's statistics are those of each rank's own examples. With their mean every rank evaluates, saves and
+    goes on from the same numbers.
+    """
+    buffers = [b for b in buffers_of(model).values() if b.is_floating_point()]
+    if world.size == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+    world.sum_(flat)
+    flat /= world.size
+    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
 
 
 @torch.no_grad()
 def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Whole parameters by name, the same on every rank, into a model that is divided or not."""
+    """Whole parameters and buffers by name, the same on every rank, into a model that is divided or not."""
     for name, parameter in model.named_parameters():
         local(parameter).copy_(local(part(tensors[name], parameter)))
+    for name, buffer in buffers_of(model).items():
+        buffer.copy_(tensors[name])
 
 
 def load_optimiser(model: nn.Module, optimiser: OptimiserState, state: Mapping[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ Initial values: as in the official release (see `reset_parameters`).
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +14,26 @@ from torch.utils.checkpoint import checkpoint
 
 from polyvit.config import Modality, ModelConfig, TaskConfig, modalities_of
 from polyvit.errors import UserError
-from polyvit.model.encoder import Block, draw_keep, drop_path_rates
+from polyvit.model.encoder import Block, LowRankBlock, draw_keep, drop_path_rates
 from polyvit.model.interface import MultiTaskModel
+from polyvit.model.sharing import LowRankLinear, layer_homes, owner_of
 from polyvit.model.tokenizer import Tokenizer
 
 
 class Trunk(nn.Module):
-    """The blocks that every modality shares, and the final norm (shared even when no block is)."""
+    """The blocks that every modality shares, and the final norm (shared even when no block is).
 
-    def __init__(self, config: ModelConfig) -> None:
+    blocks: the distinct ones; `homes` says which of them each layer is (see `model.sharing`).
+    """
+
+    def __init__(self, config: ModelConfig, modalities: Sequence[Modality]) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth - config.l_adapt))
+        sharing = config.sharing
+        self.homes = layer_homes(config.depth - config.l_adapt, sharing.layers)
+        low_rank = sharing.modalities == "low_rank"
+        self.blocks = nn.ModuleList(
+            LowRankBlock(config, modalities) if low_rank else Block(config) for _ in dict.fromkeys(self.homes)
+        )
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
 
@@ -43,7 +52,7 @@ class PolyViT(MultiTaskModel):
         self.adaptors = nn.ModuleDict(
             {m: nn.ModuleList(Block(config) for _ in range(config.l_adapt)) for m in present}
         )
-        self.shared = Trunk(config)
+        self.shared = Trunk(config, present)
         self.heads = nn.ModuleDict(
             {name: nn.Linear(config.width, task.num_classes) for name, task in tasks.items()}
         )
@@ -69,21 +78,27 @@ class PolyViT(MultiTaskModel):
         if self.compiled:
             keep_L2B = self._one_form(keep_L2B, x_BND)
         for i, block in enumerate(self._blocks(modality)):
-            x_BND = self._run(block, x_BND, None if keep_L2B is None else keep_L2B[i])
+            x_BND = self._run(block, x_BND, None if keep_L2B is None else keep_L2B[i], modality)
         return self.shared.norm(x_BND)
 
     def _blocks(self, modality: Modality) -> Iterator[nn.Module]:
         yield from self.adaptors[modality]  # type: ignore[misc]
-        yield from self.shared.blocks
+        yield from (self.shared.blocks[home] for home in self.shared.homes)
 
-    def _run(self, block: nn.Module, x_BND: Tensor, keep_2B: Tensor | None) -> Tensor:
+    def plain_blocks(self, modality: Modality) -> list[Block]:
+        """The blocks of a modality in the order in which they run, low-rank maps multiplied out."""
+        blocks = self._blocks(modality)
+        return [b.plain(self.config, modality) if isinstance(b, LowRankBlock) else b for b in blocks]  # type: ignore[misc]
+
+    def _run(self, block: nn.Module, x_BND: Tensor, keep_2B: Tensor | None, modality: Modality) -> Tensor:
+        own = (modality,) if isinstance(block, LowRankBlock) else ()
         if self.compiled:
             torch._dynamo.maybe_mark_dynamic(x_BND, 0)
             torch._dynamo.maybe_mark_dynamic(keep_2B, 1)
         if self.activation_checkpointing and torch.is_grad_enabled():
             # A block draws no random numbers, so there is no generator's state to put back.
-            return checkpoint(block, x_BND, keep_2B, use_reentrant=False, preserve_rng_state=False)
-        return block(x_BND, keep_2B)
+            return checkpoint(block, x_BND, keep_2B, *own, use_reentrant=False, preserve_rng_state=False)
+        return block(x_BND, keep_2B, *own)
 
     def _one_form(self, keep_L2B: Tensor | None, x_BND: Tensor) -> Tensor:
         """Masks in the one form that the blocks are compiled for: always there, and no stride depends on B.
@@ -103,7 +118,7 @@ class PolyViT(MultiTaskModel):
         # Past the limit torch falls back to eager without a word; blocks share one function, hence one count.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for module in self.modules():
-            if isinstance(module, Block):
+            if isinstance(module, Block | LowRankBlock):
                 # Not module.compile(): hooks of FSDP stay outside the graph this way.
                 module.forward = torch.compile(module.forward, dynamic=False, backend=backend)  # type: ignore[method-assign]
         self.compiled = True
@@ -117,16 +132,23 @@ class PolyViT(MultiTaskModel):
         return draw_keep(rates, global_batch, generator)
 
     def sharding_units(self) -> list[nn.Module]:
-        """Modules that FSDP gathers one by one: each tokenizer, block and head, then the model."""
+        """Modules that FSDP gathers one by one: tokenizers, blocks, heads, then the model.
+
+        A block that several layers share stays with the model: gathered once a pass, not at each layer.
+        """
         blocks = [block for stack in self.adaptors.values() for block in stack]  # type: ignore[attr-defined]
-        return [*self.tokenizers.values(), *blocks, *self.shared.blocks, *self.heads.values(), self]
+        if len(self.shared.blocks) == len(self.shared.homes):
+            blocks += self.shared.blocks
+        return [*self.tokenizers.values(), *blocks, *self.heads.values(), self]
 
     def parameter_table(self) -> dict[str, int]:
-        """Parameters by role: `tokenizer/image`, ..., `adaptor/image`, ..., `shared`, `head/<task>`; in order."""
+        """Parameters by role: `tokenizer/image`, ..., `adaptor/image`, ..., `shared`, `shared/image` (a modality's
+        own factors of shared blocks), ..., `head/<task>`; in order."""
         table: dict[str, int] = {}
         for name, parameter in self.named_parameters():
             role, _, rest = name.partition(".")
-            key = "shared" if role == "shared" else f"{role.rstrip('s')}/{rest.split('.')[0]}"
+            owner = owner_of(name) if role == "shared" else rest.split(".")[0]
+            key = role.removesuffix("s") + (f"/{owner}" if owner else "")
             table[key] = table.get(key, 0) + parameter.numel()
         return table
 
@@ -134,7 +156,11 @@ class PolyViT(MultiTaskModel):
         """The parameters that a step of `task` reaches and trains, by name: none that is frozen."""
         modality = self.modality[task]
         prefixes = ("shared.", f"tokenizers.{modality}.", f"adaptors.{modality}.", f"heads.{task}.")
-        return {n: p for n, p in self.named_parameters() if p.requires_grad and n.startswith(prefixes)}
+        return {
+            n: p
+            for n, p in self.named_parameters()
+            if p.requires_grad and n.startswith(prefixes) and owner_of(n) in (None, modality)
+        }
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -149,6 +175,8 @@ class PolyViT(MultiTaskModel):
         for module in self.modules():
             if isinstance(module, Block):
                 _reset_block(module, generator)
+            elif isinstance(module, LowRankLinear):
+                module.reset(generator)
         for name, head in self.heads.items():
             assert isinstance(head, nn.Linear)
             if self._head_init[name] == "lecun_normal":

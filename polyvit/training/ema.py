@@ -1,7 +1,8 @@
 """A running average of the parameters (`optim.ema_decay`): average = decay * average + (1 - decay) * parameters.
 
 It starts as the parameters, is updated after every step, and takes their place during an evaluation. Where the
-parameters are divided among ranks (`polyvit.distributed.fsdp`) so is the average.
+parameters are divided among ranks (`polyvit.distributed.fsdp`) so is the average. Batch norm's running averages
+are averages already: those of the model are used with either, and stored with both.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from polyvit.distributed import local, part, whole
+from polyvit.distributed import buffers_of, local, part, whole
 from polyvit.errors import UserError
 
 
@@ -28,11 +29,13 @@ class Ema:
 
     def state(self) -> dict[str, Tensor]:
         """The average by parameter name, whole; all ranks together where it is divided."""
-        return {name: whole(self.average[name], p) for name, p in self.model.named_parameters()}
+        average = {name: whole(self.average[name], p) for name, p in self.model.named_parameters()}
+        return average | buffers_of(self.model)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave. Raises UserError where the names or shapes differ."""
         parameters = dict(self.model.named_parameters())
+        state = {name: tensor for name, tensor in state.items() if name not in buffers_of(self.model)}
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if shapes != {name: tuple(p.shape) for name, p in parameters.items()}:
             raise UserError(

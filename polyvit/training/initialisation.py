@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from polyvit.checkpoint import read_document
 from polyvit.config import Modality, ModelConfig, RunConfig
 from polyvit.errors import UserError
-from polyvit.model import PolyViT
+from polyvit.model import MultiTaskModel, PolyViT
 from polyvit.model.pretrained import LoadReport, fit_problems, initialise, load_vit
 
 
@@ -25,9 +25,9 @@ def init_problems(config: RunConfig) -> list[str]:
         return []
     try:
         if is_checkpoint(path):
-            problems = checkpoint_problems(Path(path), config.model)
+            problems = checkpoint_problems(Path(path), config.polyvit)
         else:
-            problems = fit_problems(load_vit(path, config.init.grid), config.model, [*config.modalities])
+            problems = fit_problems(load_vit(path, config.init.grid), config.polyvit, [*config.modalities])
     except UserError as error:
         problems = list(error.problems) or [error.message]
     return [f"init.path: {problem}" for problem in problems]
@@ -39,11 +39,13 @@ def check_init(config: RunConfig) -> None:
         raise UserError(f"this run cannot start from init.path={config.init.path}:", problems)
 
 
-def initialise_model(model: PolyViT, config: RunConfig) -> LoadReport:
+def initialise_model(model: MultiTaskModel, config: RunConfig) -> LoadReport:
     """Overwrite `model` with what `init.path` names, in place.
 
     Raises UserError where it is null, cannot be read, or does not fit; the model is then unchanged.
     """
+    if not isinstance(model, PolyViT):
+        raise UserError("init.path needs model.kind=polyvit; set init.path=null")
     init = config.init
     if init.path is None:
         raise UserError("init.path is null: there is nothing to start from")
@@ -108,7 +110,7 @@ def _donated(name: str, donor: Modality) -> str:
     return f"{role}.{donor}.{own}" if role == "adaptors" or (role, own) == ("tokenizers", "cls_token") else name
 
 
-def freeze_parts(model: PolyViT, frozen: Sequence[str]) -> int:
+def freeze_parts(model: MultiTaskModel, frozen: Sequence[str]) -> int:
     """Take the parameters of the named parts out of training; returns how many numbers they hold.
 
     Raises UserError for a part that the model does not have, and where a task has nothing left to train.

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from polyvit.config import RunConfig
 from polyvit.data.loading import Minibatch, blank_arrays, part_of, tensors
-from polyvit.distributed import Communicator, Reducer, SingleProcess, is_sharded, is_split, local
+from polyvit.distributed import (
+    Communicator,
+    Reducer,
+    SingleProcess,
+    average_buffers,
+    is_sharded,
+    is_split,
+    local,
+)
 from polyvit.model import MultiTaskModel, device_of, normalise
 from polyvit.objectives import example_losses, mixup, neighbours
 from polyvit.schedule import mixes, rank_slice
@@ -92,6 +100,7 @@ def train_step(
         moved = reducer.bytes
     norm = _clip(parameters, config, world)
     optimiser.step(lr)
+    average_buffers(model, world)
     values = extra.tolist()
     bad = tuple(int(n) for n in values[count : 2 * count])
     return StepResult(
@@ -126,8 +135,10 @@ def _sharded_pass(model: MultiTaskModel, part: Minibatch, config: RunConfig, dev
         inputs = blank_arrays(config.model.input(config.tasks[part.task].modality), 1)
         labels = np.zeros((1, *part.labels.shape[1:]), part.labels.dtype)
         part = Minibatch(part.step, part.task, inputs, labels, part.keys, 0, part.global_batch)
+        model.eval()  # nothing blank gets into batch norm's running averages
     loss = local_loss(model, part, config, device) * (0.0 if blank else 1.0)
     loss.backward()
+    model.train()
     return loss.detach()
 
 

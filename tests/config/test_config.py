@@ -74,7 +74,11 @@ def test_a_key_of_another_modality_is_unknown() -> None:
         ("tasks.picture.drop_path", 1.5, ["tasks.picture.drop_path", "less than or equal to 1", "1.5"]),
         ("tasks.picture.steps", 0, ["tasks.picture.steps", "greater than 0"]),
         ("tasks.picture", 3, ["tasks.picture"]),
-        ("tasks.picture.modality", "smell", ["tasks.picture.modality", "'smell'", "image, video or audio"]),
+        (
+            "tasks.picture.modality",
+            "smell",
+            ["tasks.picture.modality", "'smell'", "image, video, audio or audiovisual"],
+        ),
         ("schedule.kind", "random", ["schedule.kind", "'task_by_task'", "random"]),
         ("data.max_bad_fraction", 2, ["data.max_bad_fraction", "less than or equal to 1"]),
         ("train", 3, ["train"]),
@@ -93,7 +97,7 @@ def test_missing_keys() -> None:
     del changed["tasks"]["clip"]["modality"]
     assert problems(changed) == (
         "tasks.picture.steps: missing; give a value",
-        "tasks.clip.modality: missing; give image, video or audio",
+        "tasks.clip.modality: missing; give image, video, audio or audiovisual",
     )
     assert problems({}) == ("tasks: missing; give a value",)
 

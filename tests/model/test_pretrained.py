@@ -15,6 +15,7 @@ from polyvit.config import (
     AudioTask,
     ImageInput,
     ImageTask,
+    ModalitySharing,
     ModelConfig,
     TaskConfig,
     VideoInput,
@@ -397,3 +398,37 @@ def test_official_tree_of_another_l_adapt_is_refused() -> None:
         official_to_state(tree, CONFIG)
     with pytest.raises(UserError, match=r"does not have; set model\.depth"):
         official_to_state(tree, CONFIG.model_copy(update={"l_adapt": 1, "depth": 2}))
+
+
+@pytest.mark.parametrize("rank", [WIDTH, 3])
+def test_low_rank_from_a_vit(rank: int, tmp_path: Path) -> None:
+    """Rank D gives the ViT's features to rounding; a lower one says in the report what each map loses."""
+    source = vit()
+    sharing = ModalitySharing(modalities="low_rank", rank=rank)
+    model = build(l_adapt=1, sharing=sharing)
+    report = initialise(model, save(tmp_path / "vit.safetensors", timm_tree(source)))
+    names = [*report.loaded, *report.resized, *report.random]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    errors = [how for how in report.resized.values() if how.startswith("rank")]
+    assert len(errors) == 6 * (DEPTH - 1)
+    x = {"tokens": torch.randn(2, 9, 36, generator=torch.Generator().manual_seed(1))}
+    difference = (model.forward_features(x, "image") - source.forward_features(x, "image")).abs().max()
+    if rank == WIDTH:
+        assert set(errors) == {f"rank {WIDTH} of {WIDTH}: error 0 of the map"}
+        assert difference < 1e-4  # float32 rounding of two products in place of one, of weights of size 0.3
+    else:
+        assert all(0 < float(how.split()[-4]) < 1 for how in errors)
+        assert difference > 1e-2
+    assert errors[0] in report.table()
+
+
+def test_shared_layers_take_the_first_of_their_group(tmp_path: Path) -> None:
+    """Layers 0 and 1 are one block with the values of layer 0; the report says that 1 is not used."""
+    source = vit()
+    model = build(sharing=ModalitySharing(layers=2))
+    report = initialise(model, save(tmp_path / "vit.safetensors", timm_tree(source)))
+    state, expected = model.state_dict(), source.state_dict()
+    for block, layer in ((0, 0), (1, 2)):
+        name = "attn.qkv.weight"
+        assert torch.equal(state[f"shared.blocks.{block}.{name}"], expected[f"shared.blocks.{layer}.{name}"])
+    assert "layers 1 are not used: model.sharing.layers=2" in report.notes

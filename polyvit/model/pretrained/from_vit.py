@@ -26,9 +26,11 @@ from polyvit.config import (
     ModelConfig,
 )
 from polyvit.errors import UserError
+from polyvit.model.encoder import low_rank_values
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.pretrained.convert import flat_kernel
 from polyvit.model.pretrained.vit_files import ViT, load_vit
+from polyvit.model.sharing import layer_homes
 
 _log = logging.getLogger(__name__)
 
@@ -156,11 +158,15 @@ def _values(
     vit: ViT, config: ModelConfig, modalities: list[Modality], kernel_init: KernelInit
 ) -> Iterator[tuple[str, Tensor, str]]:
     """(parameter name, value, how it was changed; empty: copied) of everything that the checkpoint gives."""
-    for i, block in enumerate(vit.blocks):
+    for i, block in enumerate(vit.blocks[: config.l_adapt]):
         homes = [f"adaptors.{m}.{i}" for m in modalities]
-        if i >= config.l_adapt:
-            homes = [f"shared.blocks.{i - config.l_adapt}"]
         yield from ((f"{home}.{leaf}", value, "") for home in homes for leaf, value in block.items())
+    for i, home in _first_layers(config):
+        if config.sharing.modalities == "low_rank":
+            values = low_rank_values(vit.blocks[i], config.sharing.rank, modalities)
+        else:
+            values = ((leaf, value, "") for leaf, value in vit.blocks[i].items())
+        yield from ((f"shared.blocks.{home}.{leaf}", value, how) for leaf, value, how in values)
     yield from ((f"shared.norm.{leaf}", value, "") for leaf, value in (vit.norm or {}).items())
     for modality in modalities:
         spec = config.input(modality)
@@ -168,6 +174,14 @@ def _values(
             continue
         for leaf, value, how in _tokenizer_values(vit, spec, kernel_init):
             yield f"tokenizers.{modality}.{leaf}", value, how
+
+
+def _first_layers(config: ModelConfig) -> Iterator[tuple[int, int]]:
+    """(layer, distinct shared block) of the first layer of each block: the one that gives it its values."""
+    homes = layer_homes(config.depth - config.l_adapt, config.sharing.layers)
+    for i, home in enumerate(homes):
+        if home not in homes[:i]:
+            yield i + config.l_adapt, home
 
 
 def _tokenizer_values(vit: ViT, spec: InputSection, kernel_init: KernelInit) -> Iterator[tuple[str, Tensor, str]]:
@@ -215,6 +229,9 @@ def _notes(vit: ViT, config: ModelConfig) -> Iterator[str]:
     for key, theirs, ours in (("gelu", vit.gelu, config.gelu), ("norm_eps", vit.norm_eps, config.norm_eps)):
         if theirs != ours:
             yield f"a {vit.layout} ViT has {key} {theirs}, the model {ours}; the same is model.{key}={theirs}"
+    taken = {*range(config.l_adapt), *(i for i, _ in _first_layers(config))}
+    if spare := sorted(set(range(len(vit.blocks))) - taken):
+        yield f"layers {', '.join(map(str, spare))} are not used: model.sharing.layers={config.sharing.layers}"
     if vit.cls_token is None:
         yield "the checkpoint has no class token; ours starts as in a new model"
     if vit.positions is None:

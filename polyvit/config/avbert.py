@@ -1,0 +1,126 @@
+"""The second system's model: AVBert, and the sequences of clips that it reads. `model.kind: avbert` chooses it.
+
+Source of the numbers: Lee et al., ICLR 2021 (arXiv 2012.04124), and the official code, sangho-vision/avbert @
+01c12b7.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from polyvit.config.inputs import ArraySpec, InputSection, Modality, Pair, Section
+from polyvit.config.sharing import RoleSharing
+from polyvit.config.tasks import Probability, TaskBase
+
+
+class SequenceInput(InputSection):
+    """Long videos as a sequence of short clips, each with its log-mel spectrogram."""
+
+    codec: ClassVar[str] = "polyvit.data.loading.codecs.audiovisual"
+    size_keys: ClassVar[tuple[str, ...]] = ("clips", "frames", "size")
+    sides: ClassVar[tuple[str, ...]] = ("clips", "frames", "height", "width")
+
+    clips: PositiveInt = 10
+    """S: clips of one sequence. The release fine-tunes with 10; its pre-training text has 30 of one second."""
+    frames: PositiveInt = 32
+    """Of one clip. The release fine-tunes with 32; its pre-training text has 16, one second."""
+    size: Pair = (112, 112)
+    mel_bins: PositiveInt = 80
+    spectrogram_frames: PositiveInt = 128
+    sample_rate: PositiveInt = 44100
+    """Hz; every sound track is resampled to it."""
+
+    @property
+    def media_size(self) -> tuple[int, ...]:
+        """(clips, frames, height, width)."""
+        return (self.clips, self.frames, *self.size)
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """A clip is one token."""
+        return (1, self.frames, *self.size)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the joined sequence but its first: two summaries, and two of each clip."""
+        return 2 * (1 + self.clips) - 1
+
+    @property
+    def arrays(self) -> dict[str, ArraySpec]:
+        """`clips` [S, T, H, W, 3] of pixels and `spectrograms` [S, time, mel] of log-mel."""
+        return {
+            "clips": ArraySpec((*self.media_size, 3), "uint8"),
+            "spectrograms": ArraySpec((self.clips, self.spectrogram_frames, self.mel_bins), "float16"),
+        }
+
+
+class AudiovisualTask(TaskBase):
+    """A task on sequences of clips with their sound."""
+
+    modality: Literal["audiovisual"] = "audiovisual"
+
+
+class AVBertConfig(Section):
+    """Two CNNs over clips, an audio, a visual and a multimodal transformer over their sequence."""
+
+    kind: Literal["avbert"] = "avbert"
+    width: PositiveInt = 768
+    depth: PositiveInt = 6
+    num_heads: PositiveInt = 12
+    mlp_dim: PositiveInt = 3072
+    fusion: Literal["early", "mid", "late"] = "mid"
+    """`mid`: an audio and a visual transformer, then a multimodal one over both outputs, joined in length.
+    `early`: the multimodal one alone. `late`: no multimodal one."""
+    sharing: RoleSharing = RoleSharing()
+    positions: PositiveInt = 22
+    """Rows of the position tables: at least 1 + clips. The release has 22, too few for sequences of 30 clips."""
+    dropout: Probability = 0.1
+    """Of attention weights, of each branch's output and of embeddings. As in the release, none after the MLP where
+    layers are shared."""
+    norm_eps: PositiveFloat = 1e-12
+    """Of layer norms; source: the release."""
+    visual_width: PositiveInt = 64
+    """Channels of the visual CNN's first stage: a 3-D ResNet; its output is 32 times as wide."""
+    audio_width: PositiveInt = 32
+    """Channels of the audio CNN's first stage: a 2-D ResNet without pooling in its stem."""
+    blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (3, 4, 6, 3)
+    """Residual blocks of the four stages of both CNNs: ResNet-50."""
+    audiovisual: SequenceInput = SequenceInput()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The transformers that there are, in the order in which they run."""
+        return {"early": ROLES[2:], "mid": ROLES, "late": ROLES[:2]}[self.fusion]
+
+    def input(self, modality: Modality) -> InputSection:
+        """The input section of the one modality. Raises KeyError for another."""
+        if modality != "audiovisual":
+            raise KeyError(f"AVBert takes sequences of clips (audiovisual), not {modality}")
+        return self.audiovisual
+
+    def num_tokens(self, modality: Modality) -> int:
+        """Tokens of the joined sequence, without its first summary token."""
+        return self.input(modality).num_tokens
+
+    def problems(self, modalities: tuple[Modality, ...]) -> list[str]:
+        """Contradictions within the section, and with the modalities of the tasks; one line each."""
+        found = [
+            f"model.kind=avbert takes tasks of modality audiovisual, not {modality}; give model.kind=polyvit"
+            for modality in modalities
+            if modality != "audiovisual"
+        ]
+        clips = self.audiovisual.clips
+        if 1 + clips > self.positions:
+            found.append(
+                f"model.positions={self.positions} must be at least {1 + clips}: a summary and"
+                f" model.audiovisual.clips={clips}"
+            )
+        if self.sharing.roles.startswith("low_rank") and self.sharing.rank > self.width:
+            found.append(
+                f"model.sharing.rank={self.sharing.rank} must be at most model.width={self.width}: a larger rank"
+                " has more parameters than the map"
+            )
+        return found
+
+
+ROLES = ("visual", "audio", "multimodal")

@@ -1,0 +1,107 @@
+"""Bottleneck residual blocks of 2-D and 3-D ResNets, with batch norm that keeps to the batch at hand.
+
+In: [N, C, ...] with two or three axes behind the channels. Out: the same, C wider, axes shorter by the stride.
+Source: the SlowFast code's ResNet, of which the official AVBert has a copy. No library has the audio CNN's blocks,
+and pytorchvideo, which has the visual one, is no longer kept.
+
+Batch norm under data parallelism: statistics are those of the examples of one pass on one rank, as in the release,
+where each GPU normalises its own 4 sequences; nothing is exchanged within a step. After a step the running
+averages are averaged over ranks (`polyvit.distributed.average_buffers`): every rank evaluates and saves the same.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BN_EPS, BN_MOMENTUM = 1e-5, 0.1
+"""Source: the official code's defaults, which are torch's."""
+Shape = tuple[int, ...]
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all axes but the second; `running_mean` and `running_var` (unbiased) for evaluation.
+
+    updates: whether a pass in training moves the running averages; off while a block is run once more for its
+    gradient, so that activation checkpointing changes nothing.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.updates = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, ...] -> [N, C, ...]."""
+        # A second run has momentum 0 and not no averages: it must save what the first one saved.
+        momentum = BN_MOMENTUM if self.updates else 0.0
+        averages = self.running_mean, self.running_var
+        return F.batch_norm(x, *averages, self.weight, self.bias, self.training, momentum, BN_EPS)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, padded to keep the size at stride 1; batch norm."""
+
+    def __init__(self, channels_in: int, channels: int, kernel: Shape, stride: Shape | None = None) -> None:
+        super().__init__()
+        conv: type[nn.Module] = {2: nn.Conv2d, 3: nn.Conv3d}[len(kernel)]
+        padding = tuple(side // 2 for side in kernel)
+        self.conv = conv(channels_in, channels, kernel, stride or 1, padding, bias=False)  # type: ignore[arg-type]
+        self.norm = BatchNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, ...] -> [N, C', ...]."""
+        return self.norm(self.conv(x))
+
+
+class Bottleneck(nn.Module):
+    """A few ConvNorms with ReLU between them, added to the input (or its 1x1 projection); ReLU after the sum."""
+
+    def __init__(self, units: Sequence[ConvNorm], shortcut: ConvNorm | None) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(units)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, ...] -> [N, C', ...]."""
+        y = x
+        for i, unit in enumerate(self.units):
+            y = unit(F.relu(y) if i else y)
+        return F.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+def no_updates(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of the first run of a checkpointed block and of the second, which leaves running averages alone."""
+
+    @contextmanager
+    def second() -> Iterator[None]:
+        norms = [module for module in block.modules() if isinstance(module, BatchNorm)]
+        for norm in norms:
+            norm.updates = False
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.updates = True
+
+    return nullcontext(), second()
+
+
+@torch.no_grad()
+def reset_cnn(cnn: nn.Module, generator: torch.Generator) -> None:
+    """He normal over the fan-out (c2_msra); the last norm of each residual branch starts without scale."""
+    for module in cnn.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif isinstance(module, Bottleneck):
+            last = module.units[-1]
+            assert isinstance(last, ConvNorm)
+            last.norm.weight.zero_()
