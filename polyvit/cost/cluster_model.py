@@ -49,7 +49,8 @@ DECODE: Mapping[Modality, DecodeCost] = {
 """One core of a 2.5 GHz Xeon: a JPEG to 224 pixels 1,065 a second and 820 to 384, a clip of 32 frames at 224
 pixels 36, a FLAC to a log-mel of 800 frames 240. Clips and spectrograms of other sizes are taken as equal. A
 sequence of clips is an assumption: a video's time for each pixel and one recording, thirty seconds of H.264.
-Bytes: the mean ImageNet JPEG, ten seconds of 340 x 256 H.264, ten seconds of 16 kHz FLAC."""
+Bytes: the mean ImageNet JPEG, ten seconds of 340 x 256 H.264, ten seconds of 16 kHz FLAC. A
+modality that is not here, as one of `plugins`, is taken to cost what an image does."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def step_cost(config: RunConfig, task: str, workers: int, hardware: Hardware) ->
     reduce_s = reduction(wire_bytes, workers, hardware)
     last_s = reduce_s * min(1.0, BUCKET_BYTES / gradient_bytes)
     hidden_s = min(reduce_s - last_s, hardware.overlap * compute_s * 2 / 3)  # 2 / 3: backward's arithmetic
-    decode = hardware.decode[entry.modality]
+    decode = hardware.decode.get(entry.modality, DECODE["image"])
     values = sum(math.prod(each.shape) for each in model.input(entry.modality).arrays.values())
     feed_bytes = local * (token_bytes(model, entry.modality) + entry.num_classes)
     return StepCost(

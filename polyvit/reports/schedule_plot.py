@@ -13,6 +13,7 @@ from polyvit.schedule import Schedule
 
 _MOST_DRAWN = 2000
 _COLOURS = {"image": "#2a78b5", "video": "#d1495b", "audio": "#3f8f5f"}
+_OTHER = "#8a6d1d"  # modalities of plugins
 
 
 def draw_schedule(schedule: Schedule, config: RunConfig, path: Path) -> None:
@@ -23,7 +24,7 @@ def draw_schedule(schedule: Schedule, config: RunConfig, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     names, total = list(schedule.tasks), len(schedule)
-    colours = [_COLOURS[config.tasks[name].modality] for name in names]
+    colours = [_COLOURS.get(config.tasks[name].modality, _OTHER) for name in names]
     drawn = np.unique(np.linspace(1, total, min(total, _MOST_DRAWN)).astype(int))
     figure, (raster, sums) = plt.subplots(
         2,
@@ -55,7 +56,7 @@ def draw_schedule(schedule: Schedule, config: RunConfig, path: Path) -> None:
     sums.set_xlabel("global step")
     sums.set_ylabel("minibatches so far", fontsize=8)
     for modality in config.modalities:
-        raster.plot([], [], color=_COLOURS[modality], linewidth=4, label=modality)
+        raster.plot([], [], color=_COLOURS.get(modality, _OTHER), linewidth=4, label=modality)
     raster.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)

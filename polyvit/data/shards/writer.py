@@ -81,7 +81,7 @@ class ShardReport:
 
 def shard_specs(scan: Scan, modality: Modality, options: ShardOptions, per_shard: int | None) -> list[ShardSpec]:
     """Every shard of a task, in order."""
-    step = per_shard or PER_SHARD[modality]
+    step = per_shard or PER_SHARD.get(modality, 1000)
     digest, specs = index_hash(scan), []
     for split in SPLITS:
         examples = scan.split(split)
@@ -224,4 +224,4 @@ def extension_of(content: bytes, modality: Modality) -> str:
     for magic, offset, extension in _MAGIC:
         if content[offset : offset + len(magic)] == magic:
             return extension
-    return _USUAL[modality]
+    return _USUAL.get(modality, "bin")
