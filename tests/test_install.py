@@ -67,6 +67,7 @@ def resolutions() -> Iterator[dict[tuple[str, str], Future[subprocess.CompletedP
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("row", PLATFORMS)
 def test_everything_resolves_to_wheels(
@@ -155,6 +156,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_what_is_no_python_file(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"polyvit/py.typed", "pipelines/py.typed"} <= names
@@ -175,6 +177,7 @@ def test_the_wheel_holds_what_is_no_python_file(wheel: Path) -> None:
     assert "Project-URL" not in metadata
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
     """Without this checkout on the path; the packages that it needs are seen through a .pth file."""
     clean = tmp_path / "clean"

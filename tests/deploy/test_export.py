@@ -100,6 +100,7 @@ def test_int8_weights_are_a_quarter(tmp_path: Path) -> None:
     assert 2 * 255 * largest < 2**15  # the sum of two products, on a CPU without VNNI
 
 
+@pytest.mark.slow
 def test_the_command_measures_on_data(pair_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = validate_config(pair_document(pair_root))
     model = PolyViT(config.model, config.tasks, seed=4)

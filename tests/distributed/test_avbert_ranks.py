@@ -51,6 +51,7 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARINGS)
 def test_ranks_end_with_the_same_bits(states: Path, name: str) -> None:
     """Parameters, and the mean of the running averages; and those did move."""
@@ -61,6 +62,7 @@ def test_ranks_end_with_the_same_bits(states: Path, name: str) -> None:
         assert mine["audio_cnn.stem.0.norm.running_mean"].abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARINGS)
 def test_sharded_is_whole_to_rounding(states: Path, name: str) -> None:
     """Activation checkpointing on the one side, FSDP on the other. AdamW divides a gradient by its own size, so

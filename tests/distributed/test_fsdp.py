@@ -83,6 +83,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]  # written by this test
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_divided_trains_as_whole(found: list[dict], rank: int, name: str) -> None:
@@ -110,12 +111,14 @@ def test_divided_trains_as_whole(found: list[dict], rank: int, name: str) -> Non
             assert runs[way]["eval"][task]["examples"] == 10
 
 
+@pytest.mark.slow
 def test_each_rank_holds_about_half(found: list[dict]) -> None:
     whole, parts = found[0]["sgd"]["whole"]["held"], [f["sgd"]["divided"]["held"] for f in found]
     assert sum(parts) == whole
     assert max(parts) < 0.55 * whole
 
 
+@pytest.mark.slow
 def test_the_loss_fell(found: list[dict]) -> None:
     """So that equal is not merely still."""
     steps = found[0]["accumulating"]["divided"]["steps"]

@@ -28,6 +28,7 @@ def pictures(pair_root: Path, tmp_path: Path) -> Path:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_model_of_pictures_learns_sounds(

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import soak
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
 ROOT = Path(__file__).parents[2]
 
 

@@ -134,6 +134,7 @@ def test_a_run_that_goes_on_does_not_read_the_file(config: RunConfig, tmp_path: 
     assert weights[3][cls].abs().max() == 0 < weights[0][cls].abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_starts_from_a_vit(tmp_path: Path, pair_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ def inspected(root: Path, folder: Path, *arguments: str) -> tuple[int, dict[str,
     return status, json.loads(as_data.read_text())
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_everything_and_leaves_a_page(
     sick_root: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,6 +137,7 @@ def curves(run: Path) -> dict[int, dict[str, float]]:
     return points
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_then_one_or_four(tmp_path: Path, pair_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,12 +220,14 @@ def cotrain(group: Nodes, recipe: Path, name: str, *overrides: str) -> tuple[Com
     return Command(group, recipe.parent, *given), storage / name
 
 
+@pytest.mark.slow
 @on_nodes
 @pytest.mark.parametrize("backend", ["ray_core", "ray_data"])
 def test_decoding_stays_on_the_nodes_with_its_labels(group: Nodes, backend: str) -> None:
     assert decoded_on(group, backend, CPU, TRAIN) == [{"head"}, {"a", "b"}]
 
 
+@pytest.mark.slow
 @on_nodes
 def test_a_label_that_no_node_carries_ends_the_command_at_once(group: Nodes, recipe: Path) -> None:
     command, _ = cotrain(group, recipe, "refused", "data.decode_node_labels={pool: none}")
@@ -236,6 +239,7 @@ def test_a_label_that_no_node_carries_ends_the_command_at_once(group: Nodes, rec
     ]
 
 
+@pytest.mark.slow
 @on_nodes
 def test_a_lost_node_is_replaced(group: Nodes, recipe: Path, undisturbed: tuple) -> None:
     """Two workers on labelled nodes; kill -9 of one node; another joins; the run ends as if nothing had been."""

@@ -14,6 +14,7 @@ from polyvit.config import load_config
 from polyvit.data.loading.reader import load
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_command_resumes_and_its_overrides_give_the_same_plan(

@@ -26,7 +26,7 @@ from pipelines.runtime.ray_cluster import start_node
 from pipelines.tracking.runs import STEP_KEY
 from polyvit.synthetic.write import write_synthetic
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 STEPS = 2_500  # more than a tiny run takes in the moment between a printed step and being held

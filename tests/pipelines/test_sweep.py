@@ -244,6 +244,7 @@ def _check_mlflow(document: dict[str, Any]) -> None:
     assert str(version.version) == str(document["registered"]["version"])
 
 
+@pytest.mark.faults
 def test_a_sweep_that_is_interrupted_says_how_to_go_on_and_registers_nothing(
     folder: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_clip_keeps_its_frames_and_times_and_gets_key_frames() -> None:
     assert psnr(read_clip(same_size, 20, 4), read_clip(data, 20, 4)) > 35
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_what_the_memory_held(tmp_path: Path) -> None:
     """glibc fills what malloc gives with a byte of MALLOC_PERTURB_; x264's mbtree once read it before writing."""
     (tmp_path / "clip.mp4").write_bytes(moving(80, (120, 160)))

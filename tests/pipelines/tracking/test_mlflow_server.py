@@ -124,6 +124,7 @@ def server(database: str, store: str, tmp_path_factory: pytest.TempPathFactory) 
         running.wait(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_run_goes_to_postgres_and_its_files_to_the_store(server: str, store: str, tmp_path: Path) -> None:
     """From a client that knows the server's address and no keys."""
     tracker = Tracker.start(small_config(f"storage={tmp_path}", f"tracking.uri={server}"), "a-run")
