@@ -27,10 +27,17 @@ def scan_imagenet(context: ScanContext) -> Scan:
     lines = context.classes
     if lines is None and context.size(MAPPING) is not None:
         lines = [line for _, line in read_lines(context, MAPPING)]
-    folders, names = _classes(lines if lines is not None else list(context.folder("train").folders))
+    folders, names = _classes(lines if lines is not None else _with_media(context, "train"))
     for top in ("train", "val"):
         _add_folders(context, top, {folder: index for index, folder in enumerate(folders)})
     return context.finish(names)
+
+
+def _with_media(context: ScanContext, top: str) -> list[str]:
+    """The class folders in `top` that hold media."""
+    folders = context.class_folders(top)
+    context.expect(f"{top}/{name}" for name in folders)
+    return [name for name in folders if context.holds_media(f"{top}/{name}")]
 
 
 def _classes(lines: list[str]) -> tuple[list[str], list[str]]:
