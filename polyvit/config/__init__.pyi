@@ -1,3 +1,5 @@
+from .formats import FORMATS as FORMATS
+from .formats import signatures as signatures
 from .inputs import ArraySpec as ArraySpec
 from .inputs import AudioInput as AudioInput
 from .inputs import ImageInput as ImageInput

@@ -58,14 +58,14 @@ def scan_imagefolder(context: ScanContext) -> Scan:
             f" class indices come from; add one, or set tasks.{context.name}.classes to a file of class names"
         )
     inner = {name: _doubled(context, _join(top, name)) for name in splits}
-    media = {name: _media(context, inner[name]) for name in splits}
+    held = {name: _media(context, inner[name]) for name in splits}
     train = [name for name in splits if splits[name] == "train"]
-    names = context.names(label for name in train for label, paths in media[name].items() if paths)
+    names = context.names(label for name in train for label, paths in held[name].items() if paths)
     test_share = 1 - below[1]
     below = (1.0, 1.0) if "validation" in splits.values() else (below[0] + test_share, 1.0)
     for name in tops:
         if name in splits:
-            _add_classes(context, inner[name], splits[name], names, media[name], below)
+            _add_classes(context, inner[name], splits[name], names, held[name], below)
         else:
             reason = "folder beside the split folders; its files belong to no split"
             context.skip("label", _join(top, name), reason)
