@@ -1,8 +1,8 @@
 """What kind of media a file is, judged by its bytes; its name is never looked at.
 
-The first bytes must be those of a format in the table of `polyvit.config.formats`. This is also what keeps hostile files from
-the decoding libraries' less travelled readers: FFmpeg would follow the addresses in a playlist, Pillow would run
-Ghostscript on PostScript. Which of video and sound a container holds, its streams tell.
+The first bytes must be those of a format in the table of `polyvit.config.formats`. This is also what keeps hostile
+files from the decoding libraries' less travelled readers: FFmpeg would follow the addresses in a playlist, Pillow
+would run Ghostscript on PostScript. Which of video and sound a container holds, its streams tell.
 """
 
 import re

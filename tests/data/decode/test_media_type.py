@@ -78,8 +78,8 @@ def _film(extension: str) -> bytes:
 @pytest.mark.parametrize("extension", [*PICTURES, *SOUNDS, *TRACKS, *FILMS])
 def test_what_is_decoded_is_found_in_folders_and_predicted(tmp_path: Path, extension: str) -> None:
     modality = "image" if extension in PICTURES else "video" if extension in FILMS else "audio"
-    make = next(make for table, make in
-                ((PICTURES, _picture), (SOUNDS, _sound), (TRACKS, _track), (FILMS, _film)) if extension in table)  # fmt: skip
+    makers = ((PICTURES, _picture), (SOUNDS, _sound), (TRACKS, _track), (FILMS, _film))
+    make = next(make for table, make in makers if extension in table)
     content = make(extension)
     assert detect_modality(content) == modality
     if modality == "image":

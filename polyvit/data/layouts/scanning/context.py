@@ -119,6 +119,15 @@ class ScanContext:
         content = self.root.read(f"{folder}/{name}" if folder else name)
         return b"\n" not in content and content.startswith((b"/", b"./", b"../"))
 
+    def inside(self, path: str) -> str | None:
+        """As the function `inside`, also for an absolute path or URL that lies in the root."""
+        if not path.startswith("/") and "://" not in path:
+            return inside(path)
+        for root in dict.fromkeys((self.at(""), self.root.real(""))):
+            if path.startswith(root.rstrip("/") + "/"):
+                return inside(path[len(root.rstrip("/")) :].lstrip("/"))
+        return None
+
     def is_media(self, name: str) -> bool:
         """Whether a file's name ends as those of the task's modality do."""
         return name.lower().endswith(self.task.extensions)
