@@ -63,7 +63,7 @@ def _mistyped_tasks(own: Sequence[str], document: dict[str, Any]) -> list[str]:
                 f"tasks.{name}: the recipe has no such task{hint} A new one needs modality, layout, num_classes,"
                 " steps and batch"
             )
-            del tasks[name]
+            del document["tasks"][name]
     return problems
 
 

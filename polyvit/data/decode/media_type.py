@@ -7,10 +7,8 @@ would run Ghostscript on PostScript. Which of video and sound a container holds,
 
 import re
 
-import av
-
 from polyvit.config import Modality, signatures
-from polyvit.data.decode.containers import bad_media, open_container
+from polyvit.data.decode.containers import bad_media, moving_pictures, open_container
 from polyvit.errors import BadMedia
 
 UNKNOWN = "not a known picture, video or sound file"
@@ -40,8 +38,7 @@ def detect_modality(data: bytes) -> Modality:
 
 def _streams(data: bytes) -> Modality:
     with bad_media("container"), open_container(data) as container:
-        cover = av.stream.Disposition.attached_pic
-        if any(not stream.disposition & cover for stream in container.streams.video):
+        if moving_pictures(container):
             return "video"
         if container.streams.audio:
             return "audio"
