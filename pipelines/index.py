@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.runtime import cluster, command_line, console
 from polyvit.config import RunConfig, load_config
@@ -23,6 +24,9 @@ from polyvit.data.index import Scan, index_hash, read_index
 from polyvit.data.layouts import scan_task
 from polyvit.errors import UserError
 from polyvit.storage import Location, StoreUnavailable, as_location, is_url, open_root, under
+
+SHOWN_CLASSES = 10
+"""Class names that are printed of each task."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ def build_indexes(
     problems = [*errors.values(), *split_problems(config, scans, train)]
     if problems:
         raise UserError("the data do not fit the config:", problems)
+    for note in class_notes(config, scans):
+        console.print(note, markup=False, highlight=False)
     return Indexes(scans, roots, frozenset(name for name, (reused, _) in done.items() if reused))
 
 
@@ -144,6 +150,7 @@ def index_report(indexes: Indexes) -> dict[str, Any]:
             **scan.counts(),
             "classes": len(scan.classes),
             "classes_present": classes_present(scan),
+            "examples_of_class": examples_of_class(scan),
             "left_out": kinds,
             "problems": [asdict(problem) for problem in scan.problems],
             "hash": digests[name],
@@ -155,6 +162,30 @@ def index_report(indexes: Indexes) -> dict[str, Any]:
 def classes_present(scan: Scan) -> int:
     """How many classes have at least one example."""
     return int((scan.examples.label_counts(0) > 0).sum())
+
+
+def examples_of_class(scan: Scan) -> dict[str, int]:
+    """Examples of every class, all splits together, by its name, in label order."""
+    counts = scan.examples.label_counts(len(scan.classes)).tolist()
+    return dict(zip(scan.classes, counts, strict=True))
+
+
+def class_notes(config: RunConfig, scans: Mapping[str, Scan]) -> list[str]:
+    """A line for each task whose data hold fewer classes than its head has."""
+    notes = []
+    for name, scan in scans.items():
+        present, num_classes = classes_present(scan), config.tasks[name].num_classes
+        if present < num_classes:
+            seen = [text for text, count in examples_of_class(scan).items() if count]
+            notes.append(
+                f"tasks.{name}: only {present} of num_classes={num_classes} classes have examples"
+                f" ({_first(seen)}); if no class should be without, correct the data or tasks.{name}.num_classes"
+            )
+    return notes
+
+
+def _first(texts: Sequence[str], most: int = SHOWN_CLASSES) -> str:
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,10 +212,13 @@ def print_index(report: Mapping[str, Any], most: int = 5) -> None:
     table = Table()
     for column in ("task", "train", "validation", "test", "classes", "with examples", "left out", "index"):
         table.add_column(column, justify="left" if column == "task" else "right")
+    table.add_column("examples of each class", overflow="fold")
     for name, entry in report.items():
         left_out = ", ".join(f"{count} {kind}" for kind, count in sorted(entry["left_out"].items()))
         cells = [entry[key] for key in ("train", "validation", "test", "classes", "classes_present")]
-        table.add_row(name, *map(str, cells), left_out or "0", "reused" if entry["reused"] else "scanned")
+        of_class = Text(_first([f"{text} {count:,}" for text, count in entry["examples_of_class"].items()]))
+        reused = "reused" if entry["reused"] else "scanned"
+        table.add_row(name, *map(str, cells), left_out or "0", reused, of_class)
     console.print(table)
     for name, entry in report.items():
         for problem in entry["problems"][:most]:

@@ -28,6 +28,7 @@ from polyvit.checkpoint import load_trained
 from polyvit.config import Modality, RunConfig
 from polyvit.deploy import IsolatedDecoder, Limits, Predictor, check_tasks, class_names, read_media
 from polyvit.errors import BadMedia, UserError
+from polyvit.storage import is_hidden
 
 FILES_A_TASK = 16
 """Files that one decoding task takes, and one forward pass at most."""
@@ -66,7 +67,7 @@ def list_files(folder_or_list: str, column: str = "path") -> list[str]:
     source = Path(folder_or_list).expanduser().absolute()
     if source.is_dir():
         below = (path.relative_to(source) for path in source.rglob("*"))
-        kept = [path for path in below if not any(part.startswith(".") for part in path.parts)]
+        kept = [path for path in below if not any(map(is_hidden, path.parts))]
         paths = sorted(str(source / path) for path in kept if (source / path).is_file())
     elif source.is_file():
         paths = [str(source.parent / line) for line in _listed(source, column)]
@@ -82,7 +83,7 @@ def _listed(source: Path, column: str) -> Iterable[str]:
         raise UserError(f"--input {source}: give a folder, or a .txt, .csv or .parquet of paths")
     try:
         if source.suffix == ".txt":
-            return [line.strip() for line in source.read_text().splitlines() if line.strip()]
+            return [line.strip() for line in source.read_text("utf-8-sig").splitlines() if line.strip()]
         if source.suffix == ".csv":
             text = pyarrow.csv.ConvertOptions(column_types={column: pa.string()})
             table = pyarrow.csv.read_csv(source, convert_options=text)

@@ -1,6 +1,8 @@
-from .avbert import AudiovisualTask as AudiovisualTask
 from .avbert import AVBertConfig as AVBertConfig
+from .avbert import AudiovisualTask as AudiovisualTask
 from .avbert import SequenceInput as SequenceInput
+from .formats import FORMATS as FORMATS
+from .formats import signatures as signatures
 from .inputs import ArraySpec as ArraySpec
 from .inputs import AudioInput as AudioInput
 from .inputs import ImageInput as ImageInput

@@ -36,16 +36,36 @@ def load_config(recipe: str, overrides: Sequence[str] = (), only: Sequence[str] 
     `only` keeps just these tasks. Raises UserError with every problem.
     """
     document = read_recipe(recipe)
+    own = list(document["tasks"]) if isinstance(document.get("tasks"), dict) else []
     for override in overrides:
         apply_override(document, override)
+    mistyped = _mistyped_tasks(own, document)
     if only:
         tasks = document.get("tasks") or {}
         if missing := [name for name in only if name not in tasks]:
             raise UserError(f"--only {missing[0]}: the recipe has no such task; it has {', '.join(tasks)}")
         document["tasks"] = {name: task for name, task in tasks.items() if name in only}
-    config = validate_config(document)
+    config = validate_config(document, mistyped)
     check_installed(config)
     return with_absolute_paths(config)
+
+
+def _mistyped_tasks(own: Sequence[str], document: dict[str, Any]) -> list[str]:
+    """A problem for each task that only overrides name and that is no whole one; these are taken out.
+
+    own: the recipe's tasks. document: the config after the overrides.
+    """
+    tasks, problems = document.get("tasks"), []
+    for name, task in list(tasks.items()) if isinstance(tasks, dict) and own else ():
+        if name not in own and isinstance(task, dict) and "layout" not in task:
+            near = difflib.get_close_matches(str(name), own, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(own)}."
+            problems.append(
+                f"tasks.{name}: the recipe has no such task{hint} A new one needs modality, layout, num_classes,"
+                " steps and batch"
+            )
+            del document["tasks"][name]
+    return problems
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -94,15 +114,21 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     return with_new_names(document)
 
 
-def validate_config(document: dict[str, Any]) -> RunConfig:
-    """Plain data -> config. Raises UserError that lists every problem, unknown keys with the nearest known."""
+def validate_config(document: dict[str, Any], known: Sequence[str] = ()) -> RunConfig:
+    """Plain data -> config. Raises UserError that lists every problem, unknown keys with the nearest known.
+
+    known: problems that were seen before.
+    """
+    problems = list(known)
     try:
-        return RunConfig.model_validate(document)
+        config = RunConfig.model_validate(document)
     except ValidationError as error:
-        problems = _problems(error, document)
+        problems += _problems(error, document)
         problems += _cross_field_problems_behind(error, document)
+    if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise UserError(f"the config has {count}:", problems) from None
+        raise UserError(f"the config has {count}:", problems)
+    return config
 
 
 def _find(recipe: str) -> Path:
@@ -122,15 +148,23 @@ def _find(recipe: str) -> Path:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice."""
+    """SafeLoader that refuses a key given twice. `<<: *base` merges; keys beside it win."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Called again for a mapping that another one merges: it has no merge key any more then."""
+        if not getattr(node, "flat", False):
+            own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            keys = [self.construct_object(key, deep=True) for key in own]
+            if odd := [key for key in keys if isinstance(key, list | dict)]:
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {odd[0]!r} cannot be a key")
+            if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {twice[0]!r} is given twice")
+            setattr(node, "flat", True)  # noqa: B010
+            super().flatten_mapping(node)
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    if odd := [key for key in keys if isinstance(key, list | dict)]:
-        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {odd[0]!r} cannot be a key")
-    if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
-        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {twice[0]!r} is given twice")
+    loader.flatten_mapping(node)
     return {loader.construct_object(k): loader.construct_object(v, deep=True) for k, v in node.value}
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny
 
+from polyvit.config.formats import extensions
 from polyvit.config.inputs import Section
 from polyvit.config.layouts import LayoutName
 
@@ -16,10 +17,10 @@ ViewAverage = Literal["logits", "probabilities"]
 """What is averaged over the views of one example. ViViT's test step in scenic averages logits by default."""
 
 
-_IMAGE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_VIDEO = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
+_IMAGE = extensions("image")
+_VIDEO = extensions("video")
 # A video container is a recording too: its sound track is what an audio task reads.
-_AUDIO = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".aiff", ".aif", *_VIDEO)
+_AUDIO = extensions("audio", "video")
 
 
 # ---------------------------------------------------------------------------------------------- augmentation

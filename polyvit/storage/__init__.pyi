@@ -10,3 +10,4 @@ from .root import DANGLING as DANGLING
 from .root import Folder as Folder
 from .root import Root as Root
 from .root import StoreUnavailable as StoreUnavailable
+from .root import is_hidden as is_hidden

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from polyvit.errors import UserError
-from polyvit.storage.root import ABSENT, DANGLING, RECENT_NS, Folder
+from polyvit.storage.root import ABSENT, DANGLING, RECENT_NS, Folder, is_hidden
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LocalRoot:
             stamp = _local_stamp(full)
             with os.scandir(full) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
-                    if entry.name.startswith("."):
+                    if is_hidden(entry.name):
                         continue
                     links = links or entry.is_symlink()
                     if entry.is_dir():

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from polyvit.storage.filesystems import open_filesystem
-from polyvit.storage.root import ABSENT, RECENT_NS, Folder, StoreUnavailable
+from polyvit.storage.root import ABSENT, RECENT_NS, Folder, StoreUnavailable, is_hidden
 
 T = TypeVar("T")
 WAITS_S = (0.2, 1.0, 3.0)
@@ -70,7 +70,7 @@ class RemoteRoot:
         infos, inside = [], set()
         for info in sorted(entries, key=lambda info: info.path):
             name, below, _ = info.path.removeprefix(self._in(path) + "/").partition("/")
-            if name.startswith("."):
+            if is_hidden(name):
                 continue
             if below or info.type == fs.FileType.Directory:
                 inside.add(name)

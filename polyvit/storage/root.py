@@ -14,6 +14,20 @@ ABSENT = "absent"
 RECENT_NS = 2 * 10**9
 """A file changed less than this before it was read has no stamp: it may change again within the clock's tick."""
 
+LEFT_BY_SYSTEMS = frozenset(
+    {
+        "__macosx", "lost+found", "@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "$recycle.bin",
+        "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
+    }
+)  # fmt: skip
+"""What zip programs, file systems and network disks leave beside the user's files (lower case): copies of names,
+thumbnails, bins."""
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is never looked into: hidden, or left there by a system."""
+    return name.startswith(".") or name.lower() in LEFT_BY_SYSTEMS
+
 
 class StoreUnavailable(OSError):
     """An object store did not answer, or refused, after every try."""
@@ -21,7 +35,7 @@ class StoreUnavailable(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The listing of one folder: bytes by file name, and subfolders, both sorted; hidden entries left out.
+    """The listing of one folder: bytes by file name, and subfolders, both sorted; those of `is_hidden` left out.
 
     stamp: equal stamps of two listings mean an equal folder; '' where that cannot be promised.
     """

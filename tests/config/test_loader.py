@@ -189,6 +189,29 @@ def test_an_overridden_typo_names_the_nearest() -> None:
     assert any(p.startswith("tasks.imagnet") for p in caught.value.problems)
 
 
+def test_a_mistyped_task_names_the_nearest() -> None:
+    with pytest.raises(UserError) as caught:
+        load_config("demo", ["tasks.imagnet.batch=4", "tasks.zzz.batch=4"])
+    near, far = caught.value.problems
+    assert near.startswith("tasks.imagnet: the recipe has no such task; did you mean imagenet?")
+    assert far.startswith("tasks.zzz: the recipe has no such task; it has imagenet, cifar100,")
+
+
+def test_yaml_merge_keys(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(
+        "extends: demo\ntasks:\n  cifar10: &base\n    batch: 6\n    steps: 7\n"
+        "  cifar100: &more\n    <<: *base\n    steps: 9\n  pets:\n    <<: [*more]\n    batch: 2\n"
+    )
+    tasks = load_config(str(path)).tasks
+    assert {name: (task.batch, task.steps) for name, task in tasks.items()} == {
+        "cifar10": (6, 7), "cifar100": (6, 9), "pets": (2, 9),
+    }  # fmt: skip
+    path.write_text(path.read_text() + "    batch: 3\n")
+    with pytest.raises(UserError, match="key 'batch' is given twice"):
+        load_config(str(path))
+
+
 def test_only() -> None:
     assert list(load_config("demo", only=["pets", "cifar10"]).tasks) == ["cifar10", "pets"]
     with pytest.raises(UserError, match="--only petz: the recipe has no such task; it has imagenet"):

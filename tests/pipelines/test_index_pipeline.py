@@ -8,7 +8,15 @@ import pytest
 from pipelines_kit import pair_config, scanned
 
 from pipelines import cli
-from pipelines.index import build_indexes, index_report, load_indexes, split_problems, task_roots
+from pipelines.index import (
+    build_indexes,
+    class_notes,
+    index_report,
+    load_indexes,
+    print_index,
+    split_problems,
+    task_roots,
+)
 from polyvit.data.index.io import Example, Problem, Scan
 from polyvit.errors import UserError
 
@@ -114,3 +122,34 @@ def test_the_report_counts_what_was_left_out(pair_root: Path, tmp_path: Path) ->
     row = index_report(indexes)["shapes"]
     assert row["left_out"] == {"missing": 2, "label": 1}
     assert row["problems"][1] == {"kind": "label", "where": "b", "reason": "s"}
+
+
+def test_class_names_are_shown_and_missing_classes_said(
+    pair_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = pair_config(pair_root, tmp_path)
+    indexes = scanned(config)
+    assert class_notes(config, indexes.scans) == []
+    names = [f"[b]{n}" for n in range(12)]
+    indexes.scans["shapes"] = Scan([Example("a", "a", (n,), "train") for n in range(11)], names)
+    print_index(index_report(indexes))
+    printed = capsys.readouterr().out
+    assert "[b]0 1" in printed
+    assert "[b]9 1" in printed
+    assert "[b]10" not in printed
+    assert "and 2 more" in printed
+    (note,) = class_notes(pair_config(pair_root, tmp_path, "tasks.shapes.num_classes=12"), indexes.scans)
+    assert note.startswith("tasks.shapes: only 11 of num_classes=12 classes have examples ([b]0, [b]1,")
+    assert "and 1 more)" in note
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("command", ["index", "plan"])
+def test_fewer_classes_than_the_head_has_are_said(
+    pair_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    pair_config(pair_root, tmp_path)
+    given = [command, f"{tmp_path}/pair.yaml", f"storage={tmp_path}/runs", "tasks.shapes.num_classes=7"]
+    assert cli.main([*given, *(["--no-measure"] if command == "plan" else [])]) == 0
+    assert "tasks.shapes: only 3 of num_classes=7 classes have examples" in capsys.readouterr().out

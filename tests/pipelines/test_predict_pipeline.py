@@ -98,6 +98,8 @@ def test_lists_of_files(files: dict[str, Path], tmp_path: Path) -> None:
     (folder / "list.txt").write_text("deep/a.png\n\n/abs/c.png\n")
     assert list_files(str(folder / "list.txt")) == [everything[1], "/abs/c.png"]
     (folder / "list.csv").write_text("id,file\n1,b.png\n2,007.png\n")
+    (folder / "bom.txt").write_bytes(b"\xef\xbb\xbf" + (folder / "list.txt").read_bytes())
+    assert list_files(str(folder / "bom.txt")) == [everything[1], "/abs/c.png"]
     assert list_files(str(folder / "list.csv"), "file") == [everything[0], str(folder / "007.png")]
     pq.write_table(pa.table({"path": ["b.png"]}), folder / "list.parquet")
     assert list_files(str(folder / "list.parquet")) == everything[:1]

@@ -1,6 +1,7 @@
 from .audio import decode_waveform as decode_waveform
 from .audio import log_mel as log_mel
 from .containers import bad_media as bad_media
+from .containers import moving_pictures as moving_pictures
 from .containers import open_container as open_container
 from .headers import audio_header as audio_header
 from .headers import container_size as container_size

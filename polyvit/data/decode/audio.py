@@ -22,9 +22,10 @@ import soundfile
 import soxr
 import torch
 import torchaudio
+from av.container import InputContainer
 
 from polyvit.config import AudioAugment, AudioInput
-from polyvit.data.decode.containers import bad_media, open_container
+from polyvit.data.decode.containers import bad_media, moving_pictures, open_container
 from polyvit.data.transforms import View, spec_augment, window_indices, window_start
 from polyvit.errors import BadMedia
 
@@ -40,6 +41,12 @@ LOG_OFFSET = 1e-6
 """Added before the log: digital silence is -13.8, and the noise of 16-bit rounding stays below it."""
 LOWEST_HZ = 20.0
 """Lower end of the mel filters, as Kaldi's default."""
+ESTIMATED = ("MP3", "OGG")
+"""Formats of libsndfile where joined files, or a variable bit rate without its header, end too early."""
+CODEC_DELAY = 4608
+"""Samples by which all packets may last longer than libsndfile says: an encoder's delay and padding."""
+GAP_S = 0.05
+"""Seconds between time stamps that are a hole; less is rounding."""
 _BLOCK = 1 << 18
 """Samples read at a time."""
 _FRAMES, _BINS = 200, 16
@@ -51,6 +58,8 @@ def decode_waveform(data: bytes, sample_rate: int, start_s: float = 0.0, end_s: 
 
     soundfile reads WAV, FLAC, MP3 and Ogg, PyAV the sound of MP4, M4A, WebM and the rest, by content.
     Channels are averaged, then resampled to `sample_rate` Hz.
+    A segment is cut by the file's time stamps, as the picture is: its seconds count from the first picture, or
+    from the first sound where there is none; holes are silence. Without a segment the holes are left out.
     What a header says of the length is not believed: a WAV, FLAC, MP3 or Ogg cut short is used as far as it
     goes. Raises BadMedia: no sound, no sample, a decoding error (MP4 and the rest), NaN or infinite
     samples or such beyond any scale, more than an hour.
@@ -78,8 +87,21 @@ def _read(data: bytes, start_s: float, end_s: float) -> tuple[np.ndarray, int]:
             pass
         else:
             with source:
+                if source.format in ESTIMATED and not _whole_length(data, source.frames, source.samplerate):
+                    return _read_with_pyav(data, start_s, end_s)
                 return _read_with_soundfile(source, start_s, end_s), source.samplerate
     return _read_with_pyav(data, start_s, end_s)
+
+
+def _whole_length(data: bytes, frames: int, rate: int) -> bool:
+    """Whether the packets of a recording last no longer than libsndfile says; walking them is quick."""
+    try:
+        with open_container(data) as container:
+            stream = container.streams.audio[0]
+            ticks = sum(packet.duration or 0 for packet in container.demux(stream))
+            return float(ticks * (stream.time_base or 0)) * rate < frames + CODEC_DELAY
+    except (av.error.FFmpegError, IndexError):
+        return True
 
 
 def _read_with_soundfile(source: soundfile.SoundFile, start_s: float, end_s: float) -> np.ndarray:
@@ -114,22 +136,39 @@ def _read_with_pyav(data: bytes, start_s: float, end_s: float) -> tuple[np.ndarr
         # Planar floats, one row a channel: AAC's own layout, other codecs are converted.
         planar = av.AudioResampler(format="fltp")
         last = round(end_s * rate) if end_s >= 0 else None
+        zero_s = _zero(container) if start_s > 0 or end_s >= 0 else None
         blocks: list[np.ndarray] = []
-        fifo, alike, total = av.AudioFifo(), ("", 0), 0
+        fifo, alike, total, before = av.AudioFifo(), ("", 0), 0, 0
         for frame in container.decode(stream):
+            if zero_s is not None and frame.time is not None:
+                hole = round((frame.time - zero_s) * rate) - total
+                if not total and hole < 0:
+                    before, total = -hole, hole  # sound before the first picture
+                elif hole > (GAP_S * rate if total else 0):
+                    _check_length(total + hole, rate, frame.layout.nb_channels)
+                    blocks += [_mono(fifo), np.zeros(hole, np.float32)]
+                    fifo, total = av.AudioFifo(), total + hole
             total += frame.samples
             for part in [frame] if frame.format.name == "fltp" else planar.resample(frame):
                 now = (part.layout.name, part.rate)
                 if now != alike:  # FFmpeg's queue would read past a frame of fewer channels
                     blocks += [_mono(fifo)] if alike[1] else []
                     fifo, alike = av.AudioFifo(), now
-                part.pts = None  # gaps between time stamps are no matter here
+                part.pts = None
                 fifo.write(part)
             if last is not None and total >= last:
                 break
             _check_length(total, rate, frame.layout.nb_channels)
     waveform_S = np.concatenate([*blocks, _mono(fifo)]) if blocks else _mono(fifo)
-    return waveform_S[round(start_s * rate) : last], rate
+    return waveform_S[before + round(start_s * rate) : None if last is None else before + last], rate
+
+
+def _zero(container: InputContainer) -> float:
+    """The time stamp that a segment's seconds count from: of the first picture, else of the first sound."""
+    for stream in (*moving_pictures(container), *container.streams.audio):
+        if stream.start_time is not None and stream.time_base is not None:
+            return float(stream.start_time * stream.time_base)
+    return 0.0
 
 
 def _mono(fifo: av.AudioFifo) -> np.ndarray:

@@ -10,6 +10,7 @@ from polyvit.errors import BadMedia
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 REASON_LENGTH = 160
 CONTAINERS = (
@@ -25,6 +26,14 @@ def open_container(data: bytes) -> "InputContainer":
     import av
 
     return av.open(io.BytesIO(data), "r", options={"format_whitelist": ",".join(CONTAINERS)})
+
+
+def moving_pictures(container: "InputContainer") -> "list[VideoStream]":
+    """The video streams that are no cover art, in the order of the file."""
+    import av
+
+    cover = av.stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & cover]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import av
 import soundfile
 from PIL import Image
 
-from polyvit.data.decode.containers import open_container
+from polyvit.data.decode.containers import moving_pictures, open_container
 from polyvit.errors import BadMedia
 
 
@@ -23,7 +23,7 @@ def image_header(data: bytes) -> dict[str, Any]:
 def video_header(data: bytes) -> dict[str, Any]:
     """form (codec), width and height in pixels, and where known seconds, fps, frames of the whole file."""
     with av.open(io.BytesIO(data), "r") as container:
-        stream = container.streams.video[0]
+        stream = moving_pictures(container)[0]
         context = stream.codec_context
         header: dict[str, Any] = {"form": context.name, "width": context.width, "height": context.height}
         seconds = container.duration / av.time_base if container.duration else None
@@ -56,8 +56,8 @@ def container_size(data: bytes) -> tuple[int, int, float]:
     """
     with open_container(data) as container:
         width = height = 0
-        if container.streams.video:
-            context = container.streams.video[0].codec_context
+        if streams := moving_pictures(container) or container.streams.video:
+            context = streams[0].codec_context
             width, height = context.width, context.height
         return width, height, (container.duration or 0) / av.time_base
 

@@ -13,6 +13,7 @@ timing of its threads: it is given whole files of an even frame rate only.
 """
 
 import io
+import math
 from collections import Counter
 from collections.abc import Sequence
 from types import ModuleType
@@ -23,9 +24,10 @@ import cv2
 import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from polyvit.config import VideoAugment, VideoReader
-from polyvit.data.decode.containers import bad_media, open_container
+from polyvit.data.decode.containers import bad_media, moving_pictures, open_container
 from polyvit.data.decode.image import smaller_side_size
 from polyvit.data.transforms import (
     CropPosition,
@@ -121,9 +123,9 @@ class _Packets(NamedTuple):
 
 def walk(container: InputContainer) -> _Packets:
     """All packets of a file, without decoding them."""
-    if not container.streams.video:
+    if not (streams := moving_pictures(container)):
         raise BadMedia("video: no video stream")
-    stream = container.streams.video[0]
+    stream = streams[0]
     counts, stored, whole = Counter[int](), [], True
     try:
         # All streams: decord's constructor trips over damaged sound too.
@@ -135,8 +137,9 @@ def walk(container: InputContainer) -> _Packets:
                     stored.append(packet)
     except av.error.FFmpegError:
         whole = False
-    if len(stored) < LEAST_SHARE * stream.frames or not stored:
-        raise BadMedia(f"video: cut short: {len(stored)} of {stream.frames} frames are there")
+    promised = _promised(container, stream)
+    if _places(container, stored) < LEAST_SHARE * promised or not stored:
+        raise BadMedia(f"video: cut short: {len(stored)} of {promised} frames are there")
     # Packets before an edit list's start are decoded but never shown.
     shown = [packet.pts for packet in stored if not packet.is_discard]
     ticks = np.sort([pts for pts in shown if pts is not None])
@@ -151,8 +154,24 @@ def walk(container: InputContainer) -> _Packets:
     whole &= context.pix_fmt is not None and context.width > 0 < context.height
     whole &= bool((np.diff(ticks) > 0).all())
     steps_s = np.diff(times_s)
-    even = whole and (len(steps_s) < 2 or bool(np.ptp(steps_s) <= 0.5 * np.median(steps_s)))
+    first = stream.index == container.streams.video[0].index  # decord would take the cover
+    even = whole and first and (len(steps_s) < 2 or bool(np.ptp(steps_s) <= 0.5 * np.median(steps_s)))
     return _Packets(context.width, context.height, stored, ticks, times_s, whole, even)
+
+
+def _promised(container: InputContainer, stream: VideoStream) -> int:
+    """Frames that should be there by the file's index; 0 where it has none. An edit list may show only some."""
+    if container.format.name.startswith("mov,") and stream.duration and stream.time_base and stream.average_rate:
+        return min(stream.frames, math.ceil(stream.duration * stream.time_base * stream.average_rate))
+    return stream.frames
+
+
+def _places(container: InputContainer, stored: list[av.Packet]) -> int:
+    """Frames of the index that the packets stand for: an AVI counts the frames that are shown again, too."""
+    ticks = [packet.dts for packet in stored if packet.dts is not None]
+    if container.format.name == "avi" and ticks:
+        return max(len(stored), max(ticks) - min(ticks) + 1)
+    return len(stored)
 
 
 def _segment(times_s: np.ndarray, start_s: float, end_s: float) -> tuple[int, int]:
@@ -178,7 +197,7 @@ def _read(
 
 def _read_wanted(container: InputContainer, packets: _Packets, wanted: np.ndarray) -> list[np.ndarray] | None:
     """Decode from the last key frame before the first wanted frame, and only what those need; None if it fails."""
-    codec = container.streams.video[0].codec_context
+    codec = moving_pictures(container)[0].codec_context
     codec.thread_count = 1  # clips are decoded in parallel by processes; more threads cost CPU (speed notes 2)
     # In H.264 no frame ever refers to one of nal_ref_idc 0. Other codecs' layers are not as simple.
     skips = codec.name == "h264"
@@ -225,7 +244,7 @@ def _read_from_start(data: bytes, wanted: Sequence[int]) -> list[np.ndarray]:
     """
     keep, frames, count, colours = set(wanted), [], 0, VideoReformatter()
     with open_container(data) as container:
-        stream = container.streams.video[0]
+        stream = moving_pictures(container)[0]
         stream.codec_context.thread_count = 1
         frame: av.VideoFrame | None = None
         try:

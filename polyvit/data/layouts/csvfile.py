@@ -2,9 +2,11 @@
 
 One file `data.csv` (or option `file`) with a split column, or without one: then the hash of the key carves
 the splits. Where there is no such file, `train.csv`, `val.csv` (or `validation.csv`) and `test.csv`. Paths
-are relative to the task's root (and option `folder`). One line is one row. Labels are names (index: sorted
+are relative to the task's root (and option `folder`), or absolute ones in it. Where train.csv has no val.csv
+beside it, the hash of the key carves validation out of it. One line is one row. Labels are names (index: sorted
 unique names of the train rows, or the position in `task.classes`) or whole numbers from 0. Several rows may
-cut one file by start and end.
+cut one file by start and end. Several rows of one path (and the same times) are several labels of it, where the
+task takes several (`loss: sigmoid`); else the first counts.
 
 Options, with their defaults:
     file = ""                 the one table; "" looks for data.csv, then for train.csv, val.csv, test.csv
@@ -18,8 +20,10 @@ Options, with their defaults:
     validation_fraction = 0.1    test_fraction = 0.1    shares that are carved without a split column
 """
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from polyvit.data.index import Example, Scan, Split
@@ -32,7 +36,6 @@ from polyvit.data.layouts.scanning import (
     ScanContext,
     carve,
     carve_fractions,
-    inside,
     label_rows,
     need_columns,
     read_options,
@@ -48,6 +51,7 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 PER_SPLIT = ("train.csv", "val.csv", "validation.csv", "test.csv")
 _Cells = dict[str, str]
+logger = logging.getLogger(__name__)
 
 
 def scan_csv(context: ScanContext) -> Scan:
@@ -57,15 +61,44 @@ def scan_csv(context: ScanContext) -> Scan:
     if len(options["delimiter"]) != 1:
         raise UserError(f"tasks.{context.name}.options.delimiter={options['delimiter']!r} must be one character")
     rows = Rows()
-    for file, split in _files(context, options["file"]):
+    for row in _joined(context, _rows(context, options, below)):
+        rows.append(row)
+    return label_rows(context, rows, options["labels"], context.classes)
+
+
+def _rows(context: ScanContext, options: dict[str, Any], below: tuple[float, float]) -> Iterator[Row]:
+    """The rows of all tables; `below`: thresholds for the rows whose split is carved."""
+    files = _files(context, options["file"])
+    splits = {split for _, split in files}
+    carved = "train" in splits and "validation" not in splits and not options["split_column"]
+    if carved:
+        below = (below[0] + 1 - below[1], 1.0)
+    for file, split in files:
         for where, cells, row_split in _read(context, file, split, options):
             address = _address(context, where, cells, options)
-            if address is not None:
-                key, path, start, end = address
-                example = Example(key, path, (), row_split or carve(key, *below), start=start, end=end)
-                labels = _labels(cells[options["label_column"]], options["label_separator"])
-                rows.append(Row(example, labels, where))
-    return label_rows(context, rows, options["labels"], context.classes)
+            if address is None:
+                continue
+            key, path, start, end = address
+            if row_split is None or (carved and row_split == "train"):
+                row_split = carve(key, *below)
+            labels = _labels(cells[options["label_column"]], options["label_separator"])
+            yield Row(Example(key, path, (), row_split, start=start, end=end), labels, where)
+
+
+def _joined(context: ScanContext, rows: Iterable[Row]) -> Iterable[Row]:
+    """The rows; of a task that takes several labels, one for each key and split, with all their labels."""
+    if context.task.loss != "sigmoid":
+        return rows
+    joined: dict[tuple[str, str], Row] = {}
+    count = 0
+    for row in rows:
+        first = joined.setdefault((row.example.key, row.example.split), row)
+        if first is not row:
+            count += 1
+            joined[row.example.key, row.example.split] = replace(first, labels=first.labels + row.labels)
+    if count:
+        logger.warning("tasks.%s: %d rows name an example again; their labels are joined", context.name, count)
+    return joined.values()
 
 
 def _files(context: ScanContext, file: str) -> list[tuple[str, Split | None]]:
@@ -104,11 +137,12 @@ def _address(
 ) -> tuple[str, str, float, float] | None:
     """(key, path, start, end) of a row; None, and a problem, where its path or its times are wrong."""
     cell = cells[options["path_column"]]
-    path = inside(cell)
+    path = context.inside(cell)
     if path is None:
         context.skip("broken", where, OUTSIDE if cell else "empty path")
         return None
-    if folder := options["folder"].strip("/"):
+    absolute = cell.startswith("/") or "://" in cell
+    if (folder := options["folder"].strip("/")) and not absolute:
         path = f"{folder}/{path}"
     start_column, end_column = options["start_column"], options["end_column"]
     if not start_column and not end_column:

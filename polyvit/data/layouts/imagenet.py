@@ -27,10 +27,18 @@ def scan_imagenet(context: ScanContext) -> Scan:
     lines = context.classes
     if lines is None and context.size(MAPPING) is not None:
         lines = [line for _, line in read_lines(context, MAPPING)]
-    folders, names = _classes(lines if lines is not None else list(context.folder("train").folders))
+    folders, names = _classes(lines if lines is not None else _with_media(context, "train"))
     for top in ("train", "val"):
+        _refuse_flat(context, top)
         _add_folders(context, top, {folder: index for index, folder in enumerate(folders)})
     return context.finish(names)
+
+
+def _with_media(context: ScanContext, top: str) -> list[str]:
+    """The class folders in `top` that hold media."""
+    folders = context.class_folders(top)
+    context.expect(f"{top}/{name}" for name in folders)
+    return [name for name in folders if context.holds_media(f"{top}/{name}")]
 
 
 def _classes(lines: list[str]) -> tuple[list[str], list[str]]:
@@ -40,6 +48,17 @@ def _classes(lines: list[str]) -> tuple[list[str], list[str]]:
     seen = {text for text in texts if texts.count(text) > 1}
     names = [f"{text} ({pair[0]})" if text in seen else text for pair, text in zip(pairs, texts, strict=True)]
     return [folder for folder, _ in pairs], names
+
+
+def _refuse_flat(context: ScanContext, top: str) -> None:
+    """Raise UserError where the pictures of a split lie in no class folders, as the official `val` comes."""
+    files = [name for name in context.folder(top).files if context.is_media(name)]
+    if files and not context.class_folders(top):
+        raise UserError(
+            f"tasks.{context.name}: {context.at(top)} holds {len(files)} pictures ({files[0]} ...) and no class"
+            f" folders; layout imagenet expects {top}/<wnid>/*.JPEG. Move each picture into the folder of its"
+            " wnid, which LOC_val_solution.csv or the official valprep.sh names"
+        )
 
 
 def _add_folders(context: ScanContext, top: str, indices: dict[str, int]) -> None:

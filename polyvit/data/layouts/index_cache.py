@@ -71,7 +71,7 @@ def _key(task: TaskConfig, root: Root, name: str) -> str:
     """The name of a task's index, a hash of all that a scan depends on, its code included, but not of the data."""
     dependencies = [
         root.at(""), task.layout, task.modality, task.num_classes, task.options, read_classes(task, root, name),
-        _code_digest(),
+        task.extensions, _code_digest(),
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()
     return f"{name}-{digest[:24]}"

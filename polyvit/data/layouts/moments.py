@@ -10,7 +10,6 @@ from polyvit.data.layouts.scanning import (
     OUTSIDE,
     Layout,
     ScanContext,
-    inside,
     ordered_names,
     read_lines,
     read_options,
@@ -42,7 +41,7 @@ def scan_moments(context: ScanContext) -> Scan:
             class_index = context.label(label, indices, where)
             if class_index is None:
                 continue
-            if (path := inside(clip)) is None:
+            if (path := context.inside(clip)) is None:
                 context.skip("broken", where, OUTSIDE)
                 continue
             full = f"{folder}/{path}"

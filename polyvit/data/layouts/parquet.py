@@ -2,7 +2,8 @@
 
 The media column is a struct {bytes, path} or plain binary; only label columns are read here, never media
 bytes. The split is in the file's name or its folder's (`train-...`, `train/0000.parquet`); where no file says
-so, the hash of the key carves the splits. Labels are whole numbers, names, or lists of either. Class names:
+so, the hash of the key carves the splits. Labels are whole numbers (floats such as 1.0 and
+truth values too), names, or lists of either. Class names:
 `task.classes`, else the ClassLabel names in the file's `huggingface` metadata, else sorted unique names of
 train, or the numbers themselves. Reading one row later costs its whole row group, so small row groups (100
 rows, the hub's own size) train faster.
@@ -140,9 +141,17 @@ def _is_media_struct(kind: pa.DataType) -> bool:
 
 def _labels(value: Any) -> tuple[str | int, ...]:
     values = value if isinstance(value, list) else [value]
-    if any(type(item) not in (int, str) for item in values):
-        return ()
-    return tuple(item.strip() if isinstance(item, str) else item for item in values if item != "")
+    labels = [_label(item) for item in values]
+    return tuple(label for label in labels if label != "")
+
+
+def _label(value: Any) -> str | int:
+    """A whole number, also one that is stored as a float or a truth value; else text, '' for an empty cell."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    return str(value).strip()
 
 
 def _class_names(schema: pa.Schema, label: str) -> list[str] | None:

@@ -27,9 +27,11 @@ def scan_resisc45(context: ScanContext) -> Scan:
         raise UserError(f"tasks.{context.name}: {context.at(FOLDER)} is not there; expected: {EXPECTS}")
     if any(context.size(name) is not None for name in LISTS):
         return _from_lists(context)
-    names = context.names(context.folder(FOLDER).folders)
+    folders, paths = context.class_folders(FOLDER), context.media(FOLDER)
+    held = {path.split("/")[1] for path in paths}
+    names = context.names(name for name in folders if name in held)
     indices = {name: index for index, name in enumerate(names)}
-    for path in context.media(FOLDER):
+    for path in paths:
         parts = path.split("/")
         index = context.label(parts[1] if len(parts) > 2 else "", indices, path)
         if index is not None:

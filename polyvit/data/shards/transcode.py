@@ -14,7 +14,7 @@ import simplejpeg
 import soundfile
 from av.video.reformatter import VideoReformatter
 
-from polyvit.data.decode import audio, bad_media, image, open_container, video
+from polyvit.data.decode import audio, bad_media, image, moving_pictures, open_container, video
 from polyvit.errors import BadMedia
 
 KEY_FRAMES = 32
@@ -49,7 +49,7 @@ def smaller_video(data: bytes, size: int) -> bytes | None:
     """
     with bad_media("video"), open_container(data) as source:
         packets = video.walk(source)
-        codec, rate = source.streams.video[0].codec_context.name, source.streams.video[0].average_rate
+        codec, rate = moving_pictures(source)[0].codec_context.name, moving_pictures(source)[0].average_rate
     if packets.width * packets.height > image.MAX_PIXELS:
         raise BadMedia(f"video: frames of {packets.width} x {packets.height} pixels are too large")
     keys = [i for i, packet in enumerate(packets.stored) if packet.is_keyframe]
@@ -72,7 +72,7 @@ def smaller_video(data: bytes, size: int) -> bytes | None:
 def _encoded(data: bytes, size: int, rate: object) -> bytes:
     buffer, colours = io.BytesIO(), VideoReformatter()
     with open_container(data) as source, av.open(buffer, "w", format="mp4") as target:
-        stream = source.streams.video[0]
+        stream = moving_pictures(source)[0]
         stream.codec_context.thread_count = 1
         output = target.add_stream("libx264", rate=rate, options=X264)  # type: ignore[call-overload]
         output.pix_fmt, output.codec_context.thread_count = "yuv420p", 1

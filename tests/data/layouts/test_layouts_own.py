@@ -27,7 +27,7 @@ def test_class_folders_name_empty_dangling_and_foreign_files(tmp_path: Path) -> 
     (tmp_path / "train/b").mkdir()
     result = scan(task("imagefolder", options={"validation_fraction": 0.0}), tmp_path)
     assert rows(result) == [("train/a/1.jpg", (0,), "train"), ("train/a/deep/2.PNG", (0,), "train")]
-    assert result.classes == ["a", "b"]
+    assert result.classes == ["a"]
     assert set(result.problems) == {
         Problem("broken", "train/a/0.jpg", "empty file"),
         Problem("broken", "train/a/x.xml", "not a file of modality image by its extension"),
@@ -36,6 +36,101 @@ def test_class_folders_name_empty_dangling_and_foreign_files(tmp_path: Path) -> 
         Problem("label", "train/loose.jpg", "file outside a class folder"),
         Problem("label", "notes", "folder beside the split folders; its files belong to no split"),
     }
+
+
+PAIR = [f"{{}}{name}/{n}.jpg" for name in ("circle", "square") for n in range(12)]
+
+
+def _pairs(*prefixes: str) -> dict[str, str]:
+    return {path.format(prefix): "x" for prefix in prefixes for path in PAIR}
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "split"),
+    [
+        ("training_set/", "test_set/", "test"),
+        ("seg_train/seg_train/", "seg_test/seg_test/", "test"),
+        ("shapes/train/", "shapes/val/", "validation"),
+        ("a/b/Train/", "a/b/Valid/", "validation"),
+        ("images/training/", "images/eval/", "validation"),
+        ("train/train/", "test/test/", "test"),
+    ],
+)
+def test_splits_are_found_under_the_names_that_people_give_them(
+    tmp_path: Path, train: str, held_out: str, split: str
+) -> None:
+    write(tmp_path, {**_pairs(train, held_out), "labels/1.txt": "0 1 1", "README.md": "x"} | (
+        {"seg_pred/seg_pred/1.jpg": "x"} if "seg" in train else {}
+    ))  # fmt: skip
+    result = scan(task("imagefolder", num_classes=2), tmp_path)
+    assert result.classes == ["circle", "square"]
+    assert {example.split for example in result.examples if example.path.startswith(held_out)} == {split}
+    assert sum(example.path.startswith(held_out) for example in result.examples) == 24
+    assert result.counts()["train"] > 15
+
+
+def test_classes_may_be_called_as_splits_are_and_hold_folders(tmp_path: Path) -> None:
+    write(tmp_path, dict.fromkeys(["airplane/1.jpg", "train/1.jpg", "test tube/1.jpg"], "x"))
+    assert scan(task("imagefolder"), tmp_path).classes == ["airplane", "test tube", "train"]
+    write(tmp_path / "n", dict.fromkeys(["a/2020/1.jpg", "a/2021/1.jpg", "b/2020/1.jpg", "b/2021/1.jpg"], "x"))
+    assert scan(task("imagefolder"), tmp_path / "n").classes == ["a", "b"]
+    write(tmp_path / "one", {"data/circle/1.jpg": "x", "data/square/1.jpg": "x"})
+    assert scan(task("imagefolder"), tmp_path / "one").classes == ["circle", "square"]
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (["images/1.jpg", "images/2.jpg", "labels/1.txt"], "images, which say what the files are"),
+        (["images/1.jpg", "masks/1.png"], "images, masks, which say what the files are"),
+        (
+            [*_pairs("training_set/"), "other/1.jpg"],
+            "other, training_set, of which training_set",
+        ),
+        ([*_pairs("fold1/", "fold2/")], r"fold1, fold2, each with the same folders in it \(circle, square\)"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused_with_what_was_seen(
+    tmp_path: Path, files: list[str], says: str
+) -> None:
+    write(tmp_path, dict.fromkeys(files, "x"))
+    with pytest.raises(UserError, match=says):
+        scan(task("imagefolder", num_classes=2), tmp_path)
+    tops = sorted({path.partition("/")[0] for path in files})
+    write(tmp_path, {"names.txt": "\n".join(tops)})
+    assert scan(task("imagefolder", classes="names.txt"), tmp_path).classes == tops
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "imagenet", "resisc45"])
+def test_what_systems_leave_and_empty_folders_are_no_classes(tmp_path: Path, layout: str) -> None:
+    top = {"imagefolder": "", "imagenet": "train/", "resisc45": "NWPU-RESISC45/"}[layout]
+    good = [f"{top}{name}/{name}_{n}.jpg" for name in ("cat", "dog") for n in range(40)]
+    write(tmp_path, dict.fromkeys(good, "x"))
+    junk = ["__MACOSX/cat/._1.jpg", "__MACOSX/x.jpg", "lost+found/1.jpg", "@eaDir/cat/1.jpg", "cat/Thumbs.db"]
+    junk += ["cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/1.jpg", ".ipynb_checkpoints/1.jpg"]
+    write(tmp_path, {top + path: "x" for path in junk})
+    (tmp_path / top / "ant").mkdir()
+    result = scan(task(layout, num_classes=2), tmp_path)
+    assert result.classes == ["cat", "dog"]
+    assert [example.path for example in result.examples] == sorted(good)
+    assert not [problem for problem in result.problems if "ant" not in problem.where and problem.where != "val"]
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("layout", ["imagefolder", "imagenet", "resisc45"])
+def test_a_class_folder_that_is_a_dead_link_is_refused(tmp_path: Path, layout: str, text: bool) -> None:
+    top = {"imagefolder": "train/", "imagenet": "train/", "resisc45": "NWPU-RESISC45/"}[layout]
+    write(tmp_path, {f"{top}ant/1.jpg": "x", f"{top}bee/1.jpg": "x"})
+    dead = tmp_path / top / "ape"
+    if text:
+        dead.write_text("../../mnt/ape")  # as Git writes a link where links are off
+    else:
+        dead.symlink_to("/mnt/gone/ape")
+    with pytest.raises(UserError, match="ape is a link to something that is not there"):
+        scan(task(layout), tmp_path)
+    dead.unlink()
+    write(tmp_path, {top + "NOTES": "see\n/mnt"})
+    assert scan(task(layout), tmp_path).classes == ["ant", "bee"]
 
 
 @pytest.mark.parametrize(("modality", "extension"), [("image", "webp"), ("video", "avi"), ("audio", "flac")])

@@ -32,6 +32,8 @@ SPLIT_NAMES: dict[str, Split] = {
 """How people call the splits, in folder names, file names and CSV cells (lower case)."""
 
 _ODD = re.compile(r"/[/.]|\0")
+LONGEST_LINK = 1024
+"""Bytes of a file that may be a link in words."""
 OUTSIDE = "path leaves the root"
 EMPTY = "empty file"
 
@@ -91,6 +93,44 @@ class ScanContext:
             self.skip("broken", ascii(f"{path}/{name}"), "its name is not UTF-8")
         files = {name: size for name, size in listing.files.items() if name not in bad}
         return Folder(files, tuple(name for name in listing.folders if name not in bad), listing.stamp)
+
+    def class_folders(self, path: str = "") -> tuple[str, ...]:
+        """The folders in a folder of classes or splits, '' for the root.
+
+        Raises UserError for a dead link among them: without its class all later class indices would be others.
+        """
+        listing = self.folder(path)
+        dead = [name for name, size in listing.files.items() if self._leads_nowhere(path, name, size)]
+        if dead:
+            link = self.at(f"{path}/{dead[0]}" if path else dead[0])
+            raise UserError(
+                f"tasks.{self.name}: {link} is a link to something that is not there, where class folders are"
+                " expected: without it all later classes would get other indices. Mount what it leads to, or"
+                " delete the link"
+            )
+        return listing.folders
+
+    def _leads_nowhere(self, folder: str, name: str, size: int) -> bool:
+        """Whether a file stands for a folder: a dead link, or a link that a copy or Git made a text file."""
+        if self.is_media(name) or size == DANGLING:
+            return size == DANGLING and not self.is_media(name)
+        if "." in name or not 0 < size < LONGEST_LINK:
+            return False
+        content = self.root.read(f"{folder}/{name}" if folder else name)
+        return b"\n" not in content and content.startswith((b"/", b"./", b"../"))
+
+    def inside(self, path: str) -> str | None:
+        """As the function `inside`, also for an absolute path or URL that lies in the root."""
+        if not path.startswith("/") and "://" not in path:
+            return inside(path)
+        for root in dict.fromkeys((self.at(""), self.root.real(""))):
+            if path.startswith(root.rstrip("/") + "/"):
+                return inside(path[len(root.rstrip("/")) :].lstrip("/"))
+        return None
+
+    def is_media(self, name: str) -> bool:
+        """Whether a file's name ends as those of the task's modality do."""
+        return name.lower().endswith(self.task.extensions)
 
     def expect(self, folders: Iterable[str]) -> None:
         """Announce folders that will be listed soon, so that an object store is asked for all of them at once."""
@@ -189,11 +229,15 @@ class ScanContext:
         """Media files under a folder, at any depth, as sorted paths; other files become problems."""
         paths = []
         for path in self.files(folder):
-            if path.lower().endswith(self.task.extensions):
+            if self.is_media(path):
                 paths.append(path)
             else:
                 self.skip("broken", path, f"not a file of modality {self.task.modality} by its extension")
         return paths
+
+    def holds_media(self, folder: str) -> bool:
+        """Whether any media file is under a folder; nothing is listed beyond the first."""
+        return any(map(self.is_media, self._walk(folder, ())))
 
     def files(self, folder: str) -> list[str]:
         """Every file under a folder, at any depth, as sorted paths."""

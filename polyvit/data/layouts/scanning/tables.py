@@ -69,17 +69,21 @@ def read_table(
 ) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
     """A CSV file with a header line: (column names, rows as (`file:line`, {column: cell})).
 
+    Columns without a name at the end, and rows without a cell, are what a spreadsheet leaves: they are ignored.
     Raises UserError as `read_lines`, and where the file is empty or a column's name occurs twice.
     """
     rows = read_rows(context, path, delimiter=delimiter)
     header = next(rows, ("", []))[1]
+    while header and not header[-1]:
+        header.pop()
     if not header or len(set(header)) != len(header):
         raise UserError(f"{context.at(path)} needs a header line of distinct column names, found {header}")
 
     def cells() -> Iterator[tuple[str, dict[str, str]]]:
         for where, row in rows:
-            if len(row) == len(header):
-                yield where, dict(zip(header, row, strict=True))
+            if len(row) == len(header) or (len(row) > len(header) and not any(row[len(header) :])):
+                if any(row):
+                    yield where, dict(zip(header, row, strict=False))
             else:
                 context.skip("label", where, f"malformed row: {len(row)} fields, expected {len(header)}")
 
