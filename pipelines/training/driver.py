@@ -192,6 +192,7 @@ def _print_left_out(report: Mapping[str, Any]) -> None:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(entry["left_out"].items()))
             first = entry["problems"][0]
             console.print(
-                f"[yellow]{name}: left out {sum(entry['left_out'].values())} listed examples ({kinds}); "
-                f"first: {first['where']}: {first['reason']}[/]"
+                f"{name}: left out {sum(entry['left_out'].values())} listed examples ({kinds}); "
+                f"first: {first['where']}: {first['reason']}",
+                style="yellow",
             )

@@ -156,11 +156,11 @@ def _report(
         try:
             runs.append(read_run(Path(trial["folder"])))
         except UserError as error:
-            console.print(f"[yellow]not in the report: {error}[/]")
+            console.print(f"not in the report: {error}", style="yellow")
     try:
         single_task_runs = read_runs(baselines)
     except UserError as error:
-        console.print(f"[yellow]without baselines: {error}[/]")
+        console.print(f"without baselines: {error}", style="yellow")
         single_task_runs = []
     again = [
         "polyvit", "compare", str(folder / "trials"), *(f"--baseline={run.folder}" for run in single_task_runs),

@@ -85,4 +85,4 @@ class TrialPrinter(Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Where to read why it failed."""
-        console.print(f"[yellow]trial {trial.trial_id} failed; see {trial.local_path}[/]")
+        console.print(f"trial {trial.trial_id} failed; see {trial.local_path}", style="yellow")
