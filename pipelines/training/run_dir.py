@@ -6,6 +6,7 @@ run.json (which MLflow run it is), index/, quarantine.json, result.json, and a f
 """
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -56,13 +57,29 @@ class RunDir:
         return path
 
 
+def run_name(config: RunConfig, name: str | None) -> str:
+    """The name of a new run: `--name`, else the recipe's name, the time and four digits.
+
+    It is one folder, a name in Ray and one in MLflow. Raises UserError for a `--name` that cannot be all of these.
+    """
+    if name is None:
+        recipe = re.sub(r"[^\w.+=@-]+", "-", config.name).strip(".-") or "run"
+        return f"{recipe[:100]}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    if not re.fullmatch(r"[\w+=@][\w.+=@-]{0,199}", name):
+        raise UserError(
+            f"--name {name!r}: a run's name is one folder; give letters, digits and . _ - + = @, at most 200, the "
+            "first no . or -; `storage=FOLDER` says where the run lies"
+        )
+    return name
+
+
 def new_run(config: RunConfig, name: str | None) -> RunDir:
     """Make the folder of a new run and write its config.json.
 
     Raises UserError for a name that is taken, since the new run would silently go on from the old one's
     checkpoints.
     """
-    unique = name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    unique = run_name(config, name)
     run_dir = RunDir(Path(config.storage).expanduser().absolute() / unique)
     try:
         run_dir.folder.mkdir(parents=True)
@@ -80,7 +97,7 @@ def new_run(config: RunConfig, name: str | None) -> RunDir:
 
 def find_run(name_or_path: str, storage: str) -> RunDir:
     """A run by its folder, by its name in `storage`, or by one of its checkpoints. Raises UserError."""
-    for path in (Path(name_or_path), Path(storage) / name_or_path):
+    for path in (Path(name_or_path), Path(storage).expanduser() / name_or_path):
         for folder in (path, path.parent):
             if RunDir(folder).record.is_file() and (folder / "config.json").is_file():
                 return RunDir(folder.absolute())
