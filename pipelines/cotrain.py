@@ -7,7 +7,6 @@ A run is a folder `storage`/NAME (`training/run_dir.py`); `training/driver.py` s
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -91,7 +90,7 @@ def _resume(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.only or arguments.name:
         raise UserError("--resume goes on with a run as it is; leave out --only and --name")
     run_dir = find_run(arguments.resume, text_override(overrides, "storage", "runs"))
-    run_id = json.loads(run_dir.record.read_text())["mlflow_run"]
+    run_id = run_dir.read(run_dir.record.name, "mlflow_run")["mlflow_run"]
     config = resumed_config(run_dir, overrides)
     from pipelines.training import cotrain  # start-up: ray, where the arguments have no mistake
 

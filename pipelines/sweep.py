@@ -11,7 +11,6 @@ what happens.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipelines.tuning import check_space, format_changes
 from polyvit.config import RunConfig, load_config, override_values, text_override, validate_config
 from polyvit.errors import UserError
 from polyvit.reports.compare import baselines_of, read_runs
+from polyvit.storage import read_record
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +103,7 @@ def _resumed(arguments: argparse.Namespace) -> tuple[RunConfig, Path, list[Path]
     storage = _storage(changes)
     for folder in (Path(arguments.resume), Path(storage).expanduser() / arguments.resume):
         if (folder / "sweep.json").is_file():
-            document = json.loads((folder / "sweep.json").read_text())
+            document = read_record(folder / "sweep.json", "put back a copy of it, or start a new sweep", "config")
             return validate_config(document["config"]), folder.absolute(), []
     raise UserError(f"--resume {arguments.resume}: no such sweep here or in {storage}")
 

@@ -23,7 +23,7 @@ from polyvit.config import (
     with_new_names,
 )
 from polyvit.errors import UserError
-from polyvit.storage import under
+from polyvit.storage import read_record, under, write_whole
 
 RESUMABLE = ("train", "data", "feed", "tracking", "storage")
 """Sections that a resumed run may change: where it runs and how fast, not what it learns."""
@@ -53,8 +53,12 @@ class RunDir:
     def write(self, name: str, document: Any) -> Path:
         """Write a JSON file into the folder; returns its path."""
         path = self.folder / name
-        path.write_text(json.dumps(document, indent=1, default=str) + "\n")
+        write_whole(path, json.dumps(document, indent=1, default=str) + "\n")
         return path
+
+    def read(self, name: str, *keys: str) -> dict[str, Any]:
+        """One of its JSON files, with these keys. Raises UserError for a damaged one."""
+        return read_record(self.folder / name, "put back a copy of it, or start a new run", *keys)
 
 
 def run_name(config: RunConfig, name: str | None) -> str:
@@ -112,7 +116,7 @@ def resumed_config(run_dir: RunDir, overrides: Sequence[str]) -> RunConfig:
 
     Raises UserError for keys that would make it another run than the one whose checkpoints it goes on from.
     """
-    document = with_new_names(json.loads((run_dir.folder / "config.json").read_text()))
+    document = with_new_names(run_dir.read("config.json"))
     if other := [o for o in overrides if o.partition("=")[0].split(".")[0] not in RESUMABLE]:
         raise UserError(
             f"--resume cannot change {', '.join(other)}: a run goes on as it began. It may change keys of "

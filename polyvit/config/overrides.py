@@ -4,7 +4,8 @@ In: a key, the text after its `=`, the config as plain data. Out: the value, and
 
 A shell has read the text once already, so nothing of it is cut: `storage=/data/exp #3/runs` is that folder. Of
 text keys only a text wholly in quotes is unquoted, and `null`, `~` or nothing is no value. A task's `options`
-belong to its layout: what YAML reads whole is taken so (numbers, lists, true), other text is kept: `label_separator=|`.
+belong to its layout: what YAML reads whole is taken so (numbers, lists, true), other text is kept:
+`label_separator=|`.
 """
 
 import types
