@@ -18,6 +18,7 @@ from polyvit.config import (
     RunConfig,
     apply_override,
     check_installed,
+    check_no_password,
     validate_config,
     with_absolute_paths,
     with_new_names,
@@ -126,4 +127,5 @@ def resumed_config(run_dir: RunDir, overrides: Sequence[str]) -> RunConfig:
         apply_override(document, override)
     config = validate_config(document)
     check_installed(config)
+    check_no_password("tracking.uri", config.tracking.uri)
     return with_absolute_paths(config)

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,12 +37,12 @@ def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def write_manifest(folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Name every file of `folder` with its size and checksum, beside `metadata` such as the step."""
+def write_manifest(folder: Path, metadata: Mapping[str, Any], names: Sequence[str] = ()) -> None:
+    """Name every file of `folder` (or these) with its size and checksum, beside `metadata` such as the step."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
+        if (path.name in names if names else path.name != MANIFEST)
     }
     (folder / MANIFEST).write_text(json.dumps({**metadata, "files": files}, indent=1) + "\n")
 

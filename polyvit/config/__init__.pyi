@@ -1,3 +1,4 @@
+from .addresses import check_no_password as check_no_password
 from .inputs import ArraySpec as ArraySpec
 from .inputs import AudioInput as AudioInput
 from .inputs import ImageInput as ImageInput

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from polyvit.config.addresses import check_no_password
 from polyvit.config.installed import check_installed
 from polyvit.config.modalities import MODALITIES
 from polyvit.config.overrides import apply_override
@@ -45,6 +46,7 @@ def load_config(recipe: str, overrides: Sequence[str] = (), only: Sequence[str] 
         document["tasks"] = {name: task for name, task in tasks.items() if name in only}
     config = validate_config(document)
     check_installed(config)
+    check_no_password("tracking.uri", config.tracking.uri)
     return with_absolute_paths(config)
 
 

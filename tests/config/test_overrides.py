@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from small import small_config
 
+from pipelines.tracking.runs import tracking_uri
 from pipelines.training import find_run, new_run, resumed_config, run_name
 from polyvit.config import apply_override, override_values, text_override
 from polyvit.errors import UserError
@@ -100,3 +101,28 @@ def test_names_that_are_taken_and_those_made_of_a_recipes_name() -> None:
     assert run_name(config, "lr_0.1-größer@2") == "lr_0.1-größer@2"
     odd = config.model_copy(update={"name": "my exp/1 #2"})
     assert run_name(odd, None).startswith("my-exp-1-2-")
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://me:hush@host:5000", "postgresql://me:hush@db/mlflow", "http://h/?token=hush"]
+)
+def test_a_password_in_the_tracking_address_is_refused_and_not_repeated(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"tracking\.uri holds a password") as caught:
+        small_config(f"tracking.uri={uri}")
+    assert "hush" not in str(caught.value)
+    config = small_config(f"storage={tmp_path}")
+    run_dir = new_run(config, "one")
+    with pytest.raises(UserError, match=r"tracking\.uri holds a password"):
+        resumed_config(run_dir, [f"tracking.uri={uri}"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI holds a password") as caught:
+        tracking_uri(config)
+    assert "hush" not in str(caught.value)
+
+
+def test_a_storage_that_mlflow_would_cut_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match="would cut the name"):
+        tracking_uri(small_config(f"storage={tmp_path}/q?x"))
