@@ -20,6 +20,6 @@ def check_no_password(key: str, uri: str | None) -> None:
     if in_query or (at and ":" in user):
         raise UserError(
             f"{key} holds a password (it is not repeated here), and would be shown and stored with the run; leave "
-            "it out of the URL and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or for a database its "
-            "own variable or file (PGPASSWORD, ~/.pgpass)"
+            "it out of the URL and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or for a database "
+            "its own variable or file (PGPASSWORD, ~/.pgpass)"
         )

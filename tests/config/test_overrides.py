@@ -8,7 +8,7 @@ from small import small_config
 
 from pipelines.tracking.runs import tracking_uri
 from pipelines.training import find_run, new_run, resumed_config, run_name
-from polyvit.config import apply_override, override_values, text_override
+from polyvit.config import apply_override, load_config, override_values, text_override
 from polyvit.errors import UserError
 
 DOCUMENT = {"tasks": {"t": {"modality": "audio", "layout": "csv"}}}
@@ -110,7 +110,7 @@ def test_a_password_in_the_tracking_address_is_refused_and_not_repeated(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match=r"tracking\.uri holds a password") as caught:
-        small_config(f"tracking.uri={uri}")
+        load_config("demo", [f"tracking.uri={uri}"])
     assert "hush" not in str(caught.value)
     config = small_config(f"storage={tmp_path}")
     run_dir = new_run(config, "one")
