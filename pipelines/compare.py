@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.runtime import command_line, console
 from polyvit.errors import UserError
@@ -30,7 +31,7 @@ def print_comparison(comparison: Comparison, title: str) -> None:
     console.print(runs_table(comparison, title))
     console.print(tasks_table(comparison))
     for note in comparison.notes:
-        console.print(f"[yellow]{note}[/]")
+        console.print(note, style="yellow")
     best = comparison.best
     if saved := parameters_saved(best, comparison.baselines):
         console.print(
@@ -72,7 +73,7 @@ def tasks_table(comparison: Comparison) -> Table:
     for task in comparison.tasks:
         values = [run.values.get(task) for run in shown]
         best = max((value for value in values if value is not None), default=None)
-        cells = [f"[bold]{_three(v)}[/]" if v is not None and v == best else _three(v) for v in values]
+        cells = [Text(_three(v), style="bold" if v is not None and v == best else "") for v in values]
         alone = [_three(baselines[task].value if task in baselines else None)] if baselines else []
         table.add_row(task, comparison.metric(task), *alone, *cells)
     return table

@@ -7,7 +7,6 @@ A run is a folder `storage`/NAME (`training/run_dir.py`); `training/driver.py` s
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from pipelines.runtime import command_line, console
 from pipelines.training import find_run, new_run, resumed_config
-from polyvit.config import load_config
+from polyvit.config import load_config, text_override
 from polyvit.errors import UserError
 from polyvit.training import check_init
 
@@ -90,9 +89,8 @@ def _resume(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--resume takes its config from the run; leave out {arguments.config!r}")
     if arguments.only or arguments.name:
         raise UserError("--resume goes on with a run as it is; leave out --only and --name")
-    storage = next((o.partition("=")[2] for o in overrides if o.startswith("storage=")), "runs")
-    run_dir = find_run(arguments.resume, storage)
-    run_id = json.loads(run_dir.record.read_text())["mlflow_run"]
+    run_dir = find_run(arguments.resume, text_override(overrides, "storage", "runs"))
+    run_id = run_dir.read(run_dir.record.name, "mlflow_run")["mlflow_run"]
     config = resumed_config(run_dir, overrides)
     from pipelines.training import cotrain  # start-up: ray, where the arguments have no mistake
 

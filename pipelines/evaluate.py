@@ -96,7 +96,7 @@ def print_results(document: dict[str, Any]) -> None:
     for name, row in document["tasks"].items():
         for first in row["skipped_files"][:1]:
             more = f" (and {len(row['skipped_files']) - 1} more, in --json)" if row["skipped_files"][1:] else ""
-            console.print(f"{name}: not usable: {first['path']}: {first['reason']}{more}", markup=False)
+            console.print(f"{name}: not usable: {first['path']}: {first['reason']}{more}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

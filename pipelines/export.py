@@ -102,7 +102,7 @@ def export_task(
     module = TaskModel(model, config, name).eval()
     reference = torch_runner(module)
     runs = {"model": reference}
-    console.print(f"writing {name}.pt2 and {name}.onnx ...", markup=False)
+    console.print(f"writing {name}.pt2 and {name}.onnx ...")
     runs[f"{name}.pt2"] = export_torch(module, out / f"{name}.pt2")
     runs[f"{name}.onnx"] = export_onnx(module, out / f"{name}.onnx")
     for file in (f"{name}.pt2", f"{name}.onnx"):
@@ -112,7 +112,7 @@ def export_task(
                 f"{file} differs from the model by {measured:.2g}, more than {TOLERANCE:g}; do not use it"
             )
     if int8:
-        console.print(f"writing {name}.int8.onnx ...", markup=False)
+        console.print(f"writing {name}.int8.onnx ...")
         runs[f"{name}.int8.onnx"] = quantise(out / f"{name}.onnx", out / f"{name}.int8.onnx")
     media = example_media(module.spec, 1)
     rows = {

@@ -125,9 +125,9 @@ def print_forgetting(report: Mapping[str, Any]) -> None:
         console.print(table)
     changed = len(report["changed_parameters"])
     words = f"{changed} old parameter tensors changed" if changed else "no old parameter changed, to the last bit"
-    console.print(f"frozen      {', '.join(report['frozen']) or 'nothing'}: {words}", markup=False)
-    console.print(f"extended    {report['extended']}", markup=False)
-    console.print(f"next        {command_line.tool('polyvit')} predict {report['extended']} FILE", markup=False)
+    console.print(f"frozen      {', '.join(report['frozen']) or 'nothing'}: {words}")
+    console.print(f"extended    {report['extended']}")
+    console.print(f"next        {command_line.tool('polyvit')} predict {report['extended']} FILE")
 
 
 if __name__ == "__main__":

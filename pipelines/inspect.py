@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.index import build_indexes, task_roots
 from pipelines.predict import command_count
@@ -62,7 +62,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     files = write_page(config, reports, findings, sheets, out, again)
     print_reports(reports)
     print_findings(findings)
-    console.print(f"report      {files['report.html']}", markup=False)
+    console.print(f"report      {files['report.html']}")
     run = None if arguments.no_mlflow else log(config, reports, findings, files)
     return {
         "tasks": {name: report.document() for name, report in reports.items()},
@@ -172,12 +172,12 @@ def print_findings(findings: Sequence[Finding]) -> None:
     table.add_column("")
     table.add_column("task: finding", overflow="fold", ratio=3)
     table.add_column("what to do", overflow="fold", ratio=2)
-    rows: dict[tuple[str, str, str], list[str]] = {}
+    rows: dict[tuple[str, str, str], list[Text]] = {}
     for finding in findings:
-        line = f"[bold]{escape(finding.task)}[/]: {escape(finding.says)}"
+        line = Text.assemble((finding.task, "bold"), f": {finding.says}")
         rows.setdefault((finding.severity, finding.kind, finding.do), []).append(line)
     for (severity, _, do), lines in rows.items():
-        table.add_row(f"[{COLOURS[severity]}]{severity}[/]", "\n".join(lines), escape(do))
+        table.add_row(Text(severity, style=COLOURS[severity]), Text("\n").join(lines), do)
     console.print(table)
     counts = Counter(finding.severity for finding in findings)
     console.print(", ".join(_count(counts[severity], severity) for severity in SEVERITIES if counts[severity]))
@@ -202,13 +202,13 @@ def log(
             config, f"inspect-{config.name}-{time.strftime('%Y%m%d-%H%M%S')}", {"polyvit.kind": "inspection"}
         )
     except (UserError, OSError) as error:
-        console.print(f"not logged to MLflow: {error}", style="yellow", markup=False)
+        console.print(f"not logged to MLflow: {error}", style="yellow")
         return None
     tracker.metrics(0, values)
     for path in files.values():
         tracker.artifact(path, "inspection")
     tracker.finish("FINISHED")
-    console.print(f"MLflow      run {tracker.run_id} in {tracker.uri}", markup=False)
+    console.print(f"MLflow      run {tracker.run_id} in {tracker.uri}")
     return tracker.run_id
 
 

@@ -118,7 +118,7 @@ def _job(arguments: argparse.Namespace) -> dict[str, Any]:
         f"{document['files']} files in {document['parts']} parts, {document['done_before']} of them done before: "
         f"{document['failed']} could not be used (column `error`)",
     )
-    console.print(f"answers     {job.output}", markup=False)
+    console.print(f"answers     {job.output}")
     return {"model": arguments.model, "folder": str(folder), **document}
 
 

@@ -154,7 +154,7 @@ def print_results(document: dict[str, Any]) -> None:
         )  # fmt: skip
     console.print(table)
     console.print("chance: a guess; skipped: listed or read, not usable; lr: chosen on a part of train held out")
-    console.print(f"features  {document['cache']}", markup=False)
+    console.print(f"features  {document['cache']}")
 
 
 def _learning_rates(text: str) -> tuple[float, ...]:

@@ -53,7 +53,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         if not (alias and equals and version.isdecimal()):
             raise UserError(f"--set-alias {arguments.set_alias}: write ALIAS=VERSION, such as champion=3")
         set_alias(arguments.name, alias, version, store)
-        console.print(f"{arguments.name}@{alias} is version {version} now", markup=False)
+        console.print(f"{arguments.name}@{alias} is version {version} now")
     versions = list_versions(store)
     _print_versions(versions, store)
     return {"store": store, "versions": versions}
@@ -63,24 +63,21 @@ def _register(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipelines.tracking import log_model  # start-up: torch
 
     path = Path(arguments.model).expanduser()
-    console.print(f"registering {path} as {arguments.name} ...", markup=False)
+    console.print(f"registering {path} as {arguments.name} ...")
     version = log_model(path, arguments.name, arguments.alias, arguments.store)
     named = f"@{arguments.alias}" if arguments.alias else f"/{version['version']}"
-    console.print(
-        f"registered  {version['name']} version {version['version']} of {version['checkpoint']}", markup=False
-    )
-    console.print(f"MLflow      run {version['run_id']} in {version['uri']}", markup=False)
+    console.print(f"registered  {version['name']} version {version['version']} of {version['checkpoint']}")
+    console.print(f"MLflow      run {version['run_id']} in {version['uri']}")
     console.print(
         f"next        MLFLOW_TRACKING_URI={version['uri']} {command_line.tool('polyvit')} predict "
         f"models:/{version['name']}{named} FILE",
-        markup=False,
     )
     return version
 
 
 def _print_versions(versions: Sequence[dict[str, Any]], store: str) -> None:
     if not versions:
-        console.print(f"no registered model in {store}; set MLFLOW_TRACKING_URI or --store", markup=False)
+        console.print(f"no registered model in {store}; set MLFLOW_TRACKING_URI or --store")
         return
     table = Table(title=store)
     for column in ("model", "version", "aliases", "run", "registered"):

@@ -71,8 +71,8 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 
     with cluster(1 + arguments.replicas):
         address = start(arguments)
-        console.print(f"listening   {address}/predict   (also /healthz, /metrics; Ctrl-C ends it)", markup=False)
-        console.print(f"try         curl --data-binary @FILE '{address}/predict?top_k=3'", markup=False)
+        console.print(f"listening   {address}/predict   (also /healthz, /metrics; Ctrl-C ends it)")
+        console.print(f"try         curl --data-binary @FILE '{address}/predict?top_k=3'")
         stop = threading.Event()
         for signum in (signal.SIGINT, signal.SIGTERM):  # now, since Ray sets its own when it starts
             signal.signal(signum, lambda *_: stop.set())

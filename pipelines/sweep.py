@@ -11,22 +11,19 @@ what happens.
 """
 
 import argparse
-import json
-import secrets
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipelines.compare import print_comparison
 from pipelines.runtime import command_line, console
+from pipelines.training import run_name
 from pipelines.tuning import check_space, format_changes
-from polyvit.config import RunConfig, load_config, validate_config
+from polyvit.config import RunConfig, load_config, override_values, text_override, validate_config
 from polyvit.errors import UserError
 from polyvit.reports.compare import baselines_of, read_runs
+from polyvit.storage import read_record
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,13 +76,13 @@ def _with_values(config: RunConfig, over: Sequence[str]) -> RunConfig:
         key, equals, values = text.partition("=")
         if not equals or not values:
             raise UserError(f"--over {text}: write KEY=A,B, such as model.l_adapt=0,2")
-        document["sweep"]["space"][key] = yaml.safe_load(f"[{values}]")
+        document["sweep"]["space"][key] = override_values(document, key, values)
     return validate_config(document)
 
 
 def _new_folder(config: RunConfig, name: str | None) -> Path:
     """Make the sweep's folder. Raises UserError for a name that is taken."""
-    unique = name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    unique = run_name(config, name)
     folder = Path(config.storage) / unique
     try:
         folder.mkdir(parents=True)
@@ -104,16 +101,16 @@ def _resumed(arguments: argparse.Namespace) -> tuple[RunConfig, Path, list[Path]
     if other := [o for o in changes if not o.startswith("storage=")]:
         raise UserError(f"--resume takes the sweep as it began; leave out {', '.join(other)}")
     storage = _storage(changes)
-    for folder in (Path(arguments.resume), Path(storage) / arguments.resume):
+    for folder in (Path(arguments.resume), Path(storage).expanduser() / arguments.resume):
         if (folder / "sweep.json").is_file():
-            document = json.loads((folder / "sweep.json").read_text())
+            document = read_record(folder / "sweep.json", "put back a copy of it, or start a new sweep", "config")
             return validate_config(document["config"]), folder.absolute(), []
     raise UserError(f"--resume {arguments.resume}: no such sweep here or in {storage}")
 
 
 def _storage(overrides: Sequence[str]) -> str:
     """`storage` as the overrides say, else its default."""
-    return next((o.partition("=")[2] for o in overrides if o.startswith("storage=")), "runs")
+    return text_override(overrides, "storage", "runs")
 
 
 def _print(document: dict[str, Any]) -> None:

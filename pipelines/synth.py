@@ -37,7 +37,9 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in ("train", "evaluation", "classes", "side"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: give a number of at least 1")
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console)
+    bar = Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), console=console
+    )
     with bar:
         rows: dict[str, TaskID] = {}
 

@@ -28,7 +28,7 @@ from polyvit.checkpoint import load_trained
 from polyvit.config import Modality, RunConfig
 from polyvit.deploy import IsolatedDecoder, Limits, Predictor, check_tasks, class_names, read_media
 from polyvit.errors import BadMedia, UserError
-from polyvit.storage import is_hidden
+from polyvit.storage import is_hidden, write_whole
 
 FILES_A_TASK = 16
 """Files that one decoding task takes, and one forward pass at most."""
@@ -141,7 +141,7 @@ def _claim(job: PredictJob, folder: Path, paths: Sequence[str]) -> None:
     try:
         job.output.mkdir(parents=True, exist_ok=True)
         if not record.exists():
-            record.write_text(json.dumps(asked, indent=1) + "\n")
+            write_whole(record, json.dumps(asked, indent=1) + "\n")
             return
         known = json.loads(record.read_text())
     except (OSError, ValueError) as error:

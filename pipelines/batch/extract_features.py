@@ -76,10 +76,12 @@ def read_cached(split: FeatureSplit, num_classes: int) -> Features | None:
     except FileNotFoundError:
         return None
     except DamagedFeatures as error:
-        console.print(f"[yellow]warning: a damaged cache file is extracted again[/]: {split.path.name} ({error})")
+        console.print(
+            f"warning: a damaged cache file is extracted again: {split.path.name} ({error})", style="yellow"
+        )
         return None
     again = f"; to try the {len(features.bad)} undecodable again delete {split.path}" if features.bad else ""
-    console.print(f"features of {split.task} ({split.split}): cached, {len(features)}{again}", markup=False)
+    console.print(f"features of {split.task} ({split.split}): cached, {len(features)}{again}")
     return features
 
 

@@ -86,7 +86,12 @@ def examine_all(
         label_selector=dict(config.data.decode_node_labels) or None,
     )
     reports: dict[str, list[ExampleReport]] = {name: [] for name in config.tasks}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     total = sum(row["count"] for row in rows)
     console.print(f"reading {total:,} examples ...")
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

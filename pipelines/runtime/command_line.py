@@ -18,8 +18,11 @@ from rich.console import Console
 from pipelines.runtime.signals import Stopped
 from polyvit.errors import UserError
 
-# A log file has no width of its own; the result table needs about 130 columns.
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 132)
+# A log file has no width of its own; the result table needs about 130 columns. Markup and emoji codes are off:
+# file names such as `take[/2].wav` or `:cat:.jpg` are shown as they are. Colour is a `style`, or a rich `Text`.
+console = Console(
+    highlight=False, soft_wrap=True, markup=False, emoji=False, width=None if sys.stdout.isatty() else 132
+)
 _CONFIG_HELP = "a recipe's name or a YAML file"
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import ray
 import ray.exceptions
 from rich.live import Live
-from rich.markup import escape
 from rich.text import Text
 
 from pipelines.runtime.command_line import console
@@ -136,7 +135,7 @@ def live_line(actor: Any) -> Iterator[None]:
 def _read(actor: Any) -> dict[str, Any] | None:
     try:
         for line in ray.get(actor.take_notices.remote(), timeout=5):
-            console.print(f"[yellow]{escape(line)}[/]")
+            console.print(line, style="yellow")
         return ray.get(actor.read.remote(), timeout=5)
     except Exception:  # display only: the cluster may be on its way out
         return None

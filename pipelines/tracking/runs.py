@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from polyvit.checkpoint import Point
-from polyvit.config import RunConfig, flatten
+from polyvit.config import RunConfig, check_no_password, flatten
 from polyvit.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,19 @@ RETRY_S = 5.0
 
 
 def tracking_uri(config: RunConfig) -> str:
-    """`tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file in `storage`."""
-    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    """`tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file in `storage`.
+
+    Raises UserError for one with a password in it, which would be shown and stored.
+    """
+    from_environment = os.environ.get("MLFLOW_TRACKING_URI")
+    check_no_password("tracking.uri", config.tracking.uri)
+    check_no_password("MLFLOW_TRACKING_URI", from_environment)
+    uri = config.tracking.uri or from_environment
+    if not uri and "?" in config.storage:
+        raise UserError(
+            f"storage={config.storage}: MLflow would cut the name of its SQLite file at the '?'; give another "
+            "folder, or set tracking.uri"
+        )
     return uri or f"sqlite:///{Path(config.storage).absolute()}/mlflow.db"
 
 

@@ -4,7 +4,6 @@ In: a config and a run's folder. Out: the result document, also as result.json i
 resumed run re-creates the same Ray Train run, which goes on from its last checkpoint.
 """
 
-import json
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -25,7 +24,7 @@ from polyvit.evaluation import result_rows
 from polyvit.model import parameters_of
 from polyvit.reports import draw_schedule
 from polyvit.schedule import Schedule, build_schedule
-from polyvit.storage import under
+from polyvit.storage import under, write_whole
 
 
 def cotrain(
@@ -92,7 +91,7 @@ def _start_run(
 
 def _reopened(config: RunConfig, run_dir: RunDir, run_id: str) -> Tracker:
     """The MLflow run of a resumed run, in the store where it began, unless the config names another store."""
-    started_in = json.loads(run_dir.record.read_text())["mlflow_uri"]
+    started_in = run_dir.read(run_dir.record.name, "mlflow_uri")["mlflow_uri"]
     tracker = Tracker(config.tracking.uri or started_in, run_id)
     tracker.reopen()
     return tracker
@@ -120,7 +119,8 @@ def _log_plan(config: RunConfig, run_dir: RunDir, schedule: Schedule, tracker: T
     draw_schedule(schedule, config, run_dir.folder / "schedule.png")
     table = parameters_of(config)
     parameters = run_dir.write("parameters.json", {**table, "total": sum(table.values())})
-    (run_dir.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    as_yaml = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_whole(run_dir.folder / "config.yaml", as_yaml)
     for path in (
         run_dir.folder / "schedule.png",
         parameters,
@@ -192,6 +192,7 @@ def _print_left_out(report: Mapping[str, Any]) -> None:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(entry["left_out"].items()))
             first = entry["problems"][0]
             console.print(
-                f"[yellow]{name}: left out {sum(entry['left_out'].values())} listed examples ({kinds}); "
-                f"first: {first['where']}: {first['reason']}[/]"
+                f"{name}: left out {sum(entry['left_out'].values())} listed examples ({kinds}); "
+                f"first: {first['where']}: {first['reason']}",
+                style="yellow",
             )

@@ -6,6 +6,7 @@ run.json (which MLflow run it is), index/, quarantine.json, result.json, and a f
 """
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -17,12 +18,13 @@ from polyvit.config import (
     RunConfig,
     apply_override,
     check_installed,
+    check_no_password,
     validate_config,
     with_absolute_paths,
     with_new_names,
 )
 from polyvit.errors import UserError
-from polyvit.storage import under
+from polyvit.storage import read_record, under, write_whole
 
 RESUMABLE = ("train", "data", "feed", "tracking", "storage")
 """Sections that a resumed run may change: where it runs and how fast, not what it learns."""
@@ -52,8 +54,28 @@ class RunDir:
     def write(self, name: str, document: Any) -> Path:
         """Write a JSON file into the folder; returns its path."""
         path = self.folder / name
-        path.write_text(json.dumps(document, indent=1, default=str) + "\n")
+        write_whole(path, json.dumps(document, indent=1, default=str) + "\n")
         return path
+
+    def read(self, name: str, *keys: str) -> dict[str, Any]:
+        """One of its JSON files, with these keys. Raises UserError for a damaged one."""
+        return read_record(self.folder / name, "put back a copy of it, or start a new run", *keys)
+
+
+def run_name(config: RunConfig, name: str | None) -> str:
+    """The name of a new run: `--name`, else the recipe's name, the time and four digits.
+
+    It is one folder, a name in Ray and one in MLflow. Raises UserError for a `--name` that cannot be all of these.
+    """
+    if name is None:
+        recipe = re.sub(r"[^\w.+=@-]+", "-", config.name).strip(".-") or "run"
+        return f"{recipe[:100]}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    if not re.fullmatch(r"[\w+=@][\w.+=@-]{0,199}", name):
+        raise UserError(
+            f"--name {name!r}: a run's name is one folder; give letters, digits and . _ - + = @, at most 200, the "
+            "first no . or -; `storage=FOLDER` says where the run lies"
+        )
+    return name
 
 
 def new_run(config: RunConfig, name: str | None) -> RunDir:
@@ -62,7 +84,7 @@ def new_run(config: RunConfig, name: str | None) -> RunDir:
     Raises UserError for a name that is taken, since the new run would silently go on from the old one's
     checkpoints.
     """
-    unique = name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    unique = run_name(config, name)
     run_dir = RunDir(Path(config.storage).expanduser().absolute() / unique)
     try:
         run_dir.folder.mkdir(parents=True)
@@ -80,7 +102,7 @@ def new_run(config: RunConfig, name: str | None) -> RunDir:
 
 def find_run(name_or_path: str, storage: str) -> RunDir:
     """A run by its folder, by its name in `storage`, or by one of its checkpoints. Raises UserError."""
-    for path in (Path(name_or_path), Path(storage) / name_or_path):
+    for path in (Path(name_or_path), Path(storage).expanduser() / name_or_path):
         for folder in (path, path.parent):
             if RunDir(folder).record.is_file() and (folder / "config.json").is_file():
                 return RunDir(folder.absolute())
@@ -95,7 +117,7 @@ def resumed_config(run_dir: RunDir, overrides: Sequence[str]) -> RunConfig:
 
     Raises UserError for keys that would make it another run than the one whose checkpoints it goes on from.
     """
-    document = with_new_names(json.loads((run_dir.folder / "config.json").read_text()))
+    document = with_new_names(run_dir.read("config.json"))
     if other := [o for o in overrides if o.partition("=")[0].split(".")[0] not in RESUMABLE]:
         raise UserError(
             f"--resume cannot change {', '.join(other)}: a run goes on as it began. It may change keys of "
@@ -105,4 +127,5 @@ def resumed_config(run_dir: RunDir, overrides: Sequence[str]) -> RunConfig:
         apply_override(document, override)
     config = validate_config(document)
     check_installed(config)
+    check_no_password("tracking.uri", config.tracking.uri)
     return with_absolute_paths(config)

@@ -5,11 +5,10 @@ run, and reads its part of every step from its own feed. Rank 0 writes the check
 progress line.
 """
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -47,9 +46,11 @@ from polyvit.distributed import Communicator, ProcessGroupCommunicator, shard
 from polyvit.errors import UserError
 from polyvit.model import MultiTaskModel, build_model
 from polyvit.schedule import Plan, build_schedule
+from polyvit.storage import read_record, write_whole
 from polyvit.training import Ema, build_optimiser, derive_microbatches, freeze_parts, initialise_model, train
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class _ReportingFeed(RayFeed):
@@ -94,7 +95,7 @@ def _train(arguments: dict[str, Any]) -> TrainState:
     learner, state = starting_point(store, hashes, config, run_dir.folder / "init.txt", device, world, tracker)
     state.microbatches = microbatches(learner.model, config, run_dir, world, device)
     history = MetricsLog(run_dir.folder / "history")
-    past = history.restart(state.global_step) if tracker else []
+    past = on_rank_0(world, lambda: history.restart(state.global_step)) or []
     metadata = {**hashes, "classes": {name: list(scan.classes) for name, scan in indexes.scans.items()}}
     curves = tracker.curves(past) if tracker else None
     reporter = TrainReporter(
@@ -160,6 +161,22 @@ def fit_out(model: MultiTaskModel, config: RunConfig, device: torch.device, worl
     return TrainUnit(model, optimiser, ema)
 
 
+def on_rank_0(world: Communicator, call: Callable[[], T]) -> T | None:
+    """Call on rank 0 alone. Returns what it gives there, None elsewhere.
+
+    Its UserError is raised on all ranks, which would wait for rank 0 otherwise.
+    """
+    result, failure = None, None
+    if world.rank == 0:
+        try:
+            result = call()
+        except UserError as error:
+            failure = error
+    if failure := world.gather(failure)[0]:
+        raise failure
+    return result
+
+
 def microbatches(
     model: MultiTaskModel, config: RunConfig, run_dir: RunDir, world: Communicator, device: torch.device
 ) -> dict[str, int]:
@@ -171,8 +188,10 @@ def microbatches(
     model, config, run_dir: of the run. world: this worker's rank and its peers. device: whose memory is measured.
     """
     record = run_dir.folder / f"microbatches_{world.size}.json"
-    sizes = json.loads(record.read_text()) if world.rank == 0 and record.is_file() else None
-    sizes = world.gather(sizes)[0]
+    advice = "delete it: sizes are measured again, and may differ, so that results differ in the last bits"
+    known = record.is_file() if world.rank == 0 else False
+    read = on_rank_0(world, lambda: read_record(record, advice, *config.tasks) if known else None)
+    sizes: dict[str, int] | None = world.gather(read)[0]
     if sizes is None:
         sizes = derive_microbatches(model, config, world, device)
         if world.rank == 0:
@@ -201,7 +220,7 @@ def initialise_all(
             f"init.path on {len(failures)} of {world.size} workers: {failures[0].message}", failures[0].problems
         )
     if world.rank == 0:
-        report.write_text(table + "\n")
+        write_whole(report, table + "\n")
         if tracker:
             tracker.artifact(report)
 

@@ -24,6 +24,7 @@ from polyvit.checkpoint import read_document
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
 from polyvit.reports.compare import Comparison, compare, read_run, read_runs, write_report
+from polyvit.storage import read_record, write_whole
 
 ShowComparison = Callable[[Comparison, str], None]
 """Shows a comparison under a title."""
@@ -75,13 +76,13 @@ def _start(config: RunConfig, folder: Path, baselines: Sequence[Path]) -> tuple[
         "config": _shared_store(config, tracker.uri), "mlflow_run": tracker.run_id,
         "mlflow_uri": tracker.uri, "baselines": paths,
     }  # fmt: skip
-    (folder / "sweep.json").write_text(json.dumps(document, indent=1))
+    write_whole(folder / "sweep.json", json.dumps(document, indent=1))
     return tracker, paths
 
 
 def _reopen(config: RunConfig, folder: Path, baselines: Sequence[Path]) -> tuple[Tracker, list[str]]:
     """The MLflow run and the baselines of a sweep that was begun before."""
-    document = json.loads((folder / "sweep.json").read_text())
+    document = read_record(folder / "sweep.json", "put back a copy of it, or start a new sweep", "config")
     tracker = Tracker(document["mlflow_uri"], document["mlflow_run"])
     tracker.reopen()
     return tracker, list(document.get("baselines", []))
@@ -115,7 +116,7 @@ def _conclude(
     step = read_document(Path(version["checkpoint"]))["global_step"]
     document["registered"] = {**version, "step": step}
     tracker.metrics(0, {f"best/{METRIC}": best[METRIC]})
-    (folder / "result.json").write_text(json.dumps(document, indent=1, default=str) + "\n")
+    write_whole(folder / "result.json", json.dumps(document, indent=1, default=str) + "\n")
     tracker.artifact(folder / "result.json")
     return document
 
@@ -132,7 +133,7 @@ def _ended_trials(folder: Path, results: Any) -> list[dict[str, Any]]:
         entry = {"trial": name, "state": state, "changes": result.config, "folder": str(run)}
         trials.append({**entry, METRIC: metrics.get(METRIC), PROGRESS: metrics.get(PROGRESS)})
         if state == "stopped" and (record := run / "run.json").exists():
-            recorded = json.loads(record.read_text())
+            recorded = read_record(record, "its MLflow run stays as it is", "mlflow_uri", "mlflow_run")
             Tracker(recorded["mlflow_uri"], recorded["mlflow_run"]).finish("KILLED")
 
     def rank(trial: Mapping[str, Any]) -> tuple[bool, float, str]:
@@ -156,11 +157,11 @@ def _report(
         try:
             runs.append(read_run(Path(trial["folder"])))
         except UserError as error:
-            console.print(f"[yellow]not in the report: {error}[/]")
+            console.print(f"not in the report: {error}", style="yellow")
     try:
         single_task_runs = read_runs(baselines)
     except UserError as error:
-        console.print(f"[yellow]without baselines: {error}[/]")
+        console.print(f"without baselines: {error}", style="yellow")
         single_task_runs = []
     again = [
         "polyvit", "compare", str(folder / "trials"), *(f"--baseline={run.folder}" for run in single_task_runs),

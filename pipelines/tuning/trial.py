@@ -4,7 +4,6 @@ shows.
 In: the keys that the trial changes, and the sweep's folder. Out: a run in `trials/`NAME of that folder.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pipelines.runtime import console
 from pipelines.tracking import PARENT, TRIAL
 from pipelines.training import METRIC, PROGRESS, RunDir, cotrain
 from pipelines.tuning.space import format_changes, trial_config
+from polyvit.storage import read_record
 
 
 def run_trial(changes: dict[str, Any], folder: str, parent: str) -> None:
@@ -29,11 +29,12 @@ def run_trial(changes: dict[str, Any], folder: str, parent: str) -> None:
     name = tune.get_context().get_trial_id()
     assert name is not None
     run_dir = RunDir(sweep / "trials" / name)
-    config = trial_config(json.loads((sweep / "sweep.json").read_text())["config"], changes)
+    record = read_record(sweep / "sweep.json", "put back a copy of it, or start a new sweep", "config")
+    config = trial_config(record["config"], changes)
     config = config.model_copy(update={"storage": str(sweep / "trials")})
     run_id = None
     if run_dir.record.exists():
-        run_id = json.loads(run_dir.record.read_text())["mlflow_run"]
+        run_id = run_dir.read(run_dir.record.name, "mlflow_run")["mlflow_run"]
     else:
         run_dir.folder.mkdir(parents=True, exist_ok=True)
         run_dir.write("config.json", config.model_dump(mode="json"))
@@ -85,4 +86,4 @@ class TrialPrinter(Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Where to read why it failed."""
-        console.print(f"[yellow]trial {trial.trial_id} failed; see {trial.local_path}[/]")
+        console.print(f"trial {trial.trial_id} failed; see {trial.local_path}", style="yellow")

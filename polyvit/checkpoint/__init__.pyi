@@ -19,3 +19,4 @@ from .store import best_step as best_step
 from .store import folder_name as folder_name
 from .store import newest_whole as newest_whole
 from .store import open_store as open_store
+from .store import write_manifest as write_manifest

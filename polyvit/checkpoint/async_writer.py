@@ -47,12 +47,23 @@ class AsyncCheckpointWriter:
     failed: int = 0
     _thread: threading.Thread | None = None
     _error: OSError | None = None
+    _fault: Exception | None = None
     _buffers: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def save(self, data: CheckpointData) -> None:
-        """Copy and return. Gives up, with a warning, where writing the previous one takes more than WAIT_S."""
+        """Copy and return. Gives up, with a warning, where writing the previous one takes more than WAIT_S.
+
+        Raises UserError where writing the previous one ended in something else than the storage's error.
+        """
         began = time.perf_counter()
-        if self._busy(WAIT_S):
+        busy = self._busy(WAIT_S)
+        if self._fault is not None:
+            raise UserError(
+                f"the writer of checkpoints to {self.store.address} died: {type(self._fault).__name__}: "
+                f"{self._fault}; the run ends, since it would go on without checkpoints. Mend the cause (its "
+                "traceback is in the log), then go on with --resume"
+            ) from self._fault
+        if busy:
             logger.warning(
                 "no checkpoint at step %d: the one before is still being written to %s; raise "
                 "train.checkpoint_every, or use faster storage", data.step, self.store.address,
@@ -61,7 +72,7 @@ class AsyncCheckpointWriter:
         else:
             copied = CheckpointData(data.step, self._copied(data.tensors), data.document, data.scores)
             self._thread = threading.Thread(
-                target=self._write, args=(copied,), name="polyvit-checkpoint", daemon=True
+                target=self._write_in_thread, args=(copied,), name="polyvit-checkpoint", daemon=True
             )
             self._thread.start()
         self.blocked_s += time.perf_counter() - began
@@ -108,6 +119,14 @@ class AsyncCheckpointWriter:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return {file: {name: self._buffers[file][name] for name in named} for file, named in tensors.items()}
+
+    def _write_in_thread(self, data: CheckpointData) -> None:
+        try:
+            self._write(data)
+        except Exception as error:  # whatever it is must reach the run, and a thread's error reaches nobody
+            logger.exception("checkpoint %s could not be written", folder_name(data.step))
+            self.failed += 1
+            self._fault = error
 
     def _write(self, data: CheckpointData, insisting: bool = False) -> None:
         name = folder_name(data.step)

@@ -3,15 +3,22 @@
 In: points (step, values). Out: files, and the points read back.
 
 `history/00000501-00001000.jsonl` holds {"step": n, "values": {"train/pets/loss": ...}}. A run that goes on from
-step s drops what lies after s and writes it again, so that no step is lost or doubled. `pace/...` values are
-timings; all others are the same on every repetition of a run.
+step s drops what lies after s and writes it again, so that no step is lost or doubled. A segment's first line says
+how many points it has; one without points is an empty line: a file cut short is never taken for a whole one.
+`pace/...` values are timings; all others are the same on every repetition of a run.
 """
 
 import json
+import re
 import threading
 from pathlib import Path
+from typing import Any
+
+from polyvit.errors import UserError
+from polyvit.storage import write_whole
 
 Point = tuple[int, dict[str, float]]
+_SEGMENT = re.compile(r"(\d{8,})-(\d{8,})\.jsonl")
 
 
 class MetricsLog:
@@ -55,10 +62,10 @@ class MetricsLog:
     def _write(self, first: int, last: int, points: list[Point]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{first:08d}-{last:08d}.jsonl"
-        lines = [json.dumps({"step": step, "values": values}) + "\n" for step, values in points]
-        beside = path.with_suffix(".writing")
-        beside.write_text("".join(lines))
-        beside.rename(path)
+        rows: list[dict[str, Any]] = [{"step": step, "values": values} for step, values in points]
+        if rows:
+            rows[0]["points"] = len(rows)
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows) or "\n")
 
 
 def read_metrics_log(folder: Path) -> list[Point]:
@@ -67,13 +74,20 @@ def read_metrics_log(folder: Path) -> list[Point]:
 
 
 def _segments(folder: Path) -> list[tuple[Path, int, int]]:
-    segments = []
-    for path in sorted(folder.glob("*-*.jsonl")):
-        first, _, last = path.stem.partition("-")
-        segments.append((path, int(first), int(last)))
-    return segments
+    names = ((path, _SEGMENT.fullmatch(path.name)) for path in sorted(folder.glob("*-*.jsonl")))
+    return [(path, int(name[1]), int(name[2])) for path, name in names if name]  # a copy by hand is none
 
 
 def _read(path: Path) -> list[Point]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(line["step"], line["values"]) for line in lines]
+    """The points of a segment. Raises UserError where some of it is missing."""
+    try:
+        text = path.read_text()
+        rows = [json.loads(line) for line in text.splitlines() if line]
+        if not text.endswith("\n") or (rows and rows[0].get("points", len(rows)) != len(rows)):
+            raise ValueError("it is cut short" if text else "it is empty")
+        return [(int(row["step"]), dict(row["values"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}); put back a copy of it, or delete it "
+            "and lose these points of the curves (MLflow may hold them)"
+        ) from None

@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from polyvit.checkpoint.store import MANIFEST, damage, folder_name, newest_whole, open_store, write_manifest
-from polyvit.config import RunConfig
+from polyvit.config import RunConfig, validate_config
 from polyvit.data.loading import Quarantined
 from polyvit.distributed import buffers_of, full_state, load_optimiser, load_parameters
 from polyvit.errors import UserError
 from polyvit.model import MultiTaskModel, PolyViT, build_model
+from polyvit.storage import read_record
 
 logger = logging.getLogger(__name__)
 FORMAT = 2
@@ -66,6 +68,37 @@ class TrainState:
         self.quarantine = sorted(
             {*self.quarantine, *entries}, key=lambda entry: (entry.task, entry.key, entry.reason)
         )
+
+
+class _Evaluation(BaseModel):
+    step: NonNegativeInt
+    tasks: dict[str, dict[str, Any]]
+
+
+class _Answering(BaseModel):
+    """What must be in `state.json` of any checkpoint, packaged models included."""
+
+    global_step: NonNegativeInt
+    config: dict[str, Any]
+    evaluations: list[_Evaluation] = []
+    classes: dict[str, list[str]] | None = None
+
+
+class _Quarantine(BaseModel):
+    task: str
+    key: str
+    path: str
+    reason: str
+
+
+class _Resumable(_Answering):
+    """What training needs of `state.json` besides."""
+
+    read: dict[str, NonNegativeInt]
+    bad: dict[str, NonNegativeInt]
+    quarantine: list[_Quarantine]
+    microbatches: dict[str, int]
+    evaluations: list[dict[str, Any]]  # type: ignore[assignment]
 
 
 class Optimiser(Protocol):
@@ -173,10 +206,25 @@ def read_document(directory: Path) -> dict[str, Any]:
     return document
 
 
-def load_model(directory: Path, model: MultiTaskModel, file: str = "model.safetensors") -> None:
-    """Parameters and buffers of a checkpoint into a model of the same shape.
+def _check_keys(directory: Path, document: Mapping[str, Any], kind: type[BaseModel]) -> None:
+    """Raises UserError that names the keys of `state.json` that are missing or of another type."""
+    try:
+        kind.model_validate(document, strict=True)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise UserError(
+            f"{directory}/state.json is not what polyvit wrote; use another checkpoint", problems[:10]
+        ) from None
+
+
+def load_model(
+    directory: Path, model: MultiTaskModel, file: str = "model.safetensors", allow_nonfinite: bool = False
+) -> None:
+    """Parameters and buffers of a checkpoint into a model of the same shapes and types.
 
     Raises UserError naming what differs.
+
+    allow_nonfinite: take NaN and infinite weights too, such as to look into a run that diverged.
     """
     tensors = _load(directory / file)
     whole = {**dict(model.named_parameters()), **buffers_of(model)}
@@ -186,6 +234,18 @@ def load_model(directory: Path, model: MultiTaskModel, file: str = "model.safete
         differ = sorted(n for n in expected.keys() | stored.keys() if expected.get(n) != stored.get(n))
         problems = [f"{n}: the model has {expected.get(n)}, the checkpoint {stored.get(n)}" for n in differ]
         raise UserError(f"{directory} does not fit the model of this config", problems[:10])
+    types = {name: tensor.dtype for name, tensor in whole.items()}
+    problems = [
+        f"{name}: the model has {types[name]}, the checkpoint {tensor.dtype}"
+        for name, tensor in tensors.items()
+        if tensor.dtype != types[name]
+    ]
+    if not allow_nonfinite:
+        problems += [f"{name}: NaN or infinite" for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if problems:
+        raise UserError(
+            f"{directory / file} has weights that cannot be used; use another checkpoint", problems[:10]
+        )
     load_parameters(model, tensors)
 
 
@@ -203,6 +263,7 @@ def load_training(directory: Path, unit: TrainUnit, hashes: Mapping[str, Any]) -
                 f"cannot resume from {directory}: its {key.replace('_', ' ')} differs from this run's. "
                 "Resume with the same tasks, schedule, seed and data, or start a new run"
             )
+    _check_keys(directory, document, _Resumable)
     load_model(directory, unit.model)
     load_optimiser(unit.model, unit.optimiser, _load(directory / "optimiser.safetensors"))  # type: ignore[arg-type]
     if unit.ema:
@@ -246,10 +307,10 @@ def find_checkpoint(path: Path) -> Path:
 
 def store_of(run: Path) -> str:
     """Where a run's checkpoints lie: its own folder, unless its record names another place."""
-    try:
-        return json.loads((run / "run.json").read_text())["checkpoints"]
-    except (OSError, ValueError, KeyError):
+    if not (run / "run.json").is_file():
         return str(run)
+    advice = "put back a copy of it, or give a checkpoint's own folder"
+    return str(read_record(run / "run.json", advice).get("checkpoints", run))
 
 
 def _copied(folder: Path, run: Path, step: int) -> Path:
@@ -274,7 +335,11 @@ def load_any(path: Path) -> tuple[MultiTaskModel, RunConfig, dict[str, Any]]:
     """
     directory = find_checkpoint(path)
     document = read_document(directory)
-    config = RunConfig.model_validate(document["config"])
+    _check_keys(directory, document, _Answering)
+    try:
+        config = validate_config(document["config"])
+    except UserError as error:
+        raise UserError(f"{directory}/state.json: {error.message}", error.problems) from None
     model = build_model(config)
     load_model(directory, model, "ema.safetensors" if config.optim.ema_decay else "model.safetensors")
     return model.eval(), config, document

@@ -11,10 +11,12 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +26,10 @@ from polyvit.storage import as_location, open_remote
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 _WRITING = ".writing-"
+_PLAIN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+"""Names of a checkpoint's files: no folder, no way up."""
+_FOLDER_NAME = re.compile(r"step_(\d{8,})")
+"""Anything else beside the checkpoints is not ours, such as a copy `step_00000500.bak`."""
 
 
 def folder_name(step: int) -> str:
@@ -31,21 +37,29 @@ def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def write_manifest(folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Name every file of `folder` with its size and checksum, beside `metadata` such as the step."""
+def write_manifest(folder: Path, metadata: Mapping[str, Any], names: Sequence[str] = ()) -> None:
+    """Name every file of `folder` (or these) with its size and checksum, beside `metadata` such as the step."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
+        if (path.name in names if names else path.name != MANIFEST)
     }
     (folder / MANIFEST).write_text(json.dumps({**metadata, "files": files}, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What `write_manifest` wrote. Raises OSError or ValueError."""
-    document = json.loads((folder / MANIFEST).read_text())
+    return _manifest((folder / MANIFEST).read_text())
+
+
+def _manifest(text: str) -> dict[str, Any]:
+    """Raises ValueError for text that is no manifest, and where a name leads out of the checkpoint's folder."""
+    document = json.loads(text)
     if not isinstance(document, dict) or not isinstance(document.get("files"), dict):
         raise ValueError("it names no files")
+    for name in document["files"]:
+        if not _PLAIN_NAME.fullmatch(name):
+            raise ValueError(f"it names {name!r}, which is no file of a checkpoint")
     return document
 
 
@@ -106,7 +120,7 @@ class LocalStore:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        return sorted(_step(path.parent.name) for path in self.folder.glob(f"step_*/{MANIFEST}"))
+        return _steps(path.parent.name for path in self.folder.glob(f"step_*/{MANIFEST}"))
 
     def manifest(self, step: int) -> dict[str, Any]:
         """A checkpoint's manifest."""
@@ -169,12 +183,12 @@ class RemoteStore:
 
     def steps(self) -> list[int]:
         """Steps with a manifest, ascending."""
-        manifests = (path for path in self.root.walk("") if path.rpartition("/")[2] == MANIFEST)
-        return sorted(_step(Path(path).parent.name) for path in manifests)
+        end = f"/{MANIFEST}"
+        return _steps(path.removesuffix(end) for path in self.root.walk("") if path.endswith(end))
 
     def manifest(self, step: int) -> dict[str, Any]:
         """A checkpoint's manifest."""
-        return json.loads(self.text(step, MANIFEST))
+        return _manifest(self.text(step, MANIFEST))
 
     def text(self, step: int, name: str) -> str:
         """One file of a checkpoint."""
@@ -232,6 +246,8 @@ def _damage_in(store: Store, step: int) -> str | None:
             return damage(folder)
     except FileNotFoundError as error:  # a store that does not answer raises another error: that is no damage
         return str(error)
+    except ValueError as error:
+        return f"{MANIFEST} cannot be read ({error})"
 
 
 def prune(store: Store, keep_last: int, keep_best: int, metric: str) -> None:
@@ -239,8 +255,7 @@ def prune(store: Store, keep_last: int, keep_best: int, metric: str) -> None:
     steps = store.steps()
     scores: dict[int, float] = {}
     for step in steps if keep_best else []:
-        score = store.manifest(step).get("metrics", {}).get(metric)
-        if score is not None:
+        if (score := _score(store, step, metric)) is not None:
             scores[step] = score
     best = sorted(scores, key=lambda step: (scores[step], step), reverse=True)[:keep_best]
     for step in set(steps[:-keep_last]) - set(best):
@@ -249,13 +264,24 @@ def prune(store: Store, keep_last: int, keep_best: int, metric: str) -> None:
 
 def best_step(store: Store, metric: str) -> int | None:
     """The step of the best kept checkpoint by `metric`; None where none was evaluated."""
-    scores = {step: store.manifest(step).get("metrics", {}).get(metric) for step in store.steps()}
+    scores = {step: _score(store, step, metric) for step in store.steps()}
     known = {step: score for step, score in scores.items() if score is not None}
     return max(known, key=lambda step: (known[step], step)) if known else None
 
 
-def _step(name: str) -> int:
-    return int(name.removeprefix("step_"))
+def _score(store: Store, step: int, metric: str) -> float | None:
+    """A checkpoint's result; None where it was not evaluated, or its manifest is damaged."""
+    try:
+        score = store.manifest(step)["metrics"][metric]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return float(score) if isinstance(score, int | float) and math.isfinite(score) else None
+
+
+def _steps(folders: Iterable[str]) -> list[int]:
+    """The steps of those folder names that are a checkpoint's, ascending."""
+    matches = map(_FOLDER_NAME.fullmatch, folders)
+    return sorted(int(match[1]) for match in matches if match and folder_name(int(match[1])) == match[0])
 
 
 def _sync(path: Path) -> None:

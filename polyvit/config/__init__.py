@@ -1,8 +1,8 @@
 """Everything a run needs, as frozen validated models.
 
 In: a recipe's name or a YAML file, and `key=value` overrides. Out: a `RunConfig`.
-Read: formats, inputs, layouts, tasks, modalities, paper_tasks, sections, run, cross_field, renamed, installed,
-loader, reference.
+Read: addresses, formats, inputs, layouts, tasks, modalities, paper_tasks, sharing, avbert, models, sections, run,
+cross_field, renamed, installed, overrides, loader, reference.
 """
 
 import lazy_loader

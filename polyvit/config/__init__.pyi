@@ -1,5 +1,6 @@
-from .avbert import AVBertConfig as AVBertConfig
+from .addresses import check_no_password as check_no_password
 from .avbert import AudiovisualTask as AudiovisualTask
+from .avbert import AVBertConfig as AVBertConfig
 from .avbert import SequenceInput as SequenceInput
 from .formats import FORMATS as FORMATS
 from .formats import signatures as signatures
@@ -12,12 +13,10 @@ from .inputs import Section as Section
 from .inputs import VideoInput as VideoInput
 from .installed import check_installed as check_installed
 from .layouts import LAYOUTS as LAYOUTS
-from .loader import apply_override as apply_override
 from .loader import flatten as flatten
 from .loader import load_config as load_config
 from .loader import read_recipe as read_recipe
 from .loader import recipe_names as recipe_names
-from .loader import set_key as set_key
 from .loader import validate_config as validate_config
 from .loader import with_absolute_paths as with_absolute_paths
 from .modalities import BUILT_IN as BUILT_IN
@@ -28,6 +27,10 @@ from .modalities import TaskConfig as TaskConfig
 from .modalities import load_attribute as load_attribute
 from .modalities import modalities_of as modalities_of
 from .models import AnyModel as AnyModel
+from .overrides import apply_override as apply_override
+from .overrides import override_values as override_values
+from .overrides import set_key as set_key
+from .overrides import text_override as text_override
 from .reference import config_sections as config_sections
 from .reference import reference_markdown as reference_markdown
 from .renamed import with_new_names as with_new_names

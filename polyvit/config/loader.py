@@ -2,7 +2,7 @@
 
 A recipe is a YAML mapping of config keys. `extends: NAME` starts from another recipe; mappings merge key by key,
 except that a recipe which has `tasks` trains exactly the tasks that it lists (each starts from the extended
-recipe's task of that name, or else from `KNOWN_TASKS`). Overrides are `key.path=value`, the value in YAML.
+recipe's task of that name, or else from `KNOWN_TASKS`). Overrides are `key.path=value` (`overrides.py`).
 """
 
 import difflib
@@ -13,11 +13,13 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from polyvit.config.addresses import check_no_password
 from polyvit.config.installed import check_installed
 from polyvit.config.modalities import MODALITIES
 from polyvit.config.models import KINDS, kind_of
+from polyvit.config.overrides import apply_override
 from polyvit.config.paper_tasks import KNOWN_TASKS
-from polyvit.config.renamed import new_name, with_new_names
+from polyvit.config.renamed import with_new_names
 from polyvit.config.run import RunConfig
 from polyvit.config.tasks import TaskBase
 from polyvit.errors import UserError
@@ -47,6 +49,7 @@ def load_config(recipe: str, overrides: Sequence[str] = (), only: Sequence[str] 
         document["tasks"] = {name: task for name, task in tasks.items() if name in only}
     config = validate_config(document, mistyped)
     check_installed(config)
+    check_no_password("tracking.uri", config.tracking.uri)
     return with_absolute_paths(config)
 
 
@@ -196,29 +199,6 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         elif not (value is None and isinstance(merged.get(key), dict)):
             merged[key] = value
     return merged
-
-
-def apply_override(document: dict[str, Any], override: str) -> None:
-    """Set one `key.path=value` (the value in YAML) in plain config data, in place."""
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise UserError(f"{override!r} is not an override; write key.path=value, such as model.l_adapt=2")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"the value of {override!r} is not YAML: {error}") from None
-    set_key(document, path, value)
-
-
-def set_key(document: dict[str, Any], path: str, value: Any) -> None:
-    """Set one dotted key, under its name of today, in plain config data, in place."""
-    *parents, last = new_name(path).split(".")
-    place = document
-    for key in parents:
-        inner = place.get(key)
-        place[key] = dict(inner) if isinstance(inner, dict) else {}
-        place = place[key]
-    place[last] = value
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,7 +10,6 @@ together: the old model's parts, with what the run has trained in place of its o
 bit as they were.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 
 from polyvit.checkpoint import FORMAT, read_document
 from polyvit.config import Modality, ModelConfig, RunConfig, validate_config
-from polyvit.deploy.package import save_model
+from polyvit.deploy.package import save_document, save_model
 from polyvit.errors import UserError
 from polyvit.model import PolyViT
 
@@ -141,7 +140,7 @@ def write_extended(
         "extended": {"steps": new["global_step"], "tasks": list(new["config"]["tasks"]),
                      "frozen": new["config"]["optim"]["frozen"]},
     }  # fmt: skip
-    (folder / "state.json").write_text(json.dumps(document, indent=1))
+    save_document(document, folder)
 
 
 def add_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -151,4 +150,4 @@ def add_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     known = evaluations[-1]["tasks"] if evaluations else {}
     tasks = {name: result for name, result in results.items() if name not in known}
     document["evaluations"] = [{"step": step, "tasks": {**tasks, **known}}]
-    (folder / "state.json").write_text(json.dumps(document, indent=1))
+    save_document(document, folder)

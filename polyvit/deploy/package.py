@@ -1,8 +1,8 @@
 """A packaged model: what a trained model needs in use, without the state of its training, and its model card.
 
 In: a checkpoint's folder, in its run or alone. Out: a folder with model.safetensors (the weights that were
-evaluated: averaged ones where the run kept them), state.json (config, class names, results, hashes of the data)
-and model_card.md. It is read like a checkpoint, but training cannot go on from it.
+evaluated: averaged ones where the run kept them), state.json (config, class names, results, hashes of the data),
+manifest.json (their checksums) and model_card.md. It is read like a checkpoint, but training cannot go on from it.
 """
 
 import json
@@ -13,10 +13,11 @@ from typing import Any
 from safetensors.torch import save_file
 
 from polyvit import __version__
-from polyvit.checkpoint import find_checkpoint, load_trained
+from polyvit.checkpoint import find_checkpoint, load_trained, write_manifest
 from polyvit.config import RunConfig
 from polyvit.deploy.predict import class_names
 from polyvit.model import PolyViT
+from polyvit.storage import write_whole
 
 _TRAINING = ("read", "bad", "quarantine", "microbatches")
 """Keys of `state.json` that only a resumed run reads."""
@@ -36,7 +37,7 @@ def write_package(model_path: Path, folder: Path) -> dict[str, Any]:
     document["config"] = {**trained["config"], "optim": {**trained["config"]["optim"], "ema_decay": None}}
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, folder)
-    (folder / "state.json").write_text(json.dumps(document, indent=1))
+    save_document(document, folder)
     counts = _counts(checkpoint)
     (folder / "model_card.md").write_text(model_card(model, config, document, counts))
     return document
@@ -46,6 +47,13 @@ def save_model(model: PolyViT, folder: Path) -> None:
     """`model.safetensors` of a model, in `folder`."""
     tensors = {name: p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
+
+
+def save_document(document: Mapping[str, Any], folder: Path) -> None:
+    """`state.json` of the model that is in `folder`, then the checksums of both; the card is free to be edited."""
+    write_whole(folder / "state.json", json.dumps(document, indent=1))
+    metadata = {"format": document["format"], "global_step": document["global_step"], "metrics": {}}
+    write_manifest(folder, metadata, ("model.safetensors", "state.json"))
 
 
 def _counts(checkpoint: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ evaluation's own functions (`evaluation_tokens`, `average_views`), with each tas
 
 import itertools
 import json
+import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,8 @@ from polyvit.evaluation import average_views
 from polyvit.model import PolyViT, normalise
 
 TOP_K = 5
+MOST_BYTES = 2 * 2**30
+"""The largest file that is read: a file is held in memory, here and in the process that decodes it."""
 FILES_AT_ONCE = 16
 """Files whose tokens are held at a time: 16 clips of 32 x 224 x 224 pixels are 77 MB."""
 
@@ -100,11 +104,23 @@ def _sight(task: TaskConfig) -> str:
 def read_media(path: Path) -> bytes:
     """A file's bytes. Raises BadMedia where it cannot be read."""
     try:
-        return path.read_bytes()
+        # Without O_NONBLOCK a pipe that nobody writes to would be waited for.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadMedia("file is a device, a pipe or a socket; give a regular file")
+            if status.st_size > MOST_BYTES:
+                raise BadMedia(f"file has {status.st_size:,} bytes; at most {MOST_BYTES:,} are read")
+            data = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise BadMedia("file is missing") from None
     except OSError as error:
         raise BadMedia(f"file cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise BadMedia("file cannot be read: its name holds a NUL byte") from None
+    if len(data) > MOST_BYTES:
+        raise BadMedia(f"file has more than {MOST_BYTES:,} bytes, which are the most that are read")
+    return data
 
 
 # ------------------------------------------------------------------------------------- tokens to labels
@@ -179,7 +195,13 @@ class Predictor:
             if isinstance(item, str):
                 results.append({"error": item})
                 continue
-            best = {name: self.best(name, logits_K, top_k) for name, logits_K in next(logits).items()}
+            by_task = next(logits)
+            if wrong := [name for name, logits_K in by_task.items() if not logits_K.isfinite().all()]:
+                results.append(
+                    {"error": f"the model's answer is not finite (task {', '.join(wrong)}); check its weights"}
+                )
+                continue
+            best = {name: self.best(name, logits_K, top_k) for name, logits_K in by_task.items()}
             results.append({"modality": item.modality, "tasks": best})
         return results
 
@@ -261,7 +283,7 @@ def as_json_line(answer: Mapping[str, Any]) -> str:
             name: [{**entry, "probability": round(entry["probability"], 6)} for entry in best]
             for name, best in shown["tasks"].items()
         }
-    return json.dumps(shown, ensure_ascii=False)
+    return json.dumps(shown, ensure_ascii=False, allow_nan=False)
 
 
 def load(model: str | Path, device: str = "cpu") -> Predictor:

@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from checkpoint_kit import save_checkpoint
+from safetensors.torch import load_file, save_file
 from small import ArrayFeed, Heard, fresh, small_config
 
 from polyvit.checkpoint.state import (
     TrainState,
     TrainUnit,
     load_model,
+    load_trained,
     load_training,
     read_document,
 )
@@ -203,3 +206,51 @@ def test_quarantine_is_sorted_and_holds_each_once() -> None:
     state.quarantined([one, one])
     state.quarantined([two, one])
     assert state.quarantine == [two, one]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("global_step", None), ("global_step", "7"), ("global_step", -1), ("read", None), ("read", [1]),
+        ("quarantine", [{"task": "x"}]), ("quarantine", [3]), ("microbatches", "x"), ("evaluations", [3]),
+        ("evaluations", {}), ("classes", [1]), ("config", []),
+    ],
+)  # fmt: skip
+def test_a_forged_state_is_one_message(saved: tuple[Path, Saved], key: str, value: Any) -> None:
+    folder, events = saved
+    document = json.loads((folder / "state.json").read_text())
+    document[key] = value
+    if value is None:
+        del document[key]
+    (folder / "state.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"state\.json is not what polyvit wrote") as caught:
+        load_training(folder, events.learner, events.hashes)
+    assert caught.value.problems[0].startswith(key)
+
+
+def test_a_forged_config_is_one_message(saved: tuple[Path, Saved]) -> None:
+    folder, _ = saved
+    (folder / "manifest.json").unlink()
+    document = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**document, "evaluations": [], "config": {"tasks": {"a": 1}}}))
+    with pytest.raises(UserError, match=r"state\.json: the config has"):
+        load_trained(folder)
+
+
+@pytest.mark.parametrize("kind", ["nan", "infinite", "half", "double", "whole"])
+def test_weights_that_cannot_be_used_are_refused(saved: tuple[Path, Saved], kind: str) -> None:
+    folder, events = saved
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    types = {"half": torch.float16, "double": torch.float64, "whole": torch.int32}
+    if kind in types:
+        tensors[name] = tensors[name].to(types[kind])
+    else:
+        tensors[name].view(-1)[0] = float("nan" if kind == "nan" else "inf")
+    save_file(tensors, path)
+    with pytest.raises(UserError, match="has weights that cannot be used") as caught:
+        load_model(folder, events.model)
+    assert caught.value.problems[0].startswith(f"{name}: ")
+    if kind in ("nan", "infinite"):
+        load_model(folder, events.model, allow_nonfinite=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from polyvit.checkpoint.metrics_log import MetricsLog, read_metrics_log
+from polyvit.errors import UserError
 
 
 def names(folder: Path) -> list[str]:
@@ -59,3 +60,28 @@ def test_what_cannot_be_written_goes_on_waiting(tmp_path: Path) -> None:
     assert [step for step, _ in read_metrics_log(tmp_path / "history")] == [1, 3]
     history.write(4)  # again: nothing new
     assert names(tmp_path / "history") == ["00000001-00000004.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "damage", ["", '{"step": 1, "values": {"x": 1.0}, "points": 2}\n', '{"step": 1, "val', "[]\n"]
+)
+def test_a_damaged_segment_is_named_and_loses_nothing_silently(tmp_path: Path, damage: str) -> None:
+    history = MetricsLog(tmp_path)
+    for step in (1, 2):
+        history.add(step, {"x": float(step)})
+    history.write(2)
+    path = tmp_path / "00000001-00000002.jsonl"
+    path.write_text(damage)
+    for read in (lambda: read_metrics_log(tmp_path), lambda: MetricsLog(tmp_path).restart(2)):
+        with pytest.raises(UserError, match=r"00000001-00000002\.jsonl is damaged .* put back a copy"):
+            read()
+
+
+def test_a_segment_without_points_and_foreign_names(tmp_path: Path) -> None:
+    history = MetricsLog(tmp_path)
+    history.write(5)
+    history.add(6, {"x": 6.0})
+    history.write(6)
+    for name in ("00000001-00000005 (copy).jsonl", "a-b.jsonl", "00000001-00000005.jsonl.bak"):
+        (tmp_path / name).write_text("foreign")
+    assert MetricsLog(tmp_path).restart(6) == [(6, {"x": 6.0})]

@@ -1,6 +1,7 @@
 """Checkpoints as whole things: manifests, damage, what stays, and the writer that never holds a run up."""
 
 import json
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -345,3 +346,61 @@ def test_a_name_goes_below_an_address() -> None:
     assert (
         under("s3://b/p?scheme=http&endpoint_override=h:1", "c") == "s3://b/p/c?scheme=http&endpoint_override=h:1"
     )
+
+
+@pytest.mark.parametrize("name", ["step_00000005.bak", "step_00000005 copy", "step_x", "old/step_00000007"])
+def test_foreign_names_beside_checkpoints_are_ignored(tmp_path: Path, name: str) -> None:
+    store = filled(tmp_path, 5, 10)
+    shutil.copytree(tmp_path / "step_00000005", tmp_path / name)
+    assert store.steps() == [5, 10]
+    prune(store, 1, 1, "mean")
+    assert store.steps() == [10]
+    assert (tmp_path / name / "manifest.json").is_file()
+    assert newest_whole(store) == (10, [])
+    assert find_checkpoint(tmp_path).name == "step_00000010"
+
+
+def test_foreign_names_in_a_bucket_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = shaky_store("foreign", 0, OSError(), monkeypatch)
+    for name in ("run/step_00000005.bak", "run/old/step_00000007"):
+        with store.root.files.open_output_stream(f"/foreign/{name}/manifest.json") as file:
+            file.write(b"{}")
+    assert store.steps() == []
+
+
+def test_a_writer_that_dies_ends_the_run_with_its_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def breaks(step: int) -> None:
+        raise ValueError(f"no good at {step}")
+
+    writer = AsyncCheckpointWriter(LocalStore(tmp_path), Keep(), before=breaks)
+    writer.save(checkpoint(5))
+    with pytest.raises(UserError, match=r"died: ValueError: no good at 5; .* go on with --resume"):
+        writer.save(checkpoint(10))
+    assert "Traceback" in caplog.text
+
+
+def test_a_damaged_manifest_does_not_stop_pruning(tmp_path: Path) -> None:
+    store = filled(tmp_path, 5, 10, 15, scores={5: 0.9, 10: 0.5})
+    (tmp_path / "step_00000010" / "manifest.json").write_text('{"files": {}, "metrics": [1]}')
+    prune(store, 1, 1, "mean")
+    assert store.steps() == [5, 15]
+    assert best_step(store, "mean") == 5
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/b", "..", ".", "", "a\\b", ".hidden", "a\n"])
+def test_a_manifest_that_names_what_lies_elsewhere_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forged = json.dumps({"files": {name: {"bytes": 0, "sha256": ""}}})
+    filled(tmp_path, 5)
+    (tmp_path / "step_00000005" / "manifest.json").write_text(forged)
+    assert "is no file of a checkpoint" in (damage(tmp_path / "step_00000005") or "")
+    store = shaky_store("forged", 0, OSError(), monkeypatch)
+    with store.scratch() as scratch:
+        (scratch / "manifest.json").write_text(forged)
+        store.commit(scratch, 5)
+    step, damaged = newest_whole(store)
+    assert step is None
+    assert "is no file of a checkpoint" in damaged[0]
+    with pytest.raises(ValueError), store.fetched(5):
+        pass

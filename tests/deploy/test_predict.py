@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,7 @@ def test_a_release_holds_the_weights_that_were_evaluated(tmp_path: Path) -> None
     (checkpoint / "manifest.json").unlink()  # it names no such file
     write_package(checkpoint, tmp_path / "release")
     assert sorted(path.name for path in (tmp_path / "release").iterdir()) == [
+        "manifest.json",
         "model.safetensors",
         "model_card.md",
         "state.json",
@@ -171,3 +173,51 @@ def test_a_release_holds_the_weights_that_were_evaluated(tmp_path: Path) -> None
     assert "ab" * 32 in card
     assert f"| all | {sum(p.numel() for p in model.parameters()):,} |" in card
     assert "running average" in card
+
+
+def test_a_package_whose_bytes_were_changed_is_refused(tmp_path: Path) -> None:
+    checkpoint, _, _ = trained(tmp_path)
+    folder = tmp_path / "package"
+    write_package(checkpoint, folder)
+    (folder / "model_card.md").write_text("words of our own")
+    Predictor.load(folder)
+    for name in ("model.safetensors", "state.json"):
+        good = (folder / name).read_bytes()
+        (folder / name).write_bytes(good[:-9] + bytes([good[-9] ^ 0x40]) + good[-8:])
+        with pytest.raises(UserError, match=f"is damaged: {name}"):
+            Predictor.load(folder)
+        (folder / name).write_bytes(good)
+
+
+def test_an_answer_that_is_not_finite_is_an_error(tmp_path: Path, files: dict[str, Path]) -> None:
+    checkpoint, _, _ = trained(tmp_path)
+    predictor = Predictor.load(checkpoint)
+    with torch.no_grad():
+        predictor.model.heads["picture"].bias[0] = float("nan")
+    answers = list(predictor.predict([files["image"], files["song"]]))
+    assert answers[0] == {"error": "the model's answer is not finite (task picture); check its weights"}
+    assert "tasks" in answers[1]
+    with pytest.raises(ValueError):
+        as_json_line({"tasks": {"picture": [{"label": "a", "index": 0, "probability": float("nan")}]}})
+
+
+def test_files_that_are_none_cost_their_own_line_alone(
+    tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device without end, a pipe that nobody writes to, a file of 20 GB, a name with NUL, a folder."""
+    checkpoint, _, _ = trained(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "huge.mp4").open("wb") as file:
+        file.truncate(20 * 10**9)
+    given = [
+        Path("/dev/zero"), tmp_path / "pipe", tmp_path / "huge.mp4", Path("a\0b.jpg"), tmp_path,
+        tmp_path / ("x" * 300), files["image"],
+    ]  # fmt: skip
+    *bad, good = Predictor.load(checkpoint).predict(given)
+    assert "tasks" in good
+    device, pipe, huge, name, folder, long = [answer["error"] for answer in bad]
+    assert device == pipe == "file is a device, a pipe or a socket; give a regular file"
+    assert huge == "file has 20,000,000,000 bytes; at most 2,147,483,648 are read"
+    assert "NUL" in name
+    assert "cannot be read" in long
+    assert folder.startswith("file ")

@@ -22,7 +22,7 @@ def image_header(data: bytes) -> dict[str, Any]:
 
 def video_header(data: bytes) -> dict[str, Any]:
     """form (codec), width and height in pixels, and where known seconds, fps, frames of the whole file."""
-    with av.open(io.BytesIO(data), "r") as container:
+    with open_container(data) as container:
         stream = moving_pictures(container)[0]
         context = stream.codec_context
         header: dict[str, Any] = {"form": context.name, "width": context.width, "height": context.height}
@@ -44,7 +44,7 @@ def audio_header(data: bytes) -> dict[str, Any]:
         info = soundfile.info(io.BytesIO(data))
         return {"form": info.format, "sample_rate": info.samplerate, "channels": info.channels}
     except soundfile.LibsndfileError:
-        with av.open(io.BytesIO(data), "r") as container:
+        with open_container(data) as container:
             context = container.streams.audio[0].codec_context
             return {"form": context.name, "sample_rate": context.sample_rate, "channels": context.channels}
 

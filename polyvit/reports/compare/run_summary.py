@@ -7,6 +7,7 @@ run that came to its end or not. Nothing is trained or evaluated here.
 import json
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -85,7 +86,7 @@ def read_run(folder: Path) -> RunSummary:
         steps = (
             result["steps"] if result else max([0, *(step for step, _ in points), *(s for s, _ in evaluations)])
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise UserError(
             f"{folder}: result.json, history or checkpoint is damaged ({type(error).__name__}: {error}); leave "
             f"this run out, or write it again with `polyvit cotrain --resume {folder}`"
@@ -177,7 +178,8 @@ def _newest_state(folder: Path) -> str | None:
     reached costs a warning only, because the curves are here.
     """
     for path in sorted(folder.glob("step_*/state.json"), reverse=True):
-        return path.read_text()
+        if re.fullmatch(r"step_\d{8,}", path.parent.name):  # no copy made by hand
+            return path.read_text()
     address = store_of(folder)
     if address == str(folder):
         return None
