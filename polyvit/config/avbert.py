@@ -104,23 +104,23 @@ class AVBertConfig(Section):
 
     def problems(self, modalities: tuple[Modality, ...]) -> list[str]:
         """Contradictions within the section, and with the modalities of the tasks; one line each."""
-        found = [
+        problems = [
             f"model.kind=avbert takes tasks of modality audiovisual, not {modality}; give model.kind=polyvit"
             for modality in modalities
             if modality != "audiovisual"
         ]
         clips = self.audiovisual.clips
         if 1 + clips > self.positions:
-            found.append(
+            problems.append(
                 f"model.positions={self.positions} must be at least {1 + clips}: a summary and"
                 f" model.audiovisual.clips={clips}"
             )
         if self.sharing.roles.startswith("low_rank") and self.sharing.rank > self.width:
-            found.append(
+            problems.append(
                 f"model.sharing.rank={self.sharing.rank} must be at most model.width={self.width}: a larger rank"
                 " has more parameters than the map"
             )
-        return found
+        return problems
 
 
 ROLES = ("visual", "audio", "multimodal")

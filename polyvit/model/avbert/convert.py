@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polyvit.config import AVBertConfig
 from polyvit.errors import UserError
+from polyvit.model.avbert.model import AVBert
 from polyvit.model.sharing import layer_homes
 
 OFFICIAL_ROLES = {"visual": "single_visual", "audio": "single_audio", "multimodal": "multi"}
@@ -84,8 +85,6 @@ def state_to_official(state: Mapping[str, Tensor], config: AVBertConfig) -> dict
 
 
 def _our_names(config: AVBertConfig) -> list[str]:
-    from polyvit.model.avbert.model import AVBert  # the model's door names this file too
-
     with torch.device("meta"):
         return list(AVBert(config, {}).state_dict())
 
@@ -140,5 +139,5 @@ def _idle(name: str, config: AVBertConfig) -> bool:
 def stage_depths(official: Mapping[str, Tensor]) -> Iterator[int]:
     """Residual blocks of each stage of an official visual CNN, by its names."""
     for stage in range(2, 6):
-        found = {m[1] for n in official if (m := re.match(rf"visual_conv\.s{stage}\.pathway0_res(\d+)\.", n))}
-        yield len(found)
+        blocks = {m[1] for n in official if (m := re.match(rf"visual_conv\.s{stage}\.pathway0_res(\d+)\.", n))}
+        yield len(blocks)
