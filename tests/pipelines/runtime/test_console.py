@@ -21,7 +21,7 @@ NAMES = ["take[/2].wav", "song [official video].wav", ":cat:.jpg", "[red]x[/red]
 @pytest.mark.parametrize("name", NAMES)
 def test_lines_tables_and_titles_show_a_name_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
-    monkeypatch.setattr(console, "file", shown)
+    monkeypatch.setattr(console, "_file", shown)  # `file` gives sys.stdout of now, and would put that back
     console.print(f"{name}: cannot be read", style="yellow")
     table = Table(title=f"title {name}")
     table.add_column(f"head {name}")
@@ -32,7 +32,16 @@ def test_lines_tables_and_titles_show_a_name_as_it_is(name: str, monkeypatch: py
     driver._print_left_out({"shapes": entry})
     problem = {"kind": "missing", "where": f"index {name}", "reason": "missing"}
     counts = dict.fromkeys(("train", "validation", "test", "classes", "classes_present", "reused"), 1)
-    print_index({"shapes": {**counts, "left_out": {"missing": 1}, "problems": [problem]}})
+    print_index(
+        {
+            "shapes": {
+                **counts,
+                "examples_of_class": {f"class {name}": 2},
+                "left_out": {"missing": 1},
+                "problems": [problem],
+            }
+        }
+    )
     text = shown.getvalue()
     for where in ("", "title ", "head ", "cell ", "says ", "do ", "left ", "index "):
         assert f"{where}{name}" in text, where
