@@ -26,7 +26,7 @@ demo: install
 # Our own files are compiled once, and not again by each of the hundreds of processes that tests start. Tests run in as
 # many processes as there are cores, at most four; those that start Ray share one process and one cluster.
 PYTEST = $(BIN)/python -m compileall -q polyvit pipelines && $(BIN)/python -m pytest
-PARALLEL := -n logical --maxprocesses 4 --dist loadgroup
+PARALLEL := -n logical --maxprocesses 4
 
 test: install
 	$(PYTEST) $(PARALLEL)

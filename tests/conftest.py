@@ -4,9 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "FORCE_COLOR"):
     os.environ.pop(_name, None)  # of whoever starts the tests: another's cluster, another's store, escape codes
@@ -16,17 +18,31 @@ TIERS = ("slow", "faults", "gpu", "soak")
 """Markers that take a test out of `make test`; a test has one of them at most."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One tier a test, and one process for all tests that start Ray: they share a cluster and the cores."""
+    """One tier a test."""
     for item in items:
         tiers = [tier for tier in TIERS if item.get_closest_marker(tier)]
         if len(tiers) > 1:
             raise pytest.UsageError(
                 f"{item.nodeid} is of two tiers: {', '.join(tiers)}; leave one of the markers out"
             )
-        if item.get_closest_marker("ray") or "ray_cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+class RayTogether(LoadScopeScheduling):
+    """Files are handed out to the processes of pytest-xdist; those that start Ray all go to one process.
+
+    They share a cluster and the cores. xdist's own groups do nothing with pytest 9: a node's id is final there.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        text = (Path(__file__).parents[1] / file).read_text()
+        return "ray" if "mark.ray" in text or "ray_cluster" in text else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayTogether:
+    """Instead of `--dist`."""
+    return RayTogether(config, log)
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_features_are_those_of_the_model_here(first: tuple[dict, str], trained: 
             tokens = normalise(torch.from_numpy(minibatch.inputs["tokens"]))
             expected = trained.model.forward_features({"tokens": tokens}, trained.model.modality[name])
         (path,) = (trained.run / "features").glob(f"{name}-{split}-*.parquet")
-        key = pq.read_schema(path).metadata[b"polyvit.evaluation.features"].decode()
+        key = pq.read_schema(path).metadata[b"polyvit.features"].decode()
         found = read_features(path, key, len(examples), 3)
         assert found.keys == minibatch.keys
         assert (found.labels == minibatch.labels).all()
