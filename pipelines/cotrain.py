@@ -7,17 +7,19 @@ A run is a folder `storage`/NAME (`training/run_dir.py`); `training/driver.py` s
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from rich.table import Table
 
 from pipelines.runtime import command_line, console
 from pipelines.training import find_run, new_run, resumed_config
-from polyvit.config import load_config, text_override
+from polyvit.config import RunConfig, load_config, text_override
 from polyvit.errors import UserError
-from polyvit.training import check_init
 
 
 def print_results(document: dict[str, Any]) -> None:
@@ -76,11 +78,26 @@ def _start(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError("give a CONFIG (a recipe's name or a YAML file), or --resume RUN; see `polyvit recipes`")
     config = load_config(arguments.config, arguments.overrides, arguments.only)
     from pipelines.index import task_roots  # start-up: ray, where the config has no mistake
-    from pipelines.training import cotrain  # start-up: ray, where the config has no mistake
 
     task_roots(config)  # before a run's folder is made
-    check_init(config)
-    return cotrain(config, new_run(config, arguments.name))
+    if config.init.path:
+        from polyvit.training import check_init  # start-up: torch, where nothing is read
+
+        check_init(config)
+    run_dir = new_run(config, arguments.name)
+    console.print("starting Ray ...")
+    with _cluster(config):
+        from pipelines.training import cotrain  # start-up: torch, imported while Ray starts
+
+        return cotrain(config, run_dir)
+
+
+def _cluster(config: RunConfig) -> AbstractContextManager[None]:
+    """A cluster for the run. What the driver needs is imported while Ray starts."""
+    from pipelines.runtime import cluster  # start-up: ray, where the arguments have no mistake
+
+    driver = partial(importlib.import_module, "pipelines.training.driver")
+    return cluster(config.train.workers, config.train.cpus_per_worker, driver)
 
 
 def _resume(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -92,9 +109,11 @@ def _resume(arguments: argparse.Namespace) -> dict[str, Any]:
     run_dir = find_run(arguments.resume, text_override(overrides, "storage", "runs"))
     run_id = run_dir.read(run_dir.record.name, "mlflow_run")["mlflow_run"]
     config = resumed_config(run_dir, overrides)
-    from pipelines.training import cotrain  # start-up: ray, where the arguments have no mistake
+    console.print(f"going on with {run_dir.name}: starting Ray ...")
+    with _cluster(config):
+        from pipelines.training import cotrain  # start-up: torch, imported while Ray starts
 
-    return cotrain(config, run_dir, run_id)
+        return cotrain(config, run_dir, run_id)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Scan every task's folder or bucket, as Ray tasks in parallel, into one small Parquet index a task.
+"""Scan every task's folder or bucket into one small Parquet index a task, large ones as Ray tasks in parallel.
 
 polyvit index CONFIG [key=value ...]      python -m pipelines.index CONFIG [key=value ...]
 
@@ -7,9 +7,12 @@ not changed are not read again (`polyvit.data.layouts.index_cache`).
 """
 
 import argparse
+import contextlib
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,15 @@ import ray
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.runtime import cluster, command_line, console
+from pipelines.runtime import cluster, command_line, console, living_nodes
 from polyvit.config import RunConfig, load_config
 from polyvit.data.index import Scan, index_hash, read_index
 from polyvit.data.layouts import scan_task
 from polyvit.errors import UserError
 from polyvit.storage import Location, StoreUnavailable, as_location, is_url, open_root, under
 
+HERE_S = 2.0
+"""How long the driver begins scans of its own."""
 SHOWN_CLASSES = 10
 """Class names that are printed of each task."""
 
@@ -83,25 +88,18 @@ def index_cache(config: RunConfig) -> Path:
     return Path(config.storage).expanduser().absolute() / "index-cache"
 
 
-def build_indexes(
-    config: RunConfig, folder: Path, train: bool = True, fresh: bool = False,
-    meanwhile: Callable[[], None] = lambda: None,
-) -> Indexes:  # fmt: skip
-    """Scan all tasks as Ray tasks, write `folder`/<task>.parquet, and check the splits that a run needs.
+def build_indexes(config: RunConfig, folder: Path, train: bool = True, fresh: bool = False) -> Indexes:
+    """Scan all tasks, write `folder`/<task>.parquet, and check the splits that a run needs.
 
     config: of the run. folder: where the indexes go. train: whether the run needs the train split, or the
-    evaluation split alone. fresh: also scan data that have not changed. meanwhile: called while the cluster scans.
+    evaluation split alone. fresh: also scan data that have not changed.
     Raises UserError with the problems of all tasks at once.
     """
     roots = task_roots(config)
-    scan = ray.remote(scan_task).options(
-        num_cpus=config.data.decode_cpus, label_selector=dict(config.data.decode_node_labels) or None
-    )
     cache = None if fresh else index_cache(config)
     targets = {name: folder / f"{name}.parquet" for name in config.tasks}
-    begun = [scan.remote(config.tasks[name], roots[name], name, targets[name], cache) for name in config.tasks]
-    meanwhile()
-    done = dict(zip(config.tasks, ray.get(begun), strict=True))
+    arguments = {name: (config.tasks[name], roots[name], name, targets[name], cache) for name in config.tasks}
+    done = _scan_all(arguments, config)
     errors = {name: problem for name, (_, problem) in done.items() if problem}
     scans = {name: read_index(target) for name, target in targets.items() if name not in errors}
     problems = [*errors.values(), *split_problems(config, scans, train)]
@@ -110,6 +108,32 @@ def build_indexes(
     for note in class_notes(config, scans):
         console.print(note, markup=False, highlight=False)
     return Indexes(scans, roots, frozenset(name for name, (reused, _) in done.items() if reused))
+
+
+def _scan_all(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str, tuple[bool, str]]:
+    """Call `scan_task` for every task. Returns its answers.
+
+    On a cluster of one machine this process scans too, for the processes of Ray take seconds to start: what it has
+    not begun after HERE_S is scanned by Ray. Elsewhere the data may lie on other nodes only.
+    """
+    scan = ray.remote(scan_task).options(
+        num_cpus=config.data.decode_cpus, label_selector=dict(config.data.decode_node_labels) or None
+    )
+    waiting, done = iter([*arguments]), {}
+    until = time.monotonic() + (HERE_S if len(living_nodes()) == 1 else 0)
+
+    def scan_here() -> None:
+        while time.monotonic() < until and (name := next(waiting, None)):
+            done[name] = scan_task(*arguments[name])
+
+    with ThreadPoolExecutor(1) as thread:
+        here = thread.submit(scan_here)
+        with contextlib.suppress(TimeoutError):
+            here.result(HERE_S)
+        begun = {name: scan.remote(*arguments[name]) for name in waiting}
+        done |= {name: ray.get(reference) for name, reference in begun.items()}
+        here.result()
+    return {name: done[name] for name in arguments}
 
 
 def load_indexes(config: RunConfig, folder: Path) -> Indexes:

@@ -54,12 +54,21 @@ class RayFeed:
         self.config, self.total = config, len(plan.schedule)
         self.requests = Requests.of(config, plan, indexes.scans, rank, world_size)
         self.decoder = make_decoder(config, indexes)
+        self._begun: dict[int, closing[PrefetchIterator[Minibatch]]] = {}
+
+    def begin(self, start_step: int) -> None:
+        """Start to decode for `train(start_step)`, which is called later."""
+        steps = range(start_step, self.total + 1)
+        self._begun[start_step] = self._minibatches(
+            request for step in steps for request in self.requests.at(step)
+        )
 
     def train(self, start_step: int) -> Iterator[list[Minibatch]]:
         """The minibatches of steps start_step .. N, one list for each step."""
-        steps = range(start_step, self.total + 1)
-        with self._minibatches(request for step in steps for request in self.requests.at(step)) as stream:
-            for step in steps:
+        if start_step not in self._begun:
+            self.begin(start_step)
+        with self._begun.pop(start_step) as stream:
+            for step in range(start_step, self.total + 1):
                 step_minibatches = [next(stream) for _ in self.requests.plan.schedule.tasks_at(step)]
                 for minibatch in step_minibatches:
                     self.requests.learn(minibatch)

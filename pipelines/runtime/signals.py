@@ -24,7 +24,8 @@ def stoppable(
 ) -> tuple[Outcome, int | None]:
     """Run `work` in a thread. The first signal calls `on_first`; the second raises KeyboardInterrupt.
 
-    `meanwhile` is called in this thread once `work` has begun. Returns what `work` returned, and the signal if
+    `meanwhile` is called in this thread once `work` has begun; where it fails, it must
+    have told `work` to end: its error is raised then. Returns what `work` returned, and the signal if
     there was one. A thread that cannot receive signals (a Tune trial) runs `meanwhile` and then `work`, and
     nothing else.
     """
@@ -43,7 +44,11 @@ def stoppable(
     before = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         thread.start()
-        meanwhile()
+        try:
+            meanwhile()
+        except Exception:
+            thread.join()
+            raise
         announced = False
         while thread.is_alive():
             thread.join(0.2)

@@ -8,4 +8,3 @@ from .runs import PARENT as PARENT
 from .runs import TRIAL as TRIAL
 from .runs import Curves as Curves
 from .runs import Tracker as Tracker
-from .runs import import_client as import_client

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,6 @@ def tracking_uri(config: RunConfig) -> str:
     return uri or f"sqlite:///{Path(config.storage).absolute()}/mlflow.db"
 
 
-def import_client(config: RunConfig) -> None:
-    """Import what a `Tracker` needs, up to three seconds of work, while the caller's processes do something
-    else."""
-    import mlflow.tracking  # start-up: mlflow, 2 s
-
-    if tracking_uri(config).startswith("sqlite:"):
-        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-
-
 def experiment_id(client: Any, config: RunConfig) -> str:
     """The id of `tracking.experiment`, which is created if need be. With a SQLite store its artifacts go to
     `storage`."""
@@ -89,10 +81,14 @@ class Tracker:
     """One MLflow run, written to from one process at a time."""
 
     def __init__(self, uri: str, run_id: str) -> None:
+        self.uri, self.run_id = uri, run_id
+
+    @cached_property
+    def client(self) -> Any:
+        """MLflow's client, at the first call: its import takes seconds."""
         from mlflow.tracking import MlflowClient  # start-up: mlflow
 
-        self.uri, self.run_id = uri, run_id
-        self._client = MlflowClient(tracking_uri=uri)
+        return MlflowClient(tracking_uri=self.uri)
 
     @classmethod
     def start(cls, config: RunConfig, run_name: str, tags: Mapping[str, str] | None = None) -> "Tracker":
@@ -127,24 +123,24 @@ class Tracker:
 
         entries = [Param(key, str(value)[:6000]) for key, value in values.items()]
         for i in range(0, len(entries), _PARAMS_PER_CALL):
-            self._client.log_batch(self.run_id, params=entries[i : i + _PARAMS_PER_CALL])
+            self.client.log_batch(self.run_id, params=entries[i : i + _PARAMS_PER_CALL])
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log values at one step and wait for it; a metric that the run has at this step already is not logged
         again."""
         for key, value in values.items():
-            known = [point for point in self._client.get_metric_history(self.run_id, key) if point.step == step]
+            known = [point for point in self.client.get_metric_history(self.run_id, key) if point.step == step]
             if not known:
-                self._client.log_metric(self.run_id, key, float(value), step=step)
+                self.client.log_metric(self.run_id, key, float(value), step=step)
 
     def curves(self, past: Sequence[Point] = ()) -> "Curves":
         """A sender of the run's curves. `past`: points from before a restart, which are sent where the store
         lacks them."""
-        return Curves(self._client, self.run_id, self.uri, past)
+        return Curves(self, past)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Upload a file or a folder; waits for a store that is out of reach, and in the end warns."""
-        upload = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        upload = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
         where = (folder or path.name) if path.is_dir() else folder
         retry(lambda: upload(self.run_id, str(path), where), f"logging {path.name} to {self.uri}")
 
@@ -153,7 +149,7 @@ class Tracker:
         from mlflow.exceptions import MlflowException  # start-up: mlflow
 
         try:
-            self._client.update_run(self.run_id, status="RUNNING")
+            self.client.update_run(self.run_id, status="RUNNING")
         except MlflowException as error:
             raise UserError(
                 f"MLflow run {self.run_id} cannot go on in {self.uri} ({error}); set tracking.uri to the store "
@@ -162,7 +158,7 @@ class Tracker:
 
     def finish(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""
-        retry(lambda: self._client.set_terminated(self.run_id, status), f"ending the run in {self.uri}")
+        retry(lambda: self.client.set_terminated(self.run_id, status), f"ending the run in {self.uri}")
 
 
 def retry(call: Callable[[], object], what: str) -> bool:
@@ -191,8 +187,8 @@ class Curves:
     which steps it holds, and those are not sent again.
     """
 
-    def __init__(self, client: Any, run_id: str, uri: str, past: Sequence[Point]) -> None:
-        self._client, self._run_id, self._uri = client, run_id, uri
+    def __init__(self, tracker: Tracker, past: Sequence[Point]) -> None:
+        self._tracker, self._run_id, self._uri = tracker, tracker.run_id, tracker.uri
         self._waiting: deque[Point] = deque(past)
         self._change = threading.Condition()
         self._closing = False
@@ -225,7 +221,7 @@ class Curves:
         while batch := self._next():
             try:
                 if self._held is None:
-                    history = self._client.get_metric_history(self._run_id, STEP_KEY)
+                    history = self._tracker.client.get_metric_history(self._run_id, STEP_KEY)
                     self._held = {point.step for point in history}
                 self._send([point for point in batch if point[0] not in self._held])
             except Exception as error:  # any transport's error
@@ -267,4 +263,6 @@ class Curves:
             for key, value in {**values, STEP_KEY: step}.items()
         ]
         for i in range(0, len(metrics), _METRICS_PER_CALL):  # STEP_KEY of a very wide point comes last
-            self._client.log_batch(self._run_id, metrics=metrics[i : i + _METRICS_PER_CALL], synchronous=True)
+            self._tracker.client.log_batch(
+                self._run_id, metrics=metrics[i : i + _METRICS_PER_CALL], synchronous=True
+            )

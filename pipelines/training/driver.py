@@ -7,14 +7,13 @@ resumed run re-creates the same Ray Train run, which goes on from its last check
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import yaml
 
-from pipelines.index import Indexes, build_indexes, index_report, load_indexes, task_roots
+from pipelines.index import build_indexes, index_report, load_indexes, task_roots
 from pipelines.runtime import Stopped, check_resources, cluster, command_line, console
-from pipelines.tracking import Tracker, import_client
+from pipelines.tracking import Tracker
 from pipelines.training.run_dir import RunDir
 from pipelines.training.worker import fit
 from polyvit.checkpoint import TrainState, best_step, folder_name, open_store
@@ -44,27 +43,30 @@ def cotrain(
     task_roots(config)  # before anything is started
     open_store(run_dir.checkpoints(config))  # refuses credentials in its address before that is logged
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
-    console.print("starting Ray ..." if run_id is None else f"going on with {run_dir.name}: starting Ray ...")
     with cluster(config.train.workers, config.train.cpus_per_worker):
         check_resources(config)
         if run_id is None:
-            indexes, tracker = _start_run(config, run_dir, tags, indexed)
-        else:
-            indexes, tracker = load_indexes(config, run_dir.folder / "index"), _reopened(config, run_dir, run_id)
+            console.print(f"indexing {len(config.tasks)} tasks ...")
+        build = load_indexes if indexed or run_id else build_indexes
+        indexes = build(config, run_dir.folder / "index")
         report = index_report(indexes)
         run_dir.write("index.json", report)
         _print_left_out(report)
-        status = "FAILED"
+        status, trackers = "FAILED", list[Tracker]()
+
+        def track() -> None:  # takes seconds, while the workers start
+            trackers.append(_tracker(config, run_dir, run_id, tags))
+            _log_plan(config, run_dir, schedule, trackers[0])
+
         try:
-            log_plan = partial(_log_plan, config, run_dir, schedule, tracker)
-            state, signum = fit(config, run_dir, tracker.uri, tracker.run_id, callbacks, log_plan)
+            state, signum = fit(config, run_dir, callbacks, track)
             if state.stopped:
                 status = "KILLED"
                 raise _stopped(run_dir, state, signum or signal.SIGTERM)
             rows = result_rows(config, schedule, indexes.scans, _last_evaluation(state), state.global_step)
-            document = _result_document(config, run_dir, tracker, state, rows, report)
+            document = _result_document(config, run_dir, trackers[0], state, rows, report)
             run_dir.write("result.json", document)
-            _log_results(config, run_dir, tracker, state, rows)
+            _log_results(config, run_dir, trackers[0], state, rows)
             status = "FINISHED"
         except (UserError, Stopped):
             raise
@@ -72,25 +74,22 @@ def cotrain(
             console.print(f"the run failed; go on from its last checkpoint: {_resume_command(run_dir)}")
             raise
         finally:
-            tracker.finish(status)
+            for tracker in trackers:
+                tracker.finish(status)
     return document
 
 
-def _start_run(
-    config: RunConfig, run_dir: RunDir, tags: Mapping[str, str] | None, indexed: bool
-) -> tuple[Indexes, Tracker]:
-    """The indexes and the MLflow run of a new run; run.json says which MLflow run that is."""
-    console.print(f"indexing {len(config.tasks)} tasks ...")
-    build = partial(build_indexes, meanwhile=partial(import_client, config))
-    indexes = (load_indexes if indexed else build)(config, run_dir.folder / "index")
-    tracker = Tracker.start(config, run_dir.name, tags)
-    record = {"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri}
-    run_dir.write(run_dir.record.name, {**record, "checkpoints": run_dir.checkpoints(config)})
-    return indexes, tracker
+def _tracker(config: RunConfig, run_dir: RunDir, run_id: str | None, tags: Mapping[str, str] | None) -> Tracker:
+    """The run's MLflow run.
 
-
-def _reopened(config: RunConfig, run_dir: RunDir, run_id: str) -> Tracker:
-    """The MLflow run of a resumed run, in the store where it began, unless the config names another store."""
+    A new one is written into run.json, where the train workers wait for it. That of a resumed run is in the store
+    where it began, unless the config names another store.
+    """
+    if run_id is None:
+        tracker = Tracker.start(config, run_dir.name, tags)
+        record = {"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri}
+        run_dir.write(run_dir.record.name, {**record, "checkpoints": run_dir.checkpoints(config)})
+        return tracker
     started_in = run_dir.read(run_dir.record.name, "mlflow_uri")["mlflow_uri"]
     tracker = Tracker(config.tracking.uri or started_in, run_id)
     tracker.reopen()

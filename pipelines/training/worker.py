@@ -6,6 +6,8 @@ progress line.
 """
 
 import logging
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +20,7 @@ import torch
 from pipelines.feed import RayFeed
 from pipelines.index import load_indexes
 from pipelines.runtime import (
+    POST_EVERY_S,
     NoticeHandler,
     ProgressActor,
     ProgressReporter,
@@ -89,10 +92,17 @@ def _train(arguments: dict[str, Any]) -> TrainState:
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
     sizes = {name: len(scan.split("train")) for name, scan in indexes.scans.items()}
     hashes = {"schedule_hash": schedule.digest(), "index_hash": indexes.digests()}
-    tracker = Tracker(arguments["mlflow_uri"], arguments["mlflow_run"]) if world.rank == 0 else None
-    progress({"phase": "loading weights ..."}, urgent=True)
+    tracker = on_rank_0(world, lambda: run_tracker(config, run_dir, progress))
     store = open_store(run_dir.checkpoints(config))
-    learner, state = starting_point(store, hashes, config, run_dir.folder / "init.txt", device, world, tracker)
+    step = newest_step(store, world)
+    feed = _ReportingFeed(
+        config, Plan(schedule, config.tasks, sizes, config.seed), indexes, world.rank, world.size
+    )
+    feed.progress = progress
+    feed.begin((step or 0) + 1)  # its processes start while the model is built
+    progress({"phase": "loading weights ..."}, urgent=True)
+    init_report = run_dir.folder / "init.txt"
+    learner, state = starting_point(store, step, hashes, config, init_report, device, world, tracker)
     state.microbatches = microbatches(learner.model, config, run_dir, world, device)
     history = MetricsLog(run_dir.folder / "history")
     past = on_rank_0(world, lambda: history.restart(state.global_step)) or []
@@ -101,9 +111,6 @@ def _train(arguments: dict[str, Any]) -> TrainState:
     reporter = TrainReporter(
         config, run_dir.folder, store, learner, metadata, progress, curves, history, len(schedule)
     )
-    plan = Plan(schedule, config.tasks, sizes, config.seed)
-    feed = _ReportingFeed(config, plan, indexes, world.rank, world.size)
-    feed.progress = progress
     try:
         progress({"phase": "starting the feed ..."}, urgent=True)
         return train(learner, schedule, feed, config, world, state, reporter)
@@ -111,18 +118,31 @@ def _train(arguments: dict[str, Any]) -> TrainState:
         reporter.close()
 
 
+def run_tracker(config: RunConfig, run_dir: RunDir, progress: ProgressReporter) -> Tracker:
+    """The MLflow run that the driver opens while the workers start; run.json names it.
+
+    Raises UserError where the driver could not open it, and so told the run to stop.
+    """
+    while not run_dir.record.exists():
+        progress({"phase": "waiting for MLflow ..."}, urgent=True)
+        if progress.stop_requested:
+            raise UserError("the run was stopped before it began")
+        time.sleep(POST_EVERY_S)
+    record = run_dir.read(run_dir.record.name, "mlflow_run", "mlflow_uri")
+    return Tracker(config.tracking.uri or record["mlflow_uri"], record["mlflow_run"])
+
+
 def starting_point(
-    store: LocalStore | RemoteStore, hashes: dict[str, Any], config: RunConfig, report: Path, device: torch.device,
-    world: Communicator, tracker: Tracker | None,
+    store: LocalStore | RemoteStore, step: int | None, hashes: dict[str, Any], config: RunConfig, report: Path,
+    device: torch.device, world: Communicator, tracker: Tracker | None,
 ) -> tuple[TrainUnit, TrainState]:  # fmt: skip
     """The model, optimiser and state of the run's newest undamaged checkpoint; without one those of a new run.
 
-    store: the run's checkpoints. hashes: of schedule and index, which must be those of the checkpoint.
-    config: of the run; `init.path` is read where there is no checkpoint yet. report: the file that then says what
-    was loaded from there. device: where the model is built. world: this worker's rank and its peers.
-    tracker: on rank 0, the MLflow run that gets the report too.
+    store: the run's checkpoints. step: of the newest undamaged one (`newest_step`). hashes: of schedule and index,
+    which must be those of the checkpoint. config: of the run; `init.path` is read where there is no checkpoint
+    yet. report: the file that then says what was loaded from there. device: where the model is built.
+    world: this worker's rank and its peers. tracker: on rank 0, the MLflow run that gets the report too.
     """
-    step = newest_step(store, world)
     model = build_model(config, seed=config.seed).to(device)
     freeze_parts(model, config.optim.frozen)
     if step is None and config.init.path:
@@ -226,22 +246,31 @@ def initialise_all(
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
-    """TorchTrainer without the process that would split Ray Data's datasets: each worker has its own feed."""
+    """TorchTrainer without two processes of Ray's that a run does not need.
+
+    One splits Ray Data's datasets: each worker has its own feed. The other frees the workers' resources when Tune
+    ends a trial; those of a run of its own are freed when its driver ends, and then this process would stay.
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
+        unused = {"DatasetsCallback"} if in_trial() else {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+        return [callback for callback in callbacks if type(callback).__name__ not in unused]
+
+
+def in_trial() -> bool:
+    """Whether this process runs a trial of Ray Tune."""
+    return "ray.tune" in sys.modules and sys.modules["ray.tune"].get_context().get_trial_id() is not None
 
 
 def fit(
-    config: RunConfig, run_dir: RunDir, mlflow_uri: str, mlflow_run: str,
-    callbacks: Sequence[Any] = (), meanwhile: Callable[[], None] = lambda: None,
-) -> tuple[TrainState, int | None]:  # fmt: skip
+    config: RunConfig, run_dir: RunDir, callbacks: Sequence[Any] = (), meanwhile: Callable[[], None] = lambda: None
+) -> tuple[TrainState, int | None]:
     """Run `train_fn` on the workers, with the live line. Returns the final state, and the signal that ended the
     run.
 
-    config, run_dir: of the run. mlflow_uri, mlflow_run: the MLflow run to which rank 0 writes its curves.
-    callbacks: passed to Ray Train. meanwhile: called while the workers start.
+    config, run_dir: of the run. callbacks: passed to Ray Train. meanwhile: called while the workers start; it
+    writes run.json, for which they wait.
 
     Raises UserError for the user's mistake. Anything else that ends the run is raised as Ray Train's error.
     """
@@ -250,7 +279,6 @@ def fit(
         train_fn,  # type: ignore[arg-type]
         train_loop_config={
             "config": config.model_dump(mode="json"), "run_dir": run_dir, "progress": progress_actor,
-            "mlflow_uri": mlflow_uri, "mlflow_run": mlflow_run,
         },
         scaling_config=scaling(config, use_gpu(config)),
         run_config=ray.train.RunConfig(
@@ -265,8 +293,15 @@ def fit(
         console.print("stopping at the next step, with a checkpoint; once more to stop at once")
         progress_actor.stop.remote()
 
+    def prepare() -> None:
+        try:
+            meanwhile()
+        except Exception:
+            progress_actor.stop.remote()
+            raise
+
     with live_line(progress_actor):
-        result, signum = stoppable(trainer.fit, stop, meanwhile)
+        result, signum = stoppable(trainer.fit, stop, prepare)
     outcome = result.return_value  # type: ignore[attr-defined]
     if "error" in outcome:
         raise UserError(outcome["error"], outcome["problems"])

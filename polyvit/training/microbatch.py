@@ -98,27 +98,41 @@ def derive_microbatches(
     At least one example, or one pair where examples are mixed in pairs (then always an even number); at most a
     rank's largest part. Called when model and optimiser are on the device, before the first step.
     """
+    if config.train.microbatch is not None:
+        return {name: _of_a_pass(config, name, config.train.microbatch, world.size) for name in config.tasks}
+    budget = min(world.gather(_budget(model, config, world, device)))
+    counted = _counted(config, budget, world.size) if world.rank == 0 else {}  # once for a machine of many ranks
+    return world.gather(counted)[0]
+
+
+def _counted(config: RunConfig, budget: int, ranks: int) -> dict[str, int]:
+    """Most examples of one pass of each task that `budget` bytes hold."""
     most_examples: dict[str, int] = {}
-    budget = _budget(model, config, world, device) if config.train.microbatch is None else 0
-    passes = _passes(config) if config.train.microbatch is None else {}
+    passes = _passes(config)
     for name, task in config.tasks.items():
-        pair = 2 if mixes(task) else 1
-        cuts = [rank_slice(task.batch, rank, world.size, pair == 2) for rank in range(world.size)]
-        largest = max(stop - start for start, stop in cuts)
-        if config.train.microbatch is not None:
-            most = config.train.microbatch
-        else:
-            tried = passes[name]
-            most = largest_fit(tried.peak, budget, largest)
-            if most < pair:
-                logger.warning(
-                    "task %s: one pass of %d example(s) needs %.2f GB and %.2f GB are free; it is tried all the "
-                    "same. Set train.activation_checkpointing=true, or train on more memory",
-                    name, pair, tried.peak(pair) / 1e9, budget / 1e9,
-                )  # fmt: skip
-        most_examples[name] = largest if most >= largest else max(pair, most // pair * pair)
-    answers = world.gather(most_examples)
-    return {name: min(answer[name] for answer in answers) for name in most_examples}
+        pair, tried = 2 if mixes(task) else 1, passes[name]
+        most = largest_fit(tried.peak, budget, _largest_part(config, name, ranks))
+        if most < pair:
+            logger.warning(
+                "task %s: one pass of %d example(s) needs %.2f GB and %.2f GB are free; it is tried all the "
+                "same. Set train.activation_checkpointing=true, or train on more memory",
+                name, pair, tried.peak(pair) / 1e9, budget / 1e9,
+            )  # fmt: skip
+        most_examples[name] = _of_a_pass(config, name, most, ranks)
+    return most_examples
+
+
+def _largest_part(config: RunConfig, name: str, ranks: int) -> int:
+    """Examples of the largest part that a rank has of a minibatch."""
+    task = config.tasks[name]
+    cuts = [rank_slice(task.batch, rank, ranks, mixes(task)) for rank in range(ranks)]
+    return max(stop - start for start, stop in cuts)
+
+
+def _of_a_pass(config: RunConfig, name: str, most: int, ranks: int) -> int:
+    """Examples of one pass where `most` may be: a rank's whole part, else whole pairs where pairs are mixed."""
+    largest, pair = _largest_part(config, name, ranks), 2 if mixes(config.tasks[name]) else 1
+    return largest if most >= largest else max(pair, most // pair * pair)
 
 
 def _passes(config: RunConfig) -> dict[str, FakePass]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from small import write_yaml
 
 from pipelines import cli
-from pipelines.training.worker import initialise_all, starting_point
+from pipelines.training.worker import initialise_all, newest_step, starting_point
 from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.checkpoint.store import LocalStore
 from polyvit.config import ImageInput, ImageTask, RunConfig
@@ -127,7 +127,9 @@ def test_a_run_that_goes_on_does_not_read_the_file(config: RunConfig, tmp_path: 
     weights, cls = {}, "tokenizers.image.cls_token"
     for folder in ("run", "empty"):
         store, report = LocalStore(tmp_path / folder), tmp_path / "init.txt"
-        learner, state = starting_point(store, hashes, config, report, torch.device("cpu"), SingleProcess(), None)
+        world = SingleProcess()
+        step = newest_step(store, world)
+        learner, state = starting_point(store, step, hashes, config, report, torch.device("cpu"), world, None)
         weights[state.global_step] = learner.model.state_dict()
     assert weights.keys() == {3, 0}
     assert all(torch.equal(value, weights[3][key]) for key, value in trained.state_dict().items())

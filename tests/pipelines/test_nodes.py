@@ -15,7 +15,7 @@ from small import Heard, write_yaml
 
 from pipelines import cli
 from pipelines.feed.worker_feed import make_decoder
-from pipelines.runtime.ray_cluster import Node, placement_problems
+from pipelines.runtime.placement import Node, placement_problems
 from polyvit.checkpoint.state import TrainState, TrainUnit, read_document
 from polyvit.config import RunConfig, load_config, validate_config
 from polyvit.data.loading.requests import InlineFeed, Requests

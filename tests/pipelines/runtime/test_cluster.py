@@ -8,8 +8,9 @@ import psutil
 import pytest
 from small import small_config
 
-from pipelines.runtime import ray_cluster
-from pipelines.runtime.ray_cluster import STARTS, scaling, start_node
+from pipelines.runtime import placement
+from pipelines.runtime.placement import scaling
+from pipelines.runtime.ray_cluster import STARTS, start_node
 from polyvit.errors import UserError
 
 SLOW = "The current node timed out during startup. This could happen because ..."
@@ -61,9 +62,9 @@ def test_the_patience_of_one_run_is_not_the_next_ones(monkeypatch: pytest.Monkey
     def patience(**keys: Any) -> str:
         config = small_config()
         scaling(config.model_copy(update={"train": config.train.model_copy(update=keys)}), gpu=False)
-        return os.environ[ray_cluster._START_TIMEOUT]
+        return os.environ[placement._START_TIMEOUT]
 
-    monkeypatch.setenv(ray_cluster._START_TIMEOUT, "")
+    monkeypatch.setenv(placement._START_TIMEOUT, "")
     assert [patience(workers=2, min_workers=1), patience(workers=2)] == ["25", "300"]
-    monkeypatch.setattr(ray_cluster, "_GIVEN_START_TIMEOUT", "77")
+    monkeypatch.setattr(placement, "_GIVEN_START_TIMEOUT", "77")
     assert patience(workers=2) == "77"

@@ -8,7 +8,7 @@ from mlflow.tracking import MlflowClient
 from small import small_config
 
 from pipelines.tracking import runs
-from pipelines.tracking.runs import Curves, Tracker, flatten, tracking_uri
+from pipelines.tracking.runs import Tracker, flatten, tracking_uri
 from polyvit.errors import UserError
 
 
@@ -98,7 +98,8 @@ def test_a_server_that_goes_away_loses_and_doubles_nothing(
 ) -> None:
     monkeypatch.setattr(runs, "RETRY_S", 0.05)
     other = Tracker.start(small_config(f"tracking.uri={tracker.uri}"), "flaky")
-    curves = Curves(Flaky(client, 3), other.run_id, other.uri, [])
+    other.client = Flaky(client, 3)
+    curves = other.curves()
     for step in range(1, 6):
         curves.put(step, {"x": float(step)})
     assert curves.close() == 0
@@ -112,7 +113,9 @@ def test_a_server_that_stays_away_is_a_warning(tracker: Tracker, caplog: pytest.
         def get_metric_history(self, run_id: str, key: str) -> list:
             raise ConnectionError("no server")
 
-    curves = Curves(Gone(), tracker.run_id, tracker.uri, [(1, {"x": 1.0})])
+    away = Tracker(tracker.uri, tracker.run_id)
+    away.client = Gone()
+    curves = away.curves([(1, {"x": 1.0})])
     curves.put(2, {"x": 2.0})
     assert curves.close(patience_s=0.2) == 2
     assert "2 points of the curves are not in MLflow" in caplog.text
