@@ -1,5 +1,6 @@
 """Fixtures of several test files."""
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,13 +20,21 @@ TIERS = ("slow", "faults", "gpu", "soak")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One tier a test."""
+    """One tier a test. What starts Ray comes first: it is the longest chain that one process works through."""
+    items.sort(key=lambda item: not starts_ray(item.path))
     for item in items:
         tiers = [tier for tier in TIERS if item.get_closest_marker(tier)]
         if len(tiers) > 1:
             raise pytest.UsageError(
                 f"{item.nodeid} is of two tiers: {', '.join(tiers)}; leave one of the markers out"
             )
+
+
+@functools.cache
+def starts_ray(file: Path) -> bool:
+    """Whether tests of a file start Ray."""
+    text = file.read_text()
+    return "mark.ray" in text or "ray_cluster" in text
 
 
 class RayTogether(LoadScopeScheduling):
@@ -36,8 +45,7 @@ class RayTogether(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        text = (Path(__file__).parents[1] / file).read_text()
-        return "ray" if "mark.ray" in text or "ray_cluster" in text else file
+        return "ray" if starts_ray(Path(__file__).parents[1] / file) else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayTogether:

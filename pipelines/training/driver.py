@@ -5,7 +5,7 @@ resumed run re-creates the same Ray Train run, which goes on from its last check
 """
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -27,15 +27,13 @@ from polyvit.storage import under, write_whole
 
 
 def cotrain(
-    config: RunConfig, run_dir: RunDir, run_id: str | None = None,
-    callbacks: Sequence[Any] = (), tags: Mapping[str, str] | None = None, indexed: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    config: RunConfig, run_dir: RunDir, run_id: str | None = None, trial_tags: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Index (unless resuming), train, evaluate, report. Returns what the command prints, as data.
 
     config: the whole config. run_dir: the run's folder, which holds its config.json.
     run_id: the MLflow run of a run that is resumed; None: this is a new run.
-    callbacks: Ray Train's, such as Tune's TuneReportCallback. tags: of the new MLflow run.
-    indexed: whether the folder of a new run holds its indexes already.
+    trial_tags: where the run is a trial of a sweep, the tags of its MLflow run; its folder holds indexes already.
 
     Raises Stopped where a signal ended the run, and UserError for the user's mistakes. Anything else that ends the
     run is raised as Ray Train's error, after a line that says how to go on from the last checkpoint.
@@ -47,7 +45,7 @@ def cotrain(
         check_resources(config)
         if run_id is None:
             console.print(f"indexing {len(config.tasks)} tasks ...")
-        build = load_indexes if indexed or run_id else build_indexes
+        build = load_indexes if run_id or trial_tags else build_indexes
         indexes = build(config, run_dir.folder / "index")
         report = index_report(indexes)
         run_dir.write("index.json", report)
@@ -55,11 +53,11 @@ def cotrain(
         status, trackers = "FAILED", list[Tracker]()
 
         def track() -> None:  # takes seconds, while the workers start
-            trackers.append(_tracker(config, run_dir, run_id, tags))
+            trackers.append(_tracker(config, run_dir, run_id, trial_tags))
             _log_plan(config, run_dir, schedule, trackers[0])
 
         try:
-            state, signum = fit(config, run_dir, callbacks, track)
+            state, signum = fit(config, run_dir, trial_tags is not None, track)
             if state.stopped:
                 status = "KILLED"
                 raise _stopped(run_dir, state, signum or signal.SIGTERM)

@@ -75,13 +75,7 @@ class TrainReporter:
         """Report to Ray Train, whose callbacks tell Tune how a trial does. A barrier: every rank must report."""
         metrics = {f"eval/{name}": value for name, value in scores.items()}
         metrics |= {"global_step": step, PROGRESS: round(100 * step / self.total)}
-        ray.train.report({**metrics, METRIC: self._objective(scores)})
-
-    def _objective(self, scores: Mapping[str, float]) -> float:
-        sweep = self.config.sweep
-        if sweep.objective == "mean":
-            return scores.get("mean", float("nan"))
-        return min(scores.get(task, 0.0) - sweep.baselines[task] for task in self.config.tasks)
+        ray.train.report({**metrics, METRIC: objective_of(self.config, scores)})
 
     def checkpoint(self, state: TrainState, last: bool) -> None:
         """Rank 0 writes a checkpoint while the next steps run; the last one is written before the run ends."""
@@ -119,3 +113,11 @@ class TrainReporter:
         self.checkpointer.close()
         if self.curves:
             self.curves.close()
+
+
+def objective_of(config: RunConfig, scores: Mapping[str, float]) -> float:
+    """What a sweep maximises (`sweep.objective`), from an evaluation's metric of each task and their `mean`."""
+    sweep = config.sweep
+    if sweep.objective == "mean":
+        return scores.get("mean", float("nan"))
+    return min(scores.get(task, 0.0) - sweep.baselines[task] for task in config.tasks)

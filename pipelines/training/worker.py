@@ -6,9 +6,8 @@ progress line.
 """
 
 import logging
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -252,25 +251,29 @@ class _Trainer(ray.train.torch.TorchTrainer):
     ends a trial; those of a run of its own are freed when its driver ends, and then this process would stay.
     """
 
+    trial = False
+
     def _create_default_callbacks(self) -> list[Any]:
+        unused = {"DatasetsCallback"} if self.trial else {"DatasetsCallback", "PlacementGroupCleanerCallback"}
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        unused = {"DatasetsCallback"} if in_trial() else {"DatasetsCallback", "PlacementGroupCleanerCallback"}
         return [callback for callback in callbacks if type(callback).__name__ not in unused]
 
 
-def in_trial() -> bool:
-    """Whether this process runs a trial of Ray Tune."""
-    return "ray.tune" in sys.modules and sys.modules["ray.tune"].get_context().get_trial_id() is not None
+def _trial_callbacks() -> list[Any]:
+    """What tells Ray Tune how its trial does."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    return [TuneReportCallback()]
 
 
 def fit(
-    config: RunConfig, run_dir: RunDir, callbacks: Sequence[Any] = (), meanwhile: Callable[[], None] = lambda: None
+    config: RunConfig, run_dir: RunDir, trial: bool = False, meanwhile: Callable[[], None] = lambda: None
 ) -> tuple[TrainState, int | None]:
     """Run `train_fn` on the workers, with the live line. Returns the final state, and the signal that ended the
     run.
 
-    config, run_dir: of the run. callbacks: passed to Ray Train. meanwhile: called while the workers start; it
-    writes run.json, for which they wait.
+    config, run_dir: of the run. trial: whether this process runs a trial of Ray Tune. meanwhile: called while the
+    workers start; it writes run.json, for which they wait.
 
     Raises UserError for the user's mistake. Anything else that ends the run is raised as Ray Train's error.
     """
@@ -285,9 +288,10 @@ def fit(
             name=run_dir.name,
             storage_path=str(run_dir.folder.parent),
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
-            callbacks=list(callbacks),
+            callbacks=_trial_callbacks() if trial else [],
         ),
     )  # fmt: skip
+    trainer.trial = trial
 
     def stop() -> None:
         console.print("stopping at the next step, with a checkpoint; once more to stop at once")

@@ -89,6 +89,7 @@ def fit(config: RunConfig, folder: Path, parent: str, resume: bool) -> Any:
             scheduler=EarlyStopping() if sweep.early_stopping else None,
             num_samples=1 if sweep.search == "grid" else sweep.samples,
             max_concurrent_trials=concurrent_trials(config),
+            reuse_actors=True,  # a process that has imported everything takes the next trial
         ),
         run_config=tune.RunConfig(
             name="tune", storage_path=str(folder / "tune"), verbose=0, callbacks=[TrialPrinter()],

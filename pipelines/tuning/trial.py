@@ -10,7 +10,6 @@ from typing import Any
 
 from ray import tune
 from ray.tune import Callback
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from pipelines.runtime import console
@@ -40,7 +39,7 @@ def run_trial(changes: dict[str, Any], folder: str, parent: str) -> None:
         run_dir.write("config.json", config.model_dump(mode="json"))
         _share_indexes(sweep / "index", run_dir.folder / "index")
     tags = {PARENT: parent, TRIAL: f"{sweep.name}/{name}"}
-    cotrain(config, run_dir, run_id, [TuneReportCallback()], tags, indexed=True)
+    cotrain(config, run_dir, run_id, tags)
 
 
 def _share_indexes(source: Path, target: Path) -> None:

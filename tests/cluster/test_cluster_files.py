@@ -19,7 +19,7 @@ from compose_spec import PyOptions
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines.runtime.ray_cluster import Node, placement_problems
+from pipelines.runtime.placement import Node, placement_problems
 from polyvit.config import RunConfig, load_config
 
 ROOT = Path(__file__).parents[2]

@@ -86,6 +86,7 @@ def test_torch_and_onnx_files_answer_as_the_model_does(tmp_path: Path) -> None:
         module.head.bias.data -= 0.5
 
 
+@pytest.mark.slow
 def test_int8_weights_are_a_quarter(tmp_path: Path) -> None:
     _, model, config = trained(tmp_path, "model.width=128", "model.mlp_dim=512", "model.num_heads=4")
     module = TaskModel(model, config, "picture").eval()

@@ -108,6 +108,7 @@ def test_lists_of_files(files: dict[str, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_job_loses_no_file_and_does_no_part_twice(
     checkpoint: Path, files: dict[str, Path], tmp_path: Path

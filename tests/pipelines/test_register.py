@@ -63,6 +63,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return checkpoint, done["uri"]
 
 
+@pytest.mark.slow
 def test_it_answers_in_a_clean_environment(
     store: tuple[Path, str], files: dict[str, Path], tmp_path: Path
 ) -> None:

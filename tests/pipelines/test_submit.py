@@ -205,7 +205,8 @@ def test_a_job_is_submitted_followed_stopped_and_gone_on_with(head: Head, config
 
 
 def test_the_upload_holds_the_code_and_nothing_that_grows(head: Head) -> None:
-    """Needs the test before it: what Ray unpacked for the jobs."""
+    """What Ray unpacks for a job."""
+    assert head.submit("upload", "python", "-c", "import pipelines.cotrain").wait(timeout=PATIENCE_S) == 0
     unpacked = {path.parents[1] for path in (head.temp / "head").rglob("_ray_pkg_*/pipelines/cotrain.py")}
     assert unpacked
     for folder in unpacked:

@@ -9,8 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import soak
@@ -20,7 +19,7 @@ from small import document as small_document
 from small import small_config, write_yaml
 
 from pipelines import cli
-from pipelines.training.reporting import TrainReporter
+from pipelines.training.reporting import objective_of
 from pipelines.tuning.search import concurrent_trials, fit, param_space, search_algorithm
 from pipelines.tuning.space import check_space, trial_config
 from polyvit.config import Range, load_config
@@ -157,7 +156,7 @@ def test_the_objective_of_an_evaluation() -> None:
         (spaced(objective="worst_regression", baselines=baselines), -0.25),
         (spaced(objective="worst_regression", baselines=baselines | {"clip": 0.0}), 0.0),
     ]:
-        assert TrainReporter._objective(cast(Any, SimpleNamespace(config=config)), scores) == objective
+        assert objective_of(config, scores) == objective
 
 
 @pytest.mark.ray
@@ -193,6 +192,22 @@ def config(folder: Path) -> Path:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_trials_a_report_and_a_registered_winner(
+    folder: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    storage, as_data = folder / "two", folder / "two.json"
+    arguments = [
+        "--name", "one", f"storage={storage}", "train.workers=1", "train.eval_every=20", "sweep.max_concurrent=1",
+        "--over", "schedule.kind=weighted,uniform", "--json", str(as_data),
+    ]  # fmt: skip
+    assert cli.main(["sweep", str(config), *arguments]) == 0
+    _check_trials(json.loads(as_data.read_text()))
+
+
+@pytest.mark.ray
+@pytest.mark.faults
 def test_a_sweep_whose_driver_is_killed_goes_on(folder: Path, config: Path) -> None:
     """SIGKILL in the second trial; then --resume: the same trials, one MLflow run each, a winner with an alias."""
     storage = folder / "runs"
@@ -217,7 +232,11 @@ def test_a_sweep_whose_driver_is_killed_goes_on(folder: Path, config: Path) -> N
     again = [*command, "--resume", "one", f"storage={storage}", "--json", str(as_data)]
     done = subprocess.run(again, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    document = json.loads(as_data.read_text())
+    _check_trials(json.loads(as_data.read_text()))
+
+
+def _check_trials(document: dict[str, Any]) -> None:
+    """Of a sweep over two schedules."""
     trials = document["trials"]
     assert sorted(trial["changes"]["schedule.kind"] for trial in trials) == ["uniform", "weighted"]
     assert {trial["state"] for trial in trials} == {"finished"}

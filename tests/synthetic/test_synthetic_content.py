@@ -9,6 +9,7 @@ CIFAR-100.
 import csv
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import av
@@ -145,18 +146,34 @@ def audioset(root: Path, train: bool) -> Examples:
 # --------------------------------------------------------------------------------------------------- tests
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("read", "floor"),
     [
         pytest.param(by_folder("imagenet/train|val/*/*.JPEG"), 0.8, id="imagenet"),
         pytest.param(
-            cifar("cifar10/cifar-10-batches-py", "data_batch_*", "test_batch", "labels"), 0.8, id="cifar10"
+            cifar("cifar10/cifar-10-batches-py", "data_batch_*", "test_batch", "labels"),
+            0.8,
+            id="cifar10",
+            marks=pytest.mark.slow,
         ),
-        pytest.param(cifar("cifar100/cifar-100-python", "train", "test", "fine_labels"), 0.8, id="cifar100"),
-        pytest.param(pets, 0.8, id="pets"),
-        pytest.param(resisc45, 0.8, id="resisc45"),
-        pytest.param(by_folder("kinetics400/train|val/*/*.mp4"), 0.8, id="kinetics400"),
-        pytest.param(by_folder("moments_in_time/training|validation/*/*.mp4"), 0.8, id="moments_in_time"),
+        pytest.param(
+            cifar("cifar100/cifar-100-python", "train", "test", "fine_labels"),
+            0.8,
+            id="cifar100",
+            marks=pytest.mark.slow,
+        ),
+        slow(pets, 0.8, id="pets"),
+        slow(resisc45, 0.8, id="resisc45"),
+        slow(by_folder("kinetics400/train|val/*/*.mp4"), 0.8, id="kinetics400"),
+        pytest.param(
+            by_folder("moments_in_time/training|validation/*/*.mp4"),
+            0.8,
+            id="moments_in_time",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(vggsound, 0.8, id="vggsound"),
     ],
 )
@@ -169,6 +186,7 @@ def test_a_linear_classifier_learns_it(root: Path, read: Callable[[Path, bool], 
     assert accuracy >= floor
 
 
+@pytest.mark.slow
 def test_audioset_labels_are_learnt_one_by_one(root: Path) -> None:
     x, labels = zip(*audioset(root, True), strict=True)
     eval_x, eval_labels = zip(*audioset(root, False), strict=True)
@@ -188,6 +206,7 @@ HEIGHT, SIZE = 0, 4
 """Places among the five numbers of a frame: middle row (0 top, 1 bottom), share of moving pixels."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "changes"),
     [

@@ -44,7 +44,14 @@ def run(config: RunConfig, whole: list[list[Minibatch]], backend: str | None) ->
     return [train_step(model, optimiser, minibatches, 0.1, config, SingleProcess()) for minibatches in whole]
 
 
-@pytest.mark.parametrize("keys", [(), ("train.activation_checkpointing=true",), ("schedule.kind=accumulating",)])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        (),
+        pytest.param(("train.activation_checkpointing=true",), marks=pytest.mark.slow),
+        pytest.param(("schedule.kind=accumulating",), marks=pytest.mark.slow),
+    ],
+)
 def test_one_graph_a_modality(keys: tuple[str, ...]) -> None:
     """Four tasks of three modalities, with and without drop path, parts of 1 to 9 examples."""
     config = small_config("tasks.word.batch=6", "tasks.clip.batch=5", *keys)
@@ -64,6 +71,7 @@ def test_one_graph_a_modality(keys: tuple[str, ...]) -> None:
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_a_single_example_and_an_evaluation_add_one_each() -> None:
     config = small_config()
     model, _, _ = fresh(config)
@@ -80,7 +88,14 @@ def test_a_single_example_and_an_evaluation_add_one_each() -> None:
     assert found == [1, 1, 2, 2, 2, 3, 3]
 
 
-@pytest.mark.parametrize("keys", [(), ("train.precision=bfloat16",), ("train.activation_checkpointing=true",)])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        (),
+        pytest.param(("train.precision=bfloat16",), marks=pytest.mark.slow),
+        pytest.param(("train.activation_checkpointing=true",), marks=pytest.mark.slow),
+    ],
+)
 def test_the_numbers_are_those_of_eager_mode(keys: tuple[str, ...]) -> None:
     config = small_config(*keys)
     whole = all_tasks(config)

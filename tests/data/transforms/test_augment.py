@@ -1,7 +1,6 @@
 """Augmentation: exact values of the small maths, ranges of the random ones."""
 
 import colorsys
-import hashlib
 
 import numpy as np
 import pytest
@@ -34,12 +33,7 @@ def test_the_example_generator_is_a_function_of_its_four_fields() -> None:
     assert all((first != example_rng(*fields).integers(0, 2**63, 4)).any() for fields in others)
     # Golden: a change here changes every augmented pixel of every run.
     assert example_rng(0, "imagenet", 0, "x").integers(0, 1000, 4).tolist() == [128, 269, 398, 202]
-
-
-def test_the_example_generator_is_philox_of_the_fields_hash() -> None:
-    key = int.from_bytes(hashlib.blake2b(b"7\0pets\0003\0a", digest_size=16).digest(), "little")
-    expected = np.random.Generator(np.random.Philox(key=key))
-    assert np.array_equal(example_rng(7, "pets", 3, "a").random(20), expected.random(20))
+    assert example_rng(7, "pets", 3, "a").integers(0, 1000, 4).tolist() == [247, 940, 158, 292]
 
 
 def test_windows_follow_the_reference(rng: np.random.Generator) -> None:

@@ -36,6 +36,7 @@ def files_open(*_: object) -> int:
     return count
 
 
+@pytest.mark.slow
 def test_every_table(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in (("SIZE", (64, 80)), ("SECONDS", 3), ("LARGE", (480, 640))):
         monkeypatch.setattr(decode_media, name, value)

@@ -22,6 +22,7 @@ from polyvit.data.loading.requests import Requests
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
+@pytest.mark.slow
 def test_feed(pair_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written, file = pair_document(pair_root), tmp_path / "feed.json"
     del written["tasks"]["sounds"]
