@@ -175,7 +175,7 @@ def decoded_on(group: Nodes, backend: str, *labels: Mapping[str, str]) -> list[s
 
 def _print_nodes(backend: str, selectors: list[dict[str, str]], count: int = 24) -> None:
     from pipelines.feed.worker_feed import minibatches
-    from pipelines.runtime.ray_cluster import cluster, living_nodes
+    from pipelines.runtime import cluster, living_nodes
 
     base, nodes_of = load_config("tiny-nine", [f"feed.backend={backend}"]), []
     requests, inputs = [Request(i, "cifar10", ()) for i in range(count)], {"cifar10": base.model.input("image")}
