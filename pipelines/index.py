@@ -8,6 +8,7 @@ not changed are not read again (`polyvit.data.layouts.index_cache`).
 
 import argparse
 import contextlib
+import os
 import sys
 import tempfile
 import time
@@ -113,14 +114,11 @@ def build_indexes(config: RunConfig, folder: Path, train: bool = True, fresh: bo
 def _scan_all(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str, tuple[bool, str]]:
     """Call `scan_task` for every task. Returns its answers.
 
-    On a cluster of one machine this process scans too, for the processes of Ray take seconds to start: what it has
-    not begun after HERE_S is scanned by Ray. Elsewhere the data may lie on other nodes only.
+    On a single machine this process scans too, for Ray and its processes take seconds to start: only what it has
+    not begun after HERE_S is scanned by Ray. On a cluster the data may lie on other nodes only.
     """
-    scan = ray.remote(scan_task).options(
-        num_cpus=config.data.decode_cpus, label_selector=dict(config.data.decode_node_labels) or None
-    )
     waiting, done = iter([*arguments]), {}
-    until = time.monotonic() + (HERE_S if len(living_nodes()) == 1 else 0)
+    until = time.monotonic() + (HERE_S if _single_machine() else 0)
 
     def scan_here() -> None:
         while time.monotonic() < until and (name := next(waiting, None)):
@@ -130,10 +128,23 @@ def _scan_all(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str, tu
         here = thread.submit(scan_here)
         with contextlib.suppress(TimeoutError):
             here.result(HERE_S)
-        begun = {name: scan.remote(*arguments[name]) for name in waiting}
-        done |= {name: ray.get(reference) for name, reference in begun.items()}
+        if others := list(waiting):
+            done |= _scan_by_ray({name: arguments[name] for name in others}, config)
         here.result()
     return {name: done[name] for name in arguments}
+
+
+def _single_machine() -> bool:
+    return len(living_nodes()) == 1 if ray.is_initialized() else not os.environ.get("RAY_ADDRESS")
+
+
+def _scan_by_ray(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str, tuple[bool, str]]:
+    scan = ray.remote(scan_task).options(
+        num_cpus=config.data.decode_cpus, label_selector=dict(config.data.decode_node_labels) or None
+    )
+    with cluster():
+        begun = [scan.remote(*each) for each in arguments.values()]
+        return dict(zip(arguments, ray.get(begun), strict=True))
 
 
 def load_indexes(config: RunConfig, folder: Path) -> Indexes:
@@ -224,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, arguments.overrides, arguments.only)
     task_roots(config)  # before anything is started
-    with tempfile.TemporaryDirectory(prefix="polyvit-index-") as temporary, cluster():
+    with tempfile.TemporaryDirectory(prefix="polyvit-index-") as temporary:
         indexes = build_indexes(config, (arguments.out or Path(temporary)).absolute(), fresh=arguments.fresh)
     report = index_report(indexes)
     print_index(report)

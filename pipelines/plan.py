@@ -91,13 +91,12 @@ def duration(seconds: float) -> str:
 def scan_given_data(config: RunConfig) -> tuple[Mapping[str, Scan], list[str]]:
     """The indexes, if the config says where data are, and every problem with them. No data named: neither."""
     from pipelines.index import build_indexes, task_roots  # start-up: Ray
-    from pipelines.runtime import cluster  # start-up: Ray
 
     if config.data.root is None and all(task.root is None for task in config.tasks.values()):
         return {}, []
     try:
         task_roots(config)
-        with tempfile.TemporaryDirectory(prefix="polyvit-plan-") as folder, cluster():
+        with tempfile.TemporaryDirectory(prefix="polyvit-plan-") as folder:
             return build_indexes(config, Path(folder)).scans, []
     except UserError as error:
         return {}, list(error.problems) or [error.message]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pipelines_kit import pair_config, scanned
 
+import pipelines.index
 from pipelines import cli
 from pipelines.index import (
     build_indexes,
@@ -23,7 +24,18 @@ from polyvit.errors import UserError
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_indexes_through_ray_are_those_of_a_plain_scan(pair_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("here_s", [0.0, 60.0])
+def test_indexes_through_ray_are_those_of_a_plain_scan(
+    pair_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here_s: float
+) -> None:
+    """All scanned by Ray, all by the driver."""
+    monkeypatch.setattr("pipelines.index.HERE_S", here_s)
+    given_to_ray: list[str] = []
+    by_ray = pipelines.index._scan_by_ray
+    monkeypatch.setattr(
+        "pipelines.index._scan_by_ray",
+        lambda arguments, config: given_to_ray.extend(arguments) or by_ray(arguments, config),
+    )
     config = pair_config(pair_root, tmp_path)
     built, plain = build_indexes(config, tmp_path / "index"), scanned(config)
     assert dict(built.scans) == dict(plain.scans)
@@ -31,6 +43,7 @@ def test_indexes_through_ray_are_those_of_a_plain_scan(pair_root: Path, tmp_path
     again = load_indexes(config, tmp_path / "index")
     assert dict(again.scans) == dict(plain.scans)
     assert dict(again.roots) == {"shapes": pair_root / "shapes", "sounds": pair_root / "sounds"}
+    assert given_to_ray == ([] if here_s else ["shapes", "sounds"])
 
 
 @pytest.mark.ray
@@ -143,12 +156,15 @@ def test_class_names_are_shown_and_missing_classes_said(
     assert "and 1 more)" in note
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("command", ["index", "plan"])
 def test_fewer_classes_than_the_head_has_are_said(
-    pair_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+    pair_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
 ) -> None:
+    monkeypatch.delattr("ray.init")  # a small scan does without
     pair_config(pair_root, tmp_path)
     given = [command, f"{tmp_path}/pair.yaml", f"storage={tmp_path}/runs", "tasks.shapes.num_classes=7"]
     assert cli.main([*given, *(["--no-measure"] if command == "plan" else [])]) == 0
