@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from small import write_yaml
 
 from pipelines.index import Indexes
 from polyvit.config import RunConfig, load_config
 from polyvit.data.layouts.scanner import scan
+from polyvit.data.loading.minibatch import Minibatch
 from polyvit.schedule.plan import Plan
 from polyvit.schedule.schedule import build_schedule
+
+Signature = tuple[int, str, bytes, bytes, tuple[str, ...], tuple, int]
 
 
 def pair_document(root: Path) -> dict[str, Any]:
@@ -50,3 +54,24 @@ def planned(config: RunConfig, indexes: Indexes) -> Plan:
     """The plan as a train worker makes it."""
     sizes = {name: len(found.split("train")) for name, found in indexes.scans.items()}
     return Plan(build_schedule(config.schedule, config.tasks, config.seed), config.tasks, sizes, config.seed)
+
+
+def signature(made: list[Minibatch]) -> Signature:
+    """The minibatch that the ranks' parts make together, as bytes."""
+    first = made[0]
+    assert {(p.step, p.task, p.global_batch) for p in made} == {(first.step, first.task, first.global_batch)}
+    assert [p.first_slot for p in made] == np.cumsum([0, *(len(p.keys) for p in made)])[:-1].tolist()
+    assert (
+        len(
+            {
+                (p.inputs["tokens"].dtype, p.inputs["tokens"].shape[1:], p.labels.dtype, p.labels.shape[1:])
+                for p in made
+            }
+        )
+        == 1
+    )
+    return (
+        first.step, first.task, b"".join(p.inputs["tokens"].tobytes() for p in made),
+        b"".join(p.labels.tobytes() for p in made), sum((p.keys for p in made), ()),
+        sum((p.bad for p in made), ()), sum(p.undecodable for p in made),
+    )  # fmt: skip

@@ -4,10 +4,12 @@ In: a command's parser, its body and its arguments. Out: the exit status.
 """
 
 import argparse
+import errno
 import json
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,9 +86,15 @@ def run(
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         document, status = stopped.document, stopped.status
-    except KeyboardInterrupt:
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = os.fsdecode(error.filename or "?")
+        print(f"error: {name[:60]}...: {len(name)} letters are no path; give the path of a file", file=sys.stderr)
+        document, status = {"error": f"{name}: no path", "problems": []}, 2
+    except KeyboardInterrupt as interrupt:
         print("stopped", file=sys.stderr)
-        return 130
+        return 128 + getattr(interrupt, "signum", signal.SIGINT)
     if arguments.json:
         try:
             arguments.json.write_text(json.dumps(document, indent=1, default=str) + "\n")

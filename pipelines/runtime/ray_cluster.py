@@ -7,12 +7,15 @@ import contextlib
 import logging
 import math
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import psutil
 import ray
+import ray.exceptions
 
 from polyvit.errors import UserError
 
@@ -31,6 +34,10 @@ _QUIET = {
 STARTS = 3
 """How often we try to start a Ray node. It ends itself where the machine is so busy that its agent takes over 15
 s."""
+ANSWER_S = 10.0
+"""How long we wait for a cluster at RAY_ADDRESS to answer."""
+FOLDER_BYTES = 40
+"""A socket's path has at most 107 bytes, and Ray adds 66 to its folder's."""
 
 T = TypeVar("T")
 
@@ -66,10 +73,11 @@ def cluster(
 
 
 def _attach_or_start(workers: int, cpus_per_worker: float) -> None:
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    if address := os.environ.get("RAY_ADDRESS"):
+        _attach(address)
         return
     cpus = math.ceil(workers * cpus_per_worker) + max(2, os.cpu_count() or 1)
+    _use_short_folder()
     start_node(
         lambda: ray.init(
             address="local",  # not one that somebody else happens to run on this machine
@@ -79,6 +87,45 @@ def _attach_or_start(workers: int, cpus_per_worker: float) -> None:
             logging_level=logging.ERROR,
         )
     )
+
+
+def _attach(address: str) -> None:
+    """Raises UserError where nothing answers at the address, or what answers refuses us.
+
+    Ray itself would try for minutes.
+    """
+    advice = "start that cluster, correct RAY_ADDRESS, or unset it to start Ray on this machine"
+    if reason := unreachable(address, ANSWER_S):
+        raise UserError(f"RAY_ADDRESS={address}: nothing answers there ({reason}); {advice}")
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"RAY_ADDRESS={address}: this cluster cannot be used ({why}); {advice}") from None
+
+
+def unreachable(address: str, patience_s: float) -> str:
+    """Why no TCP connection to `host:port` or `ray://host:port` is made; '' for one, and for other addresses."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return ""
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=patience_s).close()
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > until - 1:
+                return str(error)
+            time.sleep(1)
+        else:
+            return ""
+
+
+def _use_short_folder() -> None:
+    """Have Ray keep its sockets in /tmp where TMPDIR or RAY_TMPDIR would make their paths too long."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(folder)) > FOLDER_BYTES:
+        os.environ["RAY_TMPDIR"] = "/tmp"
 
 
 def start_node(start: Callable[[], T]) -> T:

@@ -19,10 +19,18 @@ class Stopped(Exception):
         self.status, self.document = 128 + signum, document
 
 
+class StoppedAtOnce(KeyboardInterrupt):
+    """The second signal: the run ends without a checkpoint."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
+
+
 def stoppable(
     work: Callable[[], Outcome], on_first: Callable[[], None], meanwhile: Callable[[], None] = lambda: None
 ) -> tuple[Outcome, int | None]:
-    """Run `work` in a thread. The first signal calls `on_first`; the second raises KeyboardInterrupt.
+    """Run `work` in a thread. The first signal calls `on_first`; the second raises StoppedAtOnce.
 
     `meanwhile` is called in this thread once `work` has begun; where it fails, it must
     have told `work` to end: its error is raised then. Returns what `work` returned, and the signal if
@@ -37,7 +45,7 @@ def stoppable(
     def handler(signum: int, frame: object) -> None:
         caught.append(signum)
         if len(caught) > 1:
-            raise KeyboardInterrupt
+            raise StoppedAtOnce(signum)
 
     outcomes: list[Any] = []
     thread = threading.Thread(target=lambda: outcomes.append(_attempt(work)), name="polyvit-fit", daemon=True)

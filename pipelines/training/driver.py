@@ -66,6 +66,9 @@ def cotrain(
             run_dir.write("result.json", document)
             _log_results(config, run_dir, trackers[0], state, rows)
             status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
         except (UserError, Stopped):
             raise
         except Exception:

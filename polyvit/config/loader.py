@@ -6,6 +6,7 @@ recipe's task of that name, or else from `KNOWN_TASKS`). Overrides are `key.path
 """
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +26,8 @@ from polyvit.config.tasks import TaskBase
 from polyvit.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+NAME_BYTES = 255
+"""Most bytes of a file's name, on the usual file systems."""
 
 
 def recipe_names() -> list[str]:
@@ -71,8 +74,24 @@ def _mistyped_tasks(own: Sequence[str], document: dict[str, Any]) -> list[str]:
     return problems
 
 
+def check_paths(config: RunConfig) -> None:
+    """Raises UserError naming every path that no file system can hold, such as class names in place of a file."""
+    paths = {"data.root": config.data.root, "init.path": config.init.path, "storage": config.storage}
+    paths["train.checkpoint_dir"] = config.train.checkpoint_dir
+    for name, task in config.tasks.items():
+        paths |= {f"tasks.{name}.root": task.root, f"tasks.{name}.classes": task.classes}
+    problems = [
+        f"{key}={text[:40]}...: {len(text)} letters are no path; give the path of a file or a folder"
+        for key, text in paths.items()
+        if text and "://" not in text and any(len(os.fsencode(part)) > NAME_BYTES for part in Path(text).parts)
+    ]
+    if problems:
+        raise UserError("the config names files that cannot be:", problems)
+
+
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Relative folders are the user's, seen from here; train workers run elsewhere. URLs stay as they are."""
+    check_paths(config)
 
     def absolute(path: str | None) -> str | None:
         return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
@@ -141,7 +160,7 @@ def _find(recipe: str) -> Path:
             raise UserError(f"{recipe} is not a file; give a YAML file, or a recipe: {', '.join(recipe_names())}")
         return path
     shipped = FOLDER / f"{recipe}.yaml"
-    if not shipped.is_file():
+    if recipe not in recipe_names():
         near = difflib.get_close_matches(recipe, recipe_names(), n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UserError(

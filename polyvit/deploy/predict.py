@@ -27,6 +27,7 @@ from polyvit.data.loading import EVAL_BATCH, Arrays, concatenated, example_array
 from polyvit.errors import BadMedia, UserError
 from polyvit.evaluation import average_views
 from polyvit.model import PolyViT, normalise
+from polyvit.storage import LFS_POINTER, is_lfs_pointer
 
 TOP_K = 5
 MOST_BYTES = 2 * 2**30
@@ -120,6 +121,8 @@ def read_media(path: Path) -> bytes:
         raise BadMedia("file cannot be read: its name holds a NUL byte") from None
     if len(data) > MOST_BYTES:
         raise BadMedia(f"file has more than {MOST_BYTES:,} bytes, which are the most that are read")
+    if is_lfs_pointer(data):
+        raise BadMedia(LFS_POINTER)
     return data
 
 

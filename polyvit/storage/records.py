@@ -10,6 +10,13 @@ from typing import Any
 
 from polyvit.errors import UserError
 
+LFS_POINTER = "it is a pointer of git-lfs, not the file itself; run `git lfs pull`"
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """Whether a file that begins so stands for one that git-lfs has not fetched."""
+    return head.startswith(b"version https://git-lfs")
+
 
 def write_whole(path: Path, text: str) -> None:
     """Readers see the old file or the new one, whenever the machine stops. Raises OSError."""

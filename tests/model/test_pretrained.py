@@ -313,6 +313,32 @@ def test_grid_that_is_no_square_must_be_given(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------- refusals
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "it is empty"),
+        ("<html>404</html>", "Expecting value"),
+        ("[1, 2]", "it holds no mapping"),
+        ('{"image_size": "large"}', "image_size='large' is not what"),
+        ('{"image_size": [8, "15"]}', "image_size="),
+        ('{"num_attention_heads": [2]}', "num_attention_heads="),
+    ],
+)
+def test_a_config_beside_it_that_is_damaged_is_named(tmp_path: Path, content: str, words: str) -> None:
+    save(tmp_path / "model.safetensors", hf_tree(vit(), 0))
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=words) as caught:
+        load_vit(tmp_path)
+    assert str(tmp_path / "config.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "vit.npz"])
+def test_a_pointer_of_git_lfs_is_said(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(UserError, match="git lfs pull"):
+        load_vit(tmp_path / name)
+
+
 def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     """Every disagreement at once, with both shapes and what to set; the model keeps its values."""
     path = save(tmp_path / "vit.npz", flax_tree(vit()))

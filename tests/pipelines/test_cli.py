@@ -113,6 +113,23 @@ def test_missing_roots(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     failed(capsys, tmp_path, "index", "demo", f"data.root={nowhere}")
 
 
+@pytest.mark.parametrize("key", ["tasks.shapes.classes", "tasks.shapes.root", "data.root", "init.path", "storage"])
+def test_a_text_that_is_no_path(
+    pair_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    pair_config(pair_root, tmp_path)
+    names = "cat,dog," * 600
+    assert cli.main(["plan", f"{tmp_path}/pair.yaml", f"{key}={names}"]) == 2
+    assert f"{key}=cat,dog,cat" in (err := capsys.readouterr().err)
+    assert "4800 letters are no path" in err
+
+
+@pytest.mark.parametrize("command", ["plan", "evaluate", "predict", "compare"])
+def test_an_argument_that_is_no_path(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert cli.main([command, "x" * 5000, *(["a.jpg"] if command == "predict" else [])]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_what_goes_with_resume(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     storage = f"storage={tmp_path}"
     err, _ = failed(capsys, tmp_path, "cotrain", storage, "--resume", "no-such-run")

@@ -20,7 +20,7 @@ from polyvit.data.index import Example
 from polyvit.data.layouts import pixels_NHWC
 from polyvit.data.layouts.scanning import EMPTY, OUTSIDE, BadPickle, inside, load_plain
 from polyvit.errors import BadMedia
-from polyvit.storage import Location, Root, StoreUnavailable, open_root, pool
+from polyvit.storage import LFS_POINTER, Location, Root, StoreUnavailable, is_lfs_pointer, open_root, pool
 
 Media = bytes | np.ndarray
 AHEAD = 32
@@ -70,6 +70,8 @@ def _load(example: Example, root: Root) -> Media:
         raise BadMedia(f"file cannot be read: {os.strerror(error.errno) if error.errno else 'damaged'}") from None
     if not content:
         raise BadMedia(EMPTY)
+    if is_lfs_pointer(content):
+        raise BadMedia(LFS_POINTER)
     return content
 
 

@@ -7,7 +7,6 @@ Sources: key names as published by google-research/vision_transformer and big_vi
 and 5.
 """
 
-import json
 import math
 import zipfile
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from polyvit.model.pretrained.convert import (
     pop,
     pop_group,
 )
+from polyvit.storage import LFS_POINTER, is_lfs_pointer, read_record
 
 Grid = tuple[int, int]
 FLAX_ROOTS = ("", "params/", "params/img/", "img/", "opt/target/")
@@ -84,6 +84,9 @@ def load_vit(path: str | Path, grid: Grid | None = None) -> ViT:
         path = path / "model.safetensors"
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; give an .npz or .safetensors file, or a folder with one")
+    with path.open("rb") as file:
+        if is_lfs_pointer(file.read(64)):
+            raise UserError(f"{path} cannot be read: {LFS_POINTER}")
     if path.suffix == ".npz":
         return _read_flax(path, grid)
     if path.suffix == ".safetensors":
@@ -145,7 +148,9 @@ def _read_timm(path: Path, tree: dict[str, Tensor], config: Mapping[str, Any], g
     table = tree.pop("pos_embed")[0] if "pos_embed" in tree else None
     extra = sum(tree[name].shape[1] for name in ("dist_token", "reg_token") if name in tree)
     norm = {leaf: tree.pop(f"norm.{leaf}") for leaf in ("weight", "bias") if f"norm.{leaf}" in tree}
-    grid = grid or _grid(config.get("pretrained_cfg", {}).get("input_size"), kernel)
+    grid = grid or _grid(
+        _value(path, _value(path, config, "pretrained_cfg", dict) or {}, "input_size", int, list), kernel
+    )
     cls_position, positions, grid = _split(path, table, int(cls_token is not None), extra, grid)
     return ViT(
         source=str(path),
@@ -170,7 +175,7 @@ def _read_hf(path: Path, tree: dict[str, Tensor], config: Mapping[str, Any], gri
     left = pop_group(tree, root) if root else tree
     kernel = _conv_kernel(path, pop(left, _HF_KERNEL))
     extra = int("embeddings.distillation_token" in left)
-    grid = grid or _grid(config.get("image_size"), kernel)
+    grid = grid or _grid(_value(path, config, "image_size", int, list), kernel)
     table = pop(left, "embeddings.position_embeddings")[0]
     cls_position, positions, grid = _split(path, table, 1, extra, grid)
     layers = "layers" if _has(left, "layers.0.") else "encoder.layer"
@@ -185,9 +190,9 @@ def _read_hf(path: Path, tree: dict[str, Tensor], config: Mapping[str, Any], gri
         grid=grid,
         blocks=tuple(block_from_hf(leaves) for leaves in _numbered(left, f"{layers}.{{}}.")),
         norm={leaf: pop(left, f"layernorm.{leaf}") for leaf in ("weight", "bias")},
-        num_heads=config.get("num_attention_heads"),
+        num_heads=_value(path, config, "num_attention_heads", int),
         gelu="erf" if config.get("hidden_act", "gelu") == "gelu" else "tanh",
-        norm_eps=config.get("layer_norm_eps", 1e-12),
+        norm_eps=_value(path, config, "layer_norm_eps", int, float) or 1e-12,
         unused=_unused(path, left | (tree if root else {})),
     )
 
@@ -220,7 +225,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}") from error
     beside = path.parent / "config.json"
-    return tree, json.loads(beside.read_text()) if beside.is_file() else {}
+    return tree, read_record(beside, "put back a copy of it, or delete it") if beside.is_file() else {}
 
 
 def _split(
@@ -266,6 +271,18 @@ def _unused(path: Path, left: Mapping[str, Tensor]) -> tuple[str, ...]:
     if altering := [name for name in left if name.startswith(ALTERING) or ".rel_pos_bias." in name]:
         raise UserError(f"{path} is no plain ViT: it holds {altering[0]!r}, which our model does not have")
     return tuple(left)
+
+
+def _value(path: Path, config: Mapping[str, Any], key: str, *kinds: type) -> Any:
+    """A value of the `config.json` beside a file; None where it has none. Raises UserError for another kind."""
+    value = config.get(key)
+    numbers = isinstance(value, list) and len(value) >= 2 and all(isinstance(side, int) for side in value)
+    if value is None or (isinstance(value, kinds) and (numbers or not isinstance(value, list))):
+        return value
+    raise UserError(
+        f"{path.parent / 'config.json'}: {key}={value!r} is not what a ViT's config holds; put back a copy of the "
+        "file, or delete it"
+    )
 
 
 def _grid(size: Any, kernel: Tensor) -> Grid | None:

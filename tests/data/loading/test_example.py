@@ -1,17 +1,20 @@
 """Media to tokens, one call for every modality."""
 
+import io
 import subprocess
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from arrays_kit import example_tokens, token_dtype, token_shape
 from kit import DATA_DIR, needs_data
 from pydantic import TypeAdapter
 
 from polyvit.config import AudioInput, ImageInput, InputSection, TaskConfig, VideoInput
 from polyvit.data.decode.containers import bad_media
+from polyvit.data.loading.example import example_arrays
 from polyvit.data.transforms.augment import example_rng
 from polyvit.data.transforms.patchify import unpatchify_image
 from polyvit.errors import BadMedia
@@ -75,6 +78,24 @@ def test_views_and_crops_are_other_windows() -> None:
         sides.append([example_tokens(data, spec, VIDEO, None, crop=where) for where in ("left", "right")])
     assert not all(np.array_equal(*pair) for pair in ends)
     assert not all(np.array_equal(*pair) for pair in sides)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_recording_is_cut_to_its_segment(train: bool) -> None:
+    """The second second is a tone of its own."""
+    times_S = np.arange(16000) / 16000
+    tones = [0.5 * np.sin(2 * np.pi * hertz * times_S) for hertz in (300, 3000)]
+
+    def wav(waveform_S: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        soundfile.write(file, waveform_S, 16000, format="WAV")
+        return file.getvalue()
+
+    rng = example_rng(0, "t", 0, "a") if train else None
+    cut = example_arrays(wav(np.concatenate(tones)), task("audio"), AUDIO, rng, 1.0, 2.0)
+    rng = example_rng(0, "t", 0, "a") if train else None
+    alone = example_arrays(wav(tones[1]), task("audio"), AUDIO, rng)
+    assert np.array_equal(cut["tokens"], alone["tokens"])
 
 
 @pytest.mark.parametrize(("modality", "spec"), [("image", IMAGE), ("video", VIDEO), ("audio", AUDIO)])

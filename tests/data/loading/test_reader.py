@@ -126,3 +126,8 @@ def test_a_damaged_or_hostile_cifar_batch(tmp_path: Path) -> None:
         assert reason(example(name, container="cifar", row=0), tmp_path) == "CIFAR batch is damaged"
     assert not (tmp_path / "ran").exists()
     assert reason(example("gone", container="cifar", row=0), tmp_path) == "file is missing"
+
+
+def test_a_pointer_of_git_lfs_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    assert "git lfs pull" in reason(example("a.jpg"), tmp_path)

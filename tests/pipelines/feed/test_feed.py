@@ -2,14 +2,12 @@
 
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import ray
 from feed_kit import Broken, Fed, KilledOnce, Noted
-from pipelines_kit import pair_config, planned, scanned
+from pipelines_kit import Signature, pair_config, planned, scanned, signature
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -17,14 +15,13 @@ from pipelines.feed.worker_feed import RayFeed, decoders_of_a_worker, make_decod
 from pipelines.index import Indexes
 from polyvit.config import RunConfig
 from polyvit.data.loading import chunks
-from polyvit.data.loading.minibatch import Decoder, Minibatch, Request
+from polyvit.data.loading.minibatch import Decoder
 from polyvit.data.loading.requests import InlineFeed, Requests
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 STEPS = 9
 BACKENDS = ("ray_core", "ray_data")
-Signature = tuple[int, str, bytes, bytes, tuple[str, ...], tuple, int]
 
 
 @pytest.fixture(scope="module")
@@ -53,27 +50,6 @@ def with_feed(config: RunConfig, **keys: object) -> RunConfig:
 
 def feed(config: RunConfig, indexes: Indexes, rank: int = 0, world_size: int = 1) -> RayFeed:
     return RayFeed(config, planned(config, indexes), indexes, rank, world_size)
-
-
-def signature(made: list[Minibatch]) -> Signature:
-    """The minibatch that the ranks' parts make together, as bytes."""
-    first = made[0]
-    assert {(p.step, p.task, p.global_batch) for p in made} == {(first.step, first.task, first.global_batch)}
-    assert [p.first_slot for p in made] == np.cumsum([0, *(len(p.keys) for p in made)])[:-1].tolist()
-    assert (
-        len(
-            {
-                (p.inputs["tokens"].dtype, p.inputs["tokens"].shape[1:], p.labels.dtype, p.labels.shape[1:])
-                for p in made
-            }
-        )
-        == 1
-    )
-    return (
-        first.step, first.task, b"".join(p.inputs["tokens"].tobytes() for p in made),
-        b"".join(p.labels.tobytes() for p in made), sum((p.keys for p in made), ()),
-        sum((p.bad for p in made), ()), sum(p.undecodable for p in made),
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -211,50 +187,6 @@ def test_a_feed_that_is_left_interrupts_no_process(
         time.sleep(0.1)
     assert len(steps("ended")) > 1
     assert not steps("was interrupted")
-
-
-def test_parts_of_a_request_make_the_whole(config: RunConfig, indexes: Indexes) -> None:
-    decoder = make_decoder(config, indexes)
-    (request,) = Requests.of(config, planned(config, indexes), indexes.scans, 0, 1).at(1)
-    assert request.task == "shapes"
-    whole = decoder.decode(request)
-    for number in (1, 3, 8):
-        cut = chunks.cut(request, number)
-        assert [len(part.examples) for part in cut] == {1: [8], 3: [2, 3, 3], 8: [1] * 8}[number]
-        joined = chunks.join([decoder.decode(part) for part in cut])
-        assert signature([joined]) == signature([whole])
-        assert replace(joined, inputs={"tokens": whole.inputs["tokens"]}, labels=whole.labels) == whole
-
-
-def test_large_minibatches_are_cut_among_the_decoders(config: RunConfig, indexes: Indexes) -> None:
-    """A picture of 768 bytes of tokens, 8 a minibatch."""
-    decoder = make_decoder(config, indexes)
-    (request,) = Requests.of(config, planned(config, indexes), indexes.scans, 0, 1).at(1)
-    assert chunks.number_of_parts(request, decoder, 16) == 1
-    large = replace(request, examples=request.examples * 8192, epochs=request.epochs * 8192)  # 48 MB
-    assert [chunks.number_of_parts(large, decoder, n) for n in (1, 4, 16)] == [1, 4, 6]
-
-
-def test_small_minibatches_are_decoded_together_and_large_ones_apart(config: RunConfig, indexes: Indexes) -> None:
-    decoder, plan = make_decoder(config, indexes), planned(config, indexes)
-    (small,) = Requests.of(config, plan, indexes.scans, 0, 1).at(1)  # 6 kB of tokens
-    large = replace(small, examples=small.examples * 8192, epochs=small.epochs * 8192)  # 48 MB
-
-    def sizes(requests: list[Request], decoders: int, *limits: int) -> list[tuple[int, int]]:
-        return [
-            (len(piece.requests), piece.of)
-            for piece in chunks.chunk_requests(requests, decoder, decoders, *limits)
-        ]
-
-    assert sizes([small] * 22, 1) == [(1, 1), (2, 1), (4, 1), (8, 1), (7, 1)]
-    assert sizes([small] * 5, 2) == [(1, 1), (1, 1), (2, 1), (1, 1)]
-    assert sizes([small] * 22, 1, 3 * 6144) == [(1, 1), (2, 1), *[(3, 1)] * 6, (1, 1)]
-    assert sizes([small, large, small, small], 2) == [(1, 1), *[(1, 2)] * 2, (2, 1)]
-    assert sizes([large, large], 1) == [(1, 1), (1, 1)]
-    assert sizes([], 2) == []
-    mixed = [replace(large if i % 3 == 1 else small, step=i) for i in range(12)]
-    steps = [r.step for piece in chunks.chunk_requests(mixed, decoder, 4) for r in piece.requests]
-    assert steps == sorted(step for step in range(12) for _ in range(4 if step % 3 == 1 else 1))
 
 
 def test_the_share_of_the_clusters_decoders(config: RunConfig) -> None:
