@@ -3,13 +3,17 @@
 import contextlib
 import io
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from mlflow.tracking import MlflowClient
 from pipelines_kit import pair_document
 from small import write_yaml
+from soak import ray_processes
 
 from pipelines import cli
 from polyvit.checkpoint.state import read_document
@@ -40,6 +44,20 @@ def cotrain(storage: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
 
 def client(document: dict[str, Any]) -> MlflowClient:
     return MlflowClient(tracking_uri=document["mlflow_uri"])
+
+
+def kill_a_worker_after(run: Path, step: int) -> int:
+    """Kill a train worker once the run has a checkpoint beyond this step. Returns that checkpoint's step."""
+    session = ray.get_runtime_context().get_session_name()
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        newest = max(int(path.name.removeprefix("step_")) for path in run.glob("step_????????"))
+        if newest > step:
+            workers = ray_processes(session, "ray::RayTrainWorker")
+            workers[0].kill()
+            return newest
+        time.sleep(0.01)
+    raise AssertionError(f"no checkpoint after step {step}")
 
 
 SYNTHETIC = ["imagenet", "kinetics400", "audioset"]
@@ -156,7 +174,10 @@ def test_a_run_that_stopped_goes_on_and_ends_with_the_same_bits(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It stops itself at the broken pictures; resumed with a higher limit it is the straight run, bit for bit."""
+    """It stops itself at the broken pictures; resumed with a higher limit, it is the straight run, bit for bit.
+
+    A worker is killed on the way.
+    """
     expected = straight["document"]
     status, failure = cotrain(storage, str(recipe), "--name", "stopped", "data.max_bad_fraction=0")
     assert status == 2
@@ -173,7 +194,11 @@ def test_a_run_that_stopped_goes_on_and_ends_with_the_same_bits(
     assert tracking.get_run(run_id).info.status == "FAILED"
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/else.db")  # the run knows its own store
-    status, document = cotrain(storage, "--resume", "stopped", "data.max_bad_fraction=0.5")
+    keys = ["data.max_bad_fraction=0.5", "train.max_failures=1", "train.checkpoint_every=3"]
+    with ThreadPoolExecutor(1) as thread:
+        killed = thread.submit(kill_a_worker_after, place, reached[-1])
+        status, document = cotrain(storage, "--resume", "stopped", *keys)
+        assert killed.result() > reached[-1]
     assert status == 0
     assert (document["run"], document["run_id"], document["steps"]) == ("stopped", run_id, STEPS)
     assert tracking.get_run(run_id).info.status == "FINISHED"
