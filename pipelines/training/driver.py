@@ -45,7 +45,7 @@ def cotrain(
     open_store(run_dir.checkpoints(config))  # refuses credentials in its address before that is logged
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
     console.print("starting Ray ..." if run_id is None else f"going on with {run_dir.name}: starting Ray ...")
-    with cluster(config.train.workers, config.train.cpus_per_worker):
+    with run_dir.owned(config, console.print), cluster(config.train.workers, config.train.cpus_per_worker):
         check_resources(config)
         if run_id is None:
             indexes, tracker = _start_run(config, run_dir, tags, indexed)
@@ -80,6 +80,9 @@ def _start_run(
     config: RunConfig, run_dir: RunDir, tags: Mapping[str, str] | None, indexed: bool
 ) -> tuple[Indexes, Tracker]:
     """The indexes and the MLflow run of a new run; run.json says which MLflow run that is."""
+    if run_dir.record.exists():  # of a process that had the same name, and came first
+        raise run_dir.name_taken()
+    run_dir.write("config.json", config.model_dump(mode="json"))
     console.print(f"indexing {len(config.tasks)} tasks ...")
     build = partial(build_indexes, meanwhile=partial(import_client, config))
     indexes = (load_indexes if indexed else build)(config, run_dir.folder / "index")
