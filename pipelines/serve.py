@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.runtime import command_line, console
+from polyvit.data.isolation import isolation_report
 from polyvit.errors import UserError
 
 MIB = 2**20
@@ -77,6 +78,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
             f"listening   {address}/predict   (also /livez, /readyz, /healthz, /metrics; Ctrl-C ends it)"
         )
         console.print(f"try         curl --data-binary @FILE '{address}/predict?top_k=3'")
+        console.print(isolation_report())
         stop = threading.Event()
         for signum in (signal.SIGINT, signal.SIGTERM):  # now, since Ray sets its own when it starts
             signal.signal(signum, lambda *_: stop.set())

@@ -8,8 +8,8 @@
 
 `Ingress` reads no more of a body than a file may have, gives up on one that trickles (`http_requests.py`), and
 refuses when too many requests are under way; a request counts as such when its body is there. `ModelReplica`
-decodes each file in a process of its own (`isolated_predict.py`), so that no file takes the service down, and answers
-in batches. What a client did wrong is a 4xx with {"error": reason}.
+decodes each file in a process of its own (`isolated_predict.py`), so that no file takes the service down, and
+answers in batches. What a client did wrong is a 4xx with {"error": reason}.
 """
 
 import asyncio
