@@ -61,7 +61,6 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     run_dir = new_run(requested, arguments.name)
     write_package(folder, run_dir.folder / "base")
     config = extension_config(trained, requested, run_dir.folder / "base", freeze, arguments.rehearse)
-    run_dir.write("config.json", config.model_dump(mode="json"))
     with cluster(config.train.workers, config.train.cpus_per_worker):
         before = {} if arguments.skip_forgetting else _evaluated("before", old, measured, folder)
         result = cotrain(config, run_dir)

@@ -19,6 +19,7 @@ from pipelines.runtime import command_line, console
 from polyvit.config import RunConfig, load_config
 from polyvit.cost import Hardware, estimate, run_cost
 from polyvit.data.index import Scan
+from polyvit.data.isolation import isolation_report
 from polyvit.errors import UserError
 from polyvit.model import parameters_of, training_flops
 from polyvit.reports import draw_schedule
@@ -45,6 +46,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     print_worker_needs(document["needs"])
     if not arguments.no_measure:
         problems += measure_here(config, schedule, document)
+    console.print(isolation_report())
     if arguments.picture:
         draw_schedule(schedule, config, arguments.picture)
         console.print(f"schedule drawn in {arguments.picture}")

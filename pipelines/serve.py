@@ -4,8 +4,9 @@
     curl --data-binary @photo.jpg 'http://127.0.0.1:8000/predict?task=imagenet&top_k=3'
     python -m pipelines.serve ...                            the same, for `ray job submit`
 
-GET /healthz and /metrics beside it. MODEL is a checkpoint's folder, a run's, or `models:/name@alias`, which every
-node that runs a replica must reach. Runs until Ctrl-C or SIGTERM. `serving/deployments.py` says how requests go.
+GET /livez, /readyz, /healthz and /metrics beside it. MODEL is a checkpoint's folder, a run's, or
+`models:/name@alias`, which every node that runs a replica must reach. Runs until Ctrl-C or SIGTERM; requests under
+way are answered first, a second signal ends it at once. `serving/deployments.py` says how requests go.
 """
 
 import argparse
@@ -13,10 +14,12 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from pipelines.runtime import command_line, console
+from polyvit.data.isolation import isolation_report
 from polyvit.errors import UserError
 
 MIB = 2**20
@@ -71,17 +74,42 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 
     with cluster(1 + arguments.replicas):
         address = start(arguments)
-        console.print(f"listening   {address}/predict   (also /healthz, /metrics; Ctrl-C ends it)")
+        console.print(
+            f"listening   {address}/predict   (also /livez, /readyz, /healthz, /metrics; Ctrl-C ends it)"
+        )
         console.print(f"try         curl --data-binary @FILE '{address}/predict?top_k=3'")
+        console.print(isolation_report())
         stop = threading.Event()
         for signum in (signal.SIGINT, signal.SIGTERM):  # now, since Ray sets its own when it starts
             signal.signal(signum, lambda *_: stop.set())
         stop.wait()
-        from ray import serve
-
-        console.print("stopping ...")
-        serve.shutdown()
+        stop.clear()
+        console.print("stopping: requests under way are answered first; once more to stop at once")
+        finish(arguments.decode_seconds + 30, stop)
     return {"model": arguments.model, "address": address}
+
+
+def finish(seconds: float, stop: threading.Event) -> None:
+    """Answer the requests under way, then end the service.
+
+    seconds: time for these requests. stop: when set, the service ends at once.
+    """
+    from ray import serve
+    from ray.exceptions import RayError
+
+    draining = serve.get_app_handle("polyvit").drain.remote(seconds)
+    until = time.monotonic() + seconds + 10
+    while not stop.is_set() and time.monotonic() < until:
+        try:
+            if left := draining.result(timeout_s=0.2):
+                console.print(f"{left} requests were not answered within {seconds:g} s", style="yellow")
+            break
+        except TimeoutError:
+            continue
+        except RayError as error:
+            console.print(f"requests under way could not be waited for: {error}"[:300], style="yellow")
+            break
+    serve.shutdown()
 
 
 def start(arguments: argparse.Namespace) -> str:
@@ -116,14 +144,14 @@ def start(arguments: argparse.Namespace) -> str:
     )
     model_replicas = ModelReplica.options(  # type: ignore[attr-defined]
         num_replicas=arguments.replicas,
-        max_ongoing_requests=arguments.max_requests,
+        max_ongoing_requests=arguments.max_requests + 8,  # `Ingress` counts the others; /healthz has room
         graceful_shutdown_timeout_s=arguments.decode_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus, "runtime_env": environment},
     ).bind(replica_model, limits.file, arguments.decoders, arguments.batch)
-    # More requests than are answered at a time, so that there is room for the 503 and for /healthz.
+    # More requests than send their bodies at a time, so that there is room for the 503 and for /healthz.
     ingress = Ingress.options(  # type: ignore[attr-defined]
-        max_ongoing_requests=4 * arguments.max_requests, ray_actor_options={"num_cpus": 0}
+        max_ongoing_requests=8 * arguments.max_requests + 64, ray_actor_options={"num_cpus": 0}
     ).bind(model_replicas, limits)
     try:
         serve.run(ingress, name="polyvit", route_prefix="/")

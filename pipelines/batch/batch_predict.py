@@ -13,7 +13,7 @@ import hashlib
 import json
 import pickle
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,11 +28,13 @@ from polyvit.checkpoint import load_trained
 from polyvit.config import Modality, RunConfig
 from polyvit.deploy import IsolatedDecoder, Limits, Predictor, check_tasks, class_names, read_media
 from polyvit.errors import BadMedia, UserError
-from polyvit.storage import is_hidden, write_whole
+from polyvit.storage import is_hidden, read_record, write_whole
 
 FILES_A_TASK = 16
 """Files that one decoding task takes, and one forward pass at most."""
 SAY_EVERY_S = 5.0
+DEEPEST = 100
+"""How many folders in each other are looked into."""
 _OWN_COLUMNS = ("path", "modality", "error")
 _ANSWER = pa.list_(pa.struct([("label", pa.string()), ("index", pa.int32()), ("probability", pa.float32())]))
 
@@ -66,9 +68,7 @@ def list_files(folder_or_list: str, column: str = "path") -> list[str]:
     """
     source = Path(folder_or_list).expanduser().absolute()
     if source.is_dir():
-        below = (path.relative_to(source) for path in source.rglob("*"))
-        kept = [path for path in below if not any(map(is_hidden, path.parts))]
-        paths = sorted(str(source / path) for path in kept if (source / path).is_file())
+        paths = sorted(str(path) for path in _below(source))
     elif source.is_file():
         paths = [str(source.parent / line) for line in _listed(source, column)]
     else:
@@ -76,6 +76,25 @@ def list_files(folder_or_list: str, column: str = "path") -> list[str]:
     if not paths:
         raise UserError(f"--input {folder_or_list}: no file in it")
     return paths
+
+
+def _below(source: Path) -> Iterator[Path]:
+    """Every file below a folder but hidden ones; links to folders are not followed."""
+    waiting = [(source, 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        if depth > DEEPEST:
+            console.print(
+                f"{folder}: more than {DEEPEST} folders in each other; the rest is left out", style="yellow"
+            )
+            continue
+        for path in folder.iterdir():
+            if is_hidden(path.name):
+                continue
+            if path.is_file():
+                yield path
+            elif path.is_dir() and not path.is_symlink():
+                waiting.append((path, depth + 1))
 
 
 def _listed(source: Path, column: str) -> Iterable[str]:
@@ -143,9 +162,9 @@ def _claim(job: PredictJob, folder: Path, paths: Sequence[str]) -> None:
         if not record.exists():
             write_whole(record, json.dumps(asked, indent=1) + "\n")
             return
-        known = json.loads(record.read_text())
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"--output {job.output} cannot be used ({error}); give another folder") from None
+    known = read_record(record, "delete it to go on with the same job; for another job give another --output")
     if differ := [key for key in asked if known.get(key) != asked[key]]:
         raise UserError(
             f"--output {job.output} holds another job: {', '.join(differ)} differ; give another folder, or go on "

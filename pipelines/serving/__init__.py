@@ -1,7 +1,7 @@
 """The HTTP service's deployments on Ray Serve.
 
 In: requests with media files. Out: their classes as JSON.
-Read: deployments.
+Read: deployments, http_requests.
 """
 
 import lazy_loader

@@ -1,15 +1,19 @@
 """The HTTP service's two Ray Serve deployments: `Ingress` speaks HTTP, `ModelReplica` decodes and runs the model.
 
     POST /predict[?task=NAME&top_k=5&modality=video]   the file as body, or as the one file of a multipart form
-    GET /healthz    GET /metrics (Prometheus text)
+    GET /livez      200 while the service runs
+    GET /readyz     200 while the model answers; 503 where it does not, and once the service is told to end
+    GET /healthz    as /readyz, with the model's tasks
+    GET /metrics    Prometheus text
 
-`Ingress` reads no more of a body than a file may have, counts, and refuses when too many requests are under way.
-`ModelReplica` decodes each file in a process of its own (`isolated_predict.py`), so that no file takes the service
-down, and answers in batches. What a client did wrong is a 4xx with {"error": reason}.
+`Ingress` reads no more of a body than a file may have, gives up on one that trickles (`http_requests.py`), and
+refuses when too many requests are under way; a request counts as such when its body is there. `ModelReplica`
+decodes each file in a process of its own (`isolated_predict.py`), so that no file takes the service down, and
+answers in batches. What a client did wrong is a 4xx with {"error": reason}.
 """
 
 import asyncio
-import io
+import logging
 import queue
 import time
 from collections.abc import Sequence
@@ -22,43 +26,35 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from ray import serve
+from ray.exceptions import RayActorError
 
+from pipelines.serving.http_requests import Refused, media_of_body, parse_query, read_body, refusal_of
 from pipelines.tracking import model_folder
-from polyvit.config import MODALITIES, Modality
-from polyvit.data.decode import UNKNOWN
-from polyvit.deploy import DecoderDied, IsolatedDecoder, Limits, OverLimit, Predictor, Prepared, check_tasks
+from polyvit.config import Modality
+from polyvit.deploy import DecoderDied, IsolatedDecoder, Limits, Predictor, Prepared, check_tasks
 from polyvit.errors import BadMedia, UserError
 
 BATCH_WAIT_S = 0.01
 """How long the first file of a batch waits for others."""
-MOST_CLASSES = 1000
-
+SEEN_S = 30.0
+"""A model that has answered within this time is ready, also where it is too busy to say so."""
+logger = logging.getLogger(__name__)
 
 FILE_LIMITS = Limits(pixels=2**25, seconds=600.0, decode_seconds=20.0, memory=2 * 2**30)
 
 
 @dataclass(frozen=True)
 class ServiceLimits:
-    """What one request, and all of them together, may ask for."""
+    """What one request, and all of them together, may ask for.
+
+    bytes: of a body. requests: answered at a time; four times as many may be sending their bodies.
+    file: of a file. replaced_s: how long a request whose replica died waits for another one.
+    """
 
     bytes: int = 64 * 2**20
     requests: int = 64
     file: Limits = FILE_LIMITS
-
-
-class Refused(Exception):
-    """A request that gets a 4xx or 503, with its reason."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        self.status, self.reason = status, reason
-        super().__init__(reason)
-
-
-def refusal_of(error: BadMedia) -> tuple[int, str]:
-    """The HTTP status and reason of a file that cannot be used."""
-    if isinstance(error, OverLimit):
-        return 413, error.reason
-    return (415 if error.reason == UNKNOWN else 422), error.reason
+    replaced_s: float = 60.0
 
 
 # ------------------------------------------------------------------------------------------------- model
@@ -130,60 +126,6 @@ class ModelReplica:
         return await loop.run_in_executor(self.model_thread, self.predictor.logits, prepared)
 
 
-# ---------------------------------------------------------------------------------------------- requests
-
-
-def parse_query(query: Any) -> tuple[list[str], Modality | None, int]:
-    """Tasks, modality and top_k of a request's query. Raises Refused (400)."""
-    known = ("task", "modality", "top_k")
-    if unknown := [key for key in query if key not in known]:
-        raise Refused(400, f"unknown parameter {unknown[0]!r}; there are {', '.join(known)}")
-    modality = query.get("modality")
-    if modality is not None and modality not in MODALITIES:
-        raise Refused(400, f"modality={modality}: give one of {', '.join(MODALITIES)}")
-    top_k = query.get("top_k", "5")
-    if not (top_k.isdecimal() and len(top_k) < 6 and 0 < int(top_k) <= MOST_CLASSES):
-        raise Refused(400, f"top_k={top_k[:20]}: give a number from 1 to {MOST_CLASSES}")
-    return query.getlist("task"), modality, int(top_k)
-
-
-async def read_body(request: Request, most: int) -> bytes:
-    """The body, of which no more than `most` bytes are read. Raises Refused (413)."""
-    length = request.headers.get("content-length", "")
-    refused = Refused(413, f"the body is larger than {most} bytes")
-    if length.isdecimal() and int(length) > most:
-        raise refused
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise refused
-    return bytes(body)
-
-
-def media_of_body(body: bytes, content_type: str) -> bytes:
-    """The file in a body: all of it, or the one file of a multipart form. Raises Refused (400)."""
-    if not content_type.lower().startswith("multipart/form-data"):
-        return body
-    from python_multipart import parse_form
-    from python_multipart.exceptions import FormParserError
-
-    files: list[bytes] = []
-
-    def keep(file: Any) -> None:
-        file.file_object.seek(0)
-        files.append(file.file_object.read())
-
-    headers = {"Content-Type": content_type.encode(), "Content-Length": str(len(body)).encode()}
-    try:
-        parse_form(headers, io.BytesIO(body), lambda field: None, keep)
-    except (FormParserError, ValueError) as error:
-        raise Refused(400, f"the form cannot be read: {error}"[:200]) from None
-    if len(files) != 1:
-        raise Refused(400, f"the form has {len(files)} files; send one")
-    return files[0]
-
-
 # ---------------------------------------------------------------------------------------------- ingress
 
 
@@ -213,19 +155,46 @@ class Ingress:
     """HTTP in, HTTP out."""
 
     def __init__(self, model: Any, limits: ServiceLimits) -> None:
-        self.model, self.limits, self.metrics, self.count, self.deaths = model, limits, Metrics(), 0, 0
+        self.model, self.limits, self.metrics, self.deaths = model, limits, Metrics(), 0
+        self.count, self.answering = 0, 0
+        self.seen = -SEEN_S
+        self.description: dict[str, Any] = {}
+        self.ending = False
+
+    @app.get("/livez")
+    async def livez(self) -> Response:
+        """200: this process answers."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz(self) -> Response:
+        """As `/healthz`, for load balancers."""
+        return await self.healthz()
 
     @app.get("/healthz")
     async def healthz(self) -> Response:
-        """200 where the model replies, so that a file would be answered; else 503."""
-        try:
-            description = await asyncio.wait_for(self._description(), timeout=10)
-        except Exception as error:  # whatever keeps it from answering
-            return JSONResponse({"status": "unavailable", "error": repr(error)[:200]}, 503)
-        return JSONResponse({"status": "ok", **description, "decoder_deaths": self.deaths})
+        """200 where the model replies or has just replied, so that a file would be answered; else 503."""
+        if self.ending:
+            return JSONResponse({"status": "ending"}, 503)
+        if not self.description or time.monotonic() - self.seen > SEEN_S:
+            try:
+                self.description = await asyncio.wait_for(self._ask_description(), timeout=10)
+            except Exception as error:  # whatever keeps it from answering
+                return JSONResponse({"status": "unavailable", "error": repr(error)[:200]}, 503)
+            self.seen = time.monotonic()
+        return JSONResponse({"status": "ok", **self.description, "decoder_deaths": self.deaths})
 
-    async def _description(self) -> dict[str, Any]:
+    async def _ask_description(self) -> dict[str, Any]:
         return await self.model.description.remote()
+
+    async def drain(self, seconds: float) -> int:
+        """Take no new requests; wait until those under way are answered. Returns how many are not in `seconds`."""
+        self.ending = True
+        until = time.monotonic() + seconds
+        while self.count and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)  # the last answers are still on their way out
+        return self.count
 
     @app.get("/metrics")
     async def show_metrics(self) -> Response:
@@ -236,6 +205,8 @@ class Ingress:
     async def predict(self, request: Request) -> Response:
         """One file's best classes."""
         began = time.perf_counter()
+        if self.ending:
+            return JSONResponse({"error": "the service is ending; ask another"}, 503)
         self.count += 1
         self.metrics.under_way.set(self.count)
         try:
@@ -243,25 +214,50 @@ class Ingress:
         except Refused as refused:
             status, document = refused.status, {"error": refused.reason}
         except Exception as error:
+            logger.exception("a request failed")
             status, document = 500, {"error": f"{type(error).__name__}; see the service's log"}
-            raise
         finally:
             self.count -= 1
             self.metrics.under_way.set(self.count)
-            self.metrics.requests.labels(status).inc()
-            self.metrics.seconds.observe(time.perf_counter() - began)
-        return JSONResponse(document, status)
+        self.metrics.requests.labels(status).inc()
+        self.metrics.seconds.observe(time.perf_counter() - began)
+        return JSONResponse(document, status, {"Retry-After": "1"} if status == 503 else None)
 
     async def _predict(self, request: Request) -> tuple[int, dict[str, Any]]:
-        if self.count > self.limits.requests:
-            raise Refused(503, "too many requests are under way; try again")
         tasks, modality, top_k = parse_query(request.query_params)
+        if self.count > 4 * self.limits.requests:
+            raise Refused(503, "too many requests are sending their bodies; try again")
         body = await read_body(request, self.limits.bytes)
-        data = media_of_body(body, request.headers.get("content-type", ""))
-        self.metrics.bytes.inc(len(data))
-        if not data:
-            raise Refused(400, "there is no file: send it as the body, or as the file of a multipart form")
-        status, document, died = await self.model.answer.remote(data, tasks, modality, top_k)
+        if self.answering >= self.limits.requests:
+            raise Refused(503, "too many requests are under way; try again")
+        self.answering += 1
+        try:
+            data = await asyncio.to_thread(media_of_body, body, request.headers.get("content-type", ""))
+            self.metrics.bytes.inc(len(data))
+            if not data:
+                raise Refused(400, "there is no file: send it as the body, or as the file of a multipart form")
+            status, document, died = await self._answer(data, tasks, modality, top_k)
+        finally:
+            self.answering -= 1
         self.deaths += died
         self.metrics.deaths.set(self.deaths)
         return status, document
+
+    async def _answer(self, *asked: Any) -> tuple[int, dict[str, Any], bool]:
+        """The model's answer; where its replica died, that of another one. Raises Refused (503)."""
+        try:
+            answer = await self.model.answer.remote(*asked)
+        except RayActorError:
+            logger.warning("a replica of the model died; its request goes to another one")
+            self.seen = -SEEN_S
+            try:
+                answer = await asyncio.wait_for(self._ask_again(*asked), self.limits.replaced_s)
+            except (RayActorError, TimeoutError):
+                raise Refused(
+                    503, "the process with the model died, and no other has answered; try again"
+                ) from None
+        self.seen = time.monotonic()
+        return answer
+
+    async def _ask_again(self, *asked: Any) -> tuple[int, dict[str, Any], bool]:
+        return await self.model.answer.remote(*asked)

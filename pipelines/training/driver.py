@@ -41,9 +41,12 @@ def cotrain(
     task_roots(config)  # before anything is started
     open_store(run_dir.checkpoints(config))  # refuses credentials in its address before that is logged
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
-    with cluster(config.train.workers, config.train.cpus_per_worker):
+    with run_dir.owned(config, console.print), cluster(config.train.workers, config.train.cpus_per_worker):
         check_resources(config)
         if run_id is None:
+            if run_dir.record.exists():  # of a process that had the same name, and came first
+                raise run_dir.name_taken()
+            run_dir.write("config.json", config.model_dump(mode="json"))
             console.print(f"indexing {len(config.tasks)} tasks ...")
         build = load_indexes if run_id or trial_tags else build_indexes
         indexes = build(config, run_dir.folder / "index")

@@ -9,7 +9,8 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from polyvit.config import (
     with_new_names,
 )
 from polyvit.errors import UserError
-from polyvit.storage import read_record, under, write_whole
+from polyvit.storage import as_location, read_record, sole_owner, under, write_whole
 
 RESUMABLE = ("train", "data", "feed", "tracking", "storage")
 """Sections that a resumed run may change: where it runs and how fast, not what it learns."""
@@ -50,6 +51,18 @@ class RunDir:
         """Folder or URL of the run's checkpoints: `train.checkpoint_dir`/NAME, else the run's folder."""
         checkpoint_dir = config.train.checkpoint_dir
         return under(checkpoint_dir, self.name) if checkpoint_dir else str(self.folder)
+
+    def owned(self, config: RunConfig, notice: Callable[[str], None]) -> AbstractContextManager[None]:
+        """A block in which no other process trains this run, see `sole_owner`. Raises UserError."""
+        places = dict.fromkeys([self.folder, as_location(self.checkpoints(config))])
+        advice = "wait for its end, or end it there; a new run needs another --name"
+        return sole_owner(list(places), advice, notice)
+
+    def name_taken(self) -> UserError:
+        """What is said of a new run whose name is taken."""
+        return UserError(
+            f"run {self.name} exists in {self.folder.parent}; give another --name, or --resume {self.name}"
+        )
 
     def write(self, name: str, document: Any) -> Path:
         """Write a JSON file into the folder; returns its path."""
@@ -79,7 +92,7 @@ def run_name(config: RunConfig, name: str | None) -> str:
 
 
 def new_run(config: RunConfig, name: str | None) -> RunDir:
-    """Make the folder of a new run and write its config.json.
+    """Make the folder of a new run and write its config.json, which `cotrain` writes again once it owns the run.
 
     Raises UserError for a name that is taken, since the new run would silently go on from the old one's
     checkpoints.
@@ -91,9 +104,8 @@ def new_run(config: RunConfig, name: str | None) -> RunDir:
     except FileExistsError:
         failed_before_it_started = (run_dir.folder / "config.json").exists() and not run_dir.record.exists()
         if not failed_before_it_started:
-            raise UserError(
-                f"run {unique} exists in {run_dir.folder.parent}; give another --name, or --resume {unique}"
-            ) from None
+            raise run_dir.name_taken() from None
+        return run_dir  # and leave its config.json: another process may be about to start it
     except OSError as error:
         raise UserError(f"storage={config.storage} cannot be written ({error}); give another folder") from None
     run_dir.write("config.json", config.model_dump(mode="json"))

@@ -24,7 +24,7 @@ from polyvit.checkpoint import read_document
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
 from polyvit.reports.compare import Comparison, compare, read_run, read_runs, write_report
-from polyvit.storage import read_record, write_whole
+from polyvit.storage import read_record, sole_owner, write_whole
 
 ShowComparison = Callable[[Comparison, str], None]
 """Shows a comparison under a title."""
@@ -47,7 +47,10 @@ def sweep(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # else Tune would end with some trials, as if these were all
     train, at_once = config.train, config.sweep.max_concurrent or 1
     console.print("starting Ray ...")
-    with cluster(train.workers * at_once + 1, train.cpus_per_worker):  # one more for Tune's own processes
+    owned = sole_owner(
+        [folder], "wait for its end, or end it there; a new sweep needs another --name", console.print
+    )
+    with owned, cluster(train.workers * at_once + 1, train.cpus_per_worker):  # one more for Tune's own processes
         check_resources(config)
         tracker, baseline_paths = (_reopen if resume else _start)(config, folder, baselines)
         status = "FAILED"
@@ -68,6 +71,8 @@ def sweep(
 
 def _start(config: RunConfig, folder: Path, baselines: Sequence[Path]) -> tuple[Tracker, list[str]]:
     """Index, open an MLflow run and write sweep.json. Returns the MLflow run and the baselines."""
+    if (folder / "sweep.json").exists():  # of a process that had the same name, and came first
+        raise UserError(f"{folder} exists; give another --name, or --resume {folder.name}")
     console.print(f"indexing {len(config.tasks)} tasks ...")
     build_indexes(config, folder / "index")
     tracker = Tracker.start(config, folder.name, {"polyvit.sweep": folder.name})

@@ -28,6 +28,8 @@ from polyvit.errors import UserError
 FOLDER = Path(__file__).parents[1] / "recipes"
 NAME_BYTES = 255
 """Most bytes of a file's name, on the usual file systems."""
+MOST_BYTES, MOST_VALUES, DEEPEST = 1 << 20, 100_000, 50
+"""Of a config: bytes, values with aliases written out, levels in each other."""
 
 
 def recipe_names() -> list[str]:
@@ -170,7 +172,15 @@ def _find(recipe: str) -> Path:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice. `<<: *base` merges; keys beside it win."""
+    """SafeLoader that refuses a key given twice, and what grows without bounds. `<<: *base` merges; keys beside it
+    win."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, once it is known how large it is with its aliases written out."""
+        node = super().get_single_node()
+        if node is not None and _values(node, 1, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"with its aliases written out it has more than {MOST_VALUES:,} values")
+        return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Called again for a mapping that another one merges: it has no merge key any more then."""
@@ -185,6 +195,20 @@ class _StrictLoader(yaml.SafeLoader):
             super().flatten_mapping(node)
 
 
+def _values(node: yaml.Node, depth: int, known: dict[int, int]) -> int:
+    """How many values a node is with its aliases written out. An alias of what it lies in is infinitely deep."""
+    if depth > DEEPEST:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: more than {DEEPEST} levels, or an alias of itself")
+    if id(node) not in known:
+        inside: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inside = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inside = node.value
+        known[id(node)] = 1 + sum(_values(part, depth + 1, known) for part in inside)
+    return known[id(node)]
+
+
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     loader.flatten_mapping(node)
     return {loader.construct_object(k): loader.construct_object(v, deep=True) for k, v in node.value}
@@ -195,8 +219,12 @@ _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _m
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes; a config has at most {MOST_BYTES:,}")
         document = yaml.load(path.read_text(), _StrictLoader)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except RecursionError:
+        raise UserError(f"{path} is not readable YAML: more than {DEEPEST} levels in each other") from None
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise UserError(f"{path} is not readable YAML: {error}") from None
     if not isinstance(document, dict):
         raise UserError(f"{path} must hold a mapping of config keys, such as `tasks:`")

@@ -149,8 +149,7 @@ def serve(descriptor: int) -> None:
         config, limits = RunConfig.model_validate(first["config"]), Limits(**first["limits"])
         for modality in config.modalities:
             import_uninterrupted(config.model.input(modality).codec)
-        confine(limits.memory)
-        send(connection, {"ready": True})
+        send(connection, {"ready": True, "confined": confine(limits.memory)})
         while True:
             asked, data = receive(connection)
             send(connection, *_answer(data, asked, config, limits))

@@ -1,3 +1,4 @@
+from .lease import sole_owner as sole_owner
 from .location import Location as Location
 from .location import as_location as as_location
 from .location import is_url as is_url

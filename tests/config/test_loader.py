@@ -1,5 +1,6 @@
 """Recipes: names, files, `extends`, overrides; every recipe that ships."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +243,47 @@ def test_a_list_of_classes_is_the_tasks_own_before_it_is_one_here(
     assert [classes(name) for name in ("own.txt", "here.txt", "none.txt", "null")] == [
         "own.txt", f"{tmp_path}/here.txt", "none.txt", None,
     ]  # fmt: skip
+
+
+def _lines(count: int, line: str) -> str:
+    """`line` for i = 1 ... count, {before} being the one before it."""
+    return "".join(line.format(i=i, before=i - 1) for i in range(1, count + 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a0: &a0 [x, x]\n" + _lines(30, "a{i}: &a{i} [*a{before}, *a{before}, *a{before}]\n"), "100,000 values"),
+        ("a0: &a0 {x: 1}\n" + _lines(40, "a{i}: &a{i}\n  <<: [*a{before}, *a{before}]\n"), "100,000 values"),
+        ("a: &a [*a, *a]\n", "line 1: more than 50 levels, or an alias of itself"),
+        ("a: &a\n  b: *a\n", "more than 50 levels, or an alias of itself"),
+        ("a: " + "[" * 60 + "]" * 60, "more than 50 levels"),
+        ("a: " + "[" * 1000 + "]" * 1000, "more than 50 levels"),
+        ("{a: " * 2000 + "}" * 2000, "more than 50 levels"),
+        ("a: " + "x" * 2**20, "a config has at most 1,048,576"),
+        ("a: 2024-99-99\n", "month must be in 1..12"),
+        ("a: " + "9" * 9000, "limit"),
+    ],
+    ids=[
+        "bomb",
+        "merges",
+        "itself",
+        "itself in a mapping",
+        "nested",
+        "deep",
+        "deep mappings",
+        "large",
+        "date",
+        "number",
+    ],
+)
+def test_yaml_that_grows_without_bounds_is_one_short_message(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    began = time.process_time()
+    with pytest.raises(UserError) as caught:
+        load_config(str(path))
+    assert message in str(caught.value)
+    assert len(str(caught.value).replace(str(path), "")) < 250
+    assert "\n" not in str(caught.value)
+    assert time.process_time() - began < 5

@@ -1,21 +1,29 @@
 """The HTTP service: answers, statuses, limits, and files that kill decoders but not the service."""
 
 import argparse
+import asyncio
 import contextlib
+import json
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 import requests
 from nodes_kit import free_port
+from ray.exceptions import ActorDiedError
 from starlette.datastructures import QueryParams
+from starlette.requests import Request
 from use_kit import media, trained
 
-from pipelines.serve import main, start
-from pipelines.serving.deployments import Refused, media_of_body, parse_query, refusal_of
+from pipelines.serve import finish, main, start
+from pipelines.serving import Ingress, ServiceLimits, http_requests
+from pipelines.serving.http_requests import MOST_PARTS, Refused, media_of_body, parse_query, read_body, refusal_of
 from polyvit.data.decode.media_type import UNKNOWN
 from polyvit.deploy.isolated_predict import DecoderDied, OverLimit
 from polyvit.deploy.predict import Predictor
@@ -73,6 +81,133 @@ def test_the_file_of_a_form() -> None:
         with pytest.raises(Refused) as refused:
             media_of_body(broken, kind_)
         assert refused.value.status == 400
+
+
+def test_a_form_of_very_many_parts_is_refused_early() -> None:
+    """A million parts took 43 s."""
+    part = b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n\r\n'
+    began = time.process_time()
+    with pytest.raises(Refused, match=f"more than {MOST_PARTS} parts") as refused:
+        media_of_body(part * 500_000 + b"--b--\r\n", "multipart/form-data; boundary=b")
+    assert refused.value.status == 400
+    assert time.process_time() - began < 1
+
+
+# What needs no Ray: the class behind the deployment, with a model that is a few lines.
+
+
+def ingress(answer: Callable[..., Any], requests: int = 2) -> Any:
+    model = SimpleNamespace(
+        answer=SimpleNamespace(remote=answer), description=SimpleNamespace(remote=lambda: _done({"tasks": {}}))
+    )
+    return Ingress.func_or_class.__mro__[1](model, ServiceLimits(requests=requests, replaced_s=0.1))  # type: ignore[attr-defined]
+
+
+async def _done(value: Any) -> Any:
+    return value
+
+
+def posted(*chunks: bytes, every_s: float = 0.0, more: bool = False) -> Request:
+    """A POST whose body comes in chunks; `more`: and then nothing."""
+    waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    waiting += [] if more else [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(every_s if waiting else 1000)
+        return waiting.pop(0)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": []}
+    return Request(scope, receive)  # type: ignore[arg-type]
+
+
+def test_a_body_that_trickles_or_stops_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_requests, "READ_S", 0.2)
+    assert asyncio.run(read_body(posted(b"ab", b"c", every_s=0.01), 10)) == b"abc"
+    for slow in (posted(*[b"a"] * 100, every_s=0.02), posted(b"ab", more=True)):
+        began = time.monotonic()
+        with pytest.raises(Refused, match="the body comes too slowly; send 64 KiB a second") as refused:
+            asyncio.run(read_body(slow, 1000))
+        assert refused.value.status == 408
+        assert time.monotonic() - began < 1
+    many = posted(*[bytes(2**15)] * 20, every_s=0.02)  # fast enough, although it takes longer than READ_S
+    assert len(asyncio.run(read_body(many, 2**20))) == 20 * 2**15
+
+
+def test_bodies_that_are_on_their_way_take_no_slot() -> None:
+    async def run() -> list[Any]:
+        front = ingress(lambda *asked: _done((200, {"tasks": {}}, False)), requests=2)
+        slow = [asyncio.create_task(front.predict(posted(b"a", more=True))) for _ in range(7)]
+        await asyncio.sleep(0.05)
+        replies = [await front.predict(posted(b"a file")), await front.healthz(), await front.livez()]
+        slow.append(asyncio.create_task(front.predict(posted(b"a", more=True))))
+        await asyncio.sleep(0.05)
+        replies += [await front.predict(posted(b"a file")), await front.readyz()]
+        for task in slow:
+            task.cancel()
+        return replies
+
+    answered, health, live, refused, ready = asyncio.run(run())
+    assert [answered.status_code, health.status_code, live.status_code] == [200, 200, 200]
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert "sending their bodies" in json.loads(refused.body)["error"]
+    assert ready.status_code == 200
+
+
+def test_a_busy_service_is_alive_and_ready_and_an_ending_one_answers_what_it_began() -> None:
+    async def run() -> list[Any]:
+        go = asyncio.Event()
+
+        async def answer(*asked: Any) -> Any:
+            await go.wait()
+            return 200, {"tasks": {}}, False
+
+        front = ingress(answer, requests=2)
+        begun = [asyncio.create_task(front.predict(posted(b"a file"))) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        replies = [await front.predict(posted(b"a file")), await front.readyz()]
+        draining = asyncio.create_task(front.drain(30.0))
+        await asyncio.sleep(0.05)
+        replies += [await front.predict(posted(b"a file")), await front.readyz(), await front.livez()]
+        assert not draining.done()
+        go.set()
+        assert await draining == 0
+        return [*replies, *await asyncio.gather(*begun)]
+
+    replies = asyncio.run(run())
+    assert [reply.status_code for reply in replies] == [503, 200, 503, 503, 200, 200, 200]
+    assert "under way" in json.loads(replies[0].body)["error"]
+    assert "ending" in json.loads(replies[2].body)["error"]
+
+
+def test_a_request_whose_replica_died_goes_to_another_or_gets_a_503() -> None:
+    calls: list[Any] = []
+
+    async def dies_once(*asked: Any) -> Any:
+        calls.append(asked)
+        if len(calls) == 1:
+            raise ActorDiedError
+        return 200, {"tasks": {}}, False
+
+    async def dies(*asked: Any) -> Any:
+        raise ActorDiedError
+
+    async def dies_and_is_not_replaced(*asked: Any) -> Any:
+        calls.append(asked)
+        if len(calls) == 1:
+            raise ActorDiedError
+        await asyncio.sleep(1000)
+
+    async def has_a_bug(*asked: Any) -> Any:
+        raise KeyError("a bug")
+
+    for answer, status, text in [
+        (dies_once, 200, ""), (dies, 503, "died"), (dies_and_is_not_replaced, 503, "died"),
+        (has_a_bug, 500, "KeyError"),
+    ]:  # fmt: skip
+        calls.clear()
+        reply = asyncio.run(ingress(answer).predict(posted(b"a file")))
+        assert reply.status_code == status
+        assert text in json.loads(reply.body).get("error", "")
 
 
 @pytest.mark.ray
@@ -165,6 +300,42 @@ def test_a_dead_decoder_costs_one_request(service: str, files: dict[str, Path]) 
         thread.join()
     assert sorted(statuses) == [200] * 6 + [422] * 2
     assert requests.get(f"{service}/healthz", timeout=60).json()["decoder_deaths"] == 2
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_a_killed_replica_costs_no_request_and_the_end_waits_for_answers(
+    service: str, files: dict[str, Path]
+) -> None:
+    replicas = {decoder.parent() for decoder in decoders_of_the_service()}
+    assert len(replicas) == 1
+    statuses: list[int] = []
+
+    def post() -> None:
+        reply = requests.post(f"{service}/predict", data=files["image"].read_bytes(), timeout=300)
+        statuses.append(reply.status_code)
+
+    def posting(count: int) -> list[threading.Thread]:
+        threads = [threading.Thread(target=post) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    posters = posting(8)
+    (replica,) = replicas
+    assert replica is not None
+    replica.kill()
+    for thread in posters + posting(2):
+        thread.join()
+    assert statuses == [200] * 10
+    posters = posting(8)
+    time.sleep(0.2)
+    finish(60.0, threading.Event())
+    for thread in posters:
+        thread.join()
+    assert statuses == [200] * 18
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{service}/livez", timeout=5)
 
 
 def test_what_is_refused_before_ray_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

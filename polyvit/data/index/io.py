@@ -81,6 +81,8 @@ class Scan:
         return self.examples.counts()
 
 
+SMALL_INDEX, MAX_ROW_BYTES = 1 << 20, 1 << 14
+"""An index of a shard unpacks to no more than so many bytes, and so many more for each row."""
 _METADATA = {"polyvit.classes", "polyvit.problems", "polyvit.hash"}
 _WRITER_METADATA = "polyvit.facts"
 
@@ -145,8 +147,22 @@ def read_index(path: Path) -> Scan:
     return _read(path, str(path))[0]
 
 
-def parse_index(content: bytes, where: str) -> tuple[Scan, dict[str, Any]]:
-    """A written index from its bytes, and the `metadata` of its writer. Raises UserError as `read_index`."""
+def parse_index(content: bytes, where: str, most_rows: int) -> tuple[Scan, dict[str, Any]]:
+    """A written index from its bytes, and the `metadata` of its writer. Raises UserError as `read_index`.
+
+    most_rows: rows that it can have: a few forged bytes may claim gigabytes of them.
+    """
+    try:
+        claimed = pq.read_metadata(pa.BufferReader(content))
+        rows = [claimed.row_group(i) for i in range(claimed.num_row_groups)]
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{where} is not a readable index ({error}); run `polyvit index` again") from None
+    claimed_bytes = sum(group.total_byte_size for group in rows)
+    if claimed.num_rows > most_rows or claimed_bytes > SMALL_INDEX + MAX_ROW_BYTES * claimed.num_rows:
+        raise UserError(
+            f"{where} claims {claimed.num_rows:,} rows of {claimed_bytes:,} bytes, more than there can be; run "
+            "`polyvit shard` again"
+        )
     return _read(pa.BufferReader(content), where)
 
 

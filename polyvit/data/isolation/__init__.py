@@ -1,7 +1,7 @@
 """Processes that may die on a hostile file, and limits on time and memory.
 
 In: a module that answers questions about files. Out: its answers, or `DecoderDied` with the reason.
-Read: worker, limits.
+Read: worker, confinement, limits.
 """
 
 import lazy_loader

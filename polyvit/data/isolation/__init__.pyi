@@ -1,3 +1,5 @@
+from .confinement import confine as confine
+from .confinement import die_with_parent as die_with_parent
 from .limits import TimeLimit as TimeLimit
 from .limits import import_uninterrupted as import_uninterrupted
 from .limits import uninterrupted as uninterrupted
@@ -5,9 +7,8 @@ from .worker import TOO_MUCH_MEMORY as TOO_MUCH_MEMORY
 from .worker import Child as Child
 from .worker import DecoderDied as DecoderDied
 from .worker import Frame as Frame
-from .worker import confine as confine
-from .worker import die_with_parent as die_with_parent
 from .worker import is_fatal as is_fatal
+from .worker import isolation_report as isolation_report
 from .worker import receive as receive
 from .worker import run_child as run_child
 from .worker import send as send

@@ -1,33 +1,36 @@
 """A process that answers questions about files of unknown origin, and may crash, hang or swell on one.
 
-In: a module to run as `python -m MODULE DESCRIPTOR`, and what it is told at its start. It is started ahead of its
+In: a module to run as a program with a socket's descriptor, and what it is told at its start. What it may do is in
+`confinement.py`. It is started ahead of its
 first question and again after a death. It speaks frames of JSON and raw bytes over a socket; its answers are never
 pickles, so that a decoder taken over by its input cannot reach past it.
 """
 
 import contextlib
-import ctypes
 import json
+import logging
 import os
-import resource
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from polyvit.data.isolation.confinement import NAMES, confine, environment, places_of_code
 from polyvit.errors import BadMedia
+
+logger = logging.getLogger(__name__)
 
 START_SECONDS = 120.0
 """Time for a child to import its decoders; seconds on a quiet machine."""
 ENDING_SECONDS = 10.0
 """Time for a child that has closed its connection to end by itself, so that its exit status tells why."""
 _FRAME = struct.Struct("<IQ")  # bytes of JSON, bytes of payload
-_DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
+_START = "from polyvit.data.isolation.confinement import main; main()"
 Frame = tuple[dict[str, Any], bytes]
 
 
@@ -46,7 +49,11 @@ def is_fatal(reason: str) -> bool:
 
 
 class Child:
-    """One such process, for one question at a time; not to be shared by threads."""
+    """One such process, for one question at a time; not to be shared by threads.
+
+    module, hello, payload: what it is and is told. environment: variables that it gets besides `KEPT`.
+    readable: folders that it reads besides Python's own. confined: what of `NAMES` holds for it, once it is ready.
+    """
 
     def __init__(
         self,
@@ -54,9 +61,12 @@ class Child:
         hello: dict[str, Any],
         payload: bytes = b"",
         environment: Mapping[str, str] | None = None,
+        readable: Sequence[str] = (),
     ) -> None:
         self.deaths, self._module, self._hello, self._payload = 0, module, hello, payload
         self._environment = dict(environment or {})
+        self._readable: list[str] = [*readable, *places_of_code()]
+        self.confined: dict[str, bool] = {}
         self._start()
 
     @property
@@ -68,15 +78,15 @@ class Child:
         ours, theirs = socket.socketpair()
         # It finds the modules that this process finds, in a Ray worker those of its driver too.
         path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, sys.path)])
-        environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""} | self._environment
+        readable = json.dumps(self._readable)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", self._module, str(theirs.fileno())],
+                [sys.executable, "-P", "-c", _START, self._module, str(theirs.fileno()), readable],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=environment,
+                env=environment(PYTHONPATH=path, CUDA_VISIBLE_DEVICES="", **self._environment),
             )
         self._socket, self._ready = ours, False
         with contextlib.suppress(OSError):  # a child that died at once is noticed when it is asked
@@ -87,11 +97,24 @@ class Child:
         if self._ready:
             return
         try:
-            receive(self._socket, time.monotonic() + START_SECONDS)
+            ready, _ = receive(self._socket, time.monotonic() + START_SECONDS)
         except OSError as error:
-            status = self._restart(0 if isinstance(error, TimeoutError) else ENDING_SECONDS)
+            status = self._end(0 if isinstance(error, TimeoutError) else ENDING_SECONDS)
+            if status > 0 and self._readable:
+                # An exception before any file was seen: perhaps part of this Python lies where it may not read.
+                readable, self._readable = self._readable, []
+                self._start()
+                try:
+                    self.wait_ready()
+                except RuntimeError:
+                    self._readable = readable  # it was something else
+                    raise
+                logger.warning("decoding processes may read every file: they do not start where they may not")
+                return
+            self.deaths += 1
+            self._start()
             raise RuntimeError(f"the decoding process did not start: {error!r}, {status}") from None
-        self._ready = True
+        self._ready, self.confined = True, ready.get("confined", {})
 
     def ask(self, header: dict[str, Any], payload: bytes, seconds: float | None, reads: bool = False) -> Frame:
         """The answer to one question, within `seconds`; after a death the next call finds a new process.
@@ -122,13 +145,16 @@ class Child:
 
     def _restart(self, patience_s: float) -> int:
         """End the child, start another; returns the exit status (negative: the signal)."""
+        status = self._end(patience_s)
+        self.deaths += 1
+        self._start()
+        return status
+
+    def _end(self, patience_s: float) -> int:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=patience_s)
         self.close()
-        self.deaths += 1
-        status = self._process.returncode
-        self._start()
-        return status
+        return self._process.returncode
 
     def close(self) -> None:
         """End the child."""
@@ -166,23 +192,34 @@ def _read(connection: socket.socket, size: int, deadline: float | None) -> bytes
 # ------------------------------------------------------------------------------------------- in the child
 
 
-def confine(memory: int | None) -> None:
-    """No core dumps, no files, and so much memory more than now."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    if memory is not None:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + memory
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
-
-def die_with_parent() -> None:
-    """Have the kernel end this process when the thread that started it ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-
-
 def run_child(serve: Callable[[int], None]) -> None:
     """What a child's module does as a program: `serve` the descriptor given to it, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     with contextlib.suppress(ConnectionError):
         serve(int(sys.argv[1]))
+
+
+def isolation_report() -> str:
+    """What holds for decoding processes on this machine, and what it does not have, in one line."""
+    child = Child("polyvit.data.isolation.worker", {})
+    try:
+        child.wait_ready()
+        have = [words for name, words in NAMES.items() if child.confined.get(name)]
+        lack = [words for name, words in NAMES.items() if not child.confined.get(name)]
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        child.close()
+    missing = f"; not possible here: {', '.join(lack)}" if lack else ""
+    return f"decoding processes have their own environment, limits, {', '.join(have)}{missing}"
+
+
+def _serve_nothing(descriptor: int) -> None:
+    with socket.socket(fileno=descriptor) as connection:
+        receive(connection)
+        send(connection, {"ready": True, "confined": confine(None)})
+        receive(connection)
+
+
+if __name__ == "__main__":
+    run_child(_serve_nothing)

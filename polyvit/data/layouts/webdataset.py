@@ -58,6 +58,9 @@ LABEL_FIELDS = ("label", "labels", "cls")
 MAX_LABEL_BYTES = 1 << 20
 """A label member above 1 MiB is not a label."""
 
+MAX_HEADER_BYTES = 1 << 20
+"""A member's name and attributes above 1 MiB are none; tarfile reads as much as the shard claims."""
+
 _Sample = dict[str, tuple[int, int]]
 """{extension: (offset, length) in the shard}"""
 
@@ -149,7 +152,7 @@ def _indexed(context: ScanContext, shard: str) -> Examples | None:
     if context.size(path) is None:
         return None
     try:
-        scan, metadata = parse_index(context.content(path), context.at(path))
+        scan, metadata = parse_index(context.content(path), context.at(path), (size or 0) // tarfile.BLOCKSIZE)
     except UserError:
         context.skip("broken", path, "not a readable index; the shard itself was read")
         return None
@@ -193,7 +196,7 @@ def _members(context: ScanContext, shard: str, file: BinaryIO) -> Iterator[tarfi
     size, count, last = file.seek(0, 2), 0, -1
     file.seek(0)
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header; a shard may have a million
                 if member.offset <= last or member.size < 0 or member.offset_data + member.size > size:
@@ -204,8 +207,20 @@ def _members(context: ScanContext, shard: str, file: BinaryIO) -> Iterator[tarfi
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 # tarfile takes a damaged header, other than the first, for the end
                 raise tarfile.ReadError("the end mark of a tar file does not follow")
-    except (tarfile.TarError, ValueError, OverflowError, EOFError, MemoryError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, MemoryError, RecursionError) as error:
         context.skip("broken", shard, f"damaged after {count} members: {error}")
+
+
+class _Headers:
+    """A shard as tarfile reads it, header by header: no read is larger than a header can be."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.tell, self.seek, self._file = file.tell, file.seek, file
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {size:,} bytes")
+        return self._file.read(size)
 
 
 def _media(sample: _Sample, extension: str, allowed: tuple[str, ...]) -> tuple[int, int] | None:

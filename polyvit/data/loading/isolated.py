@@ -5,6 +5,7 @@ the same bytes as ever. The child is `python -m polyvit.data.loading.isolated` (
 answers are arrays as raw bytes, never pickles.
 """
 
+import os
 import pickle
 import socket
 import traceback
@@ -26,8 +27,10 @@ from polyvit.data.isolation import (
     run_child,
     send,
 )
-from polyvit.data.loading.example import Arrays, from_bytes, to_bytes
+from polyvit.data.loading.example import Arrays, Media, from_bytes, to_bytes
+from polyvit.data.loading.reader import load
 from polyvit.errors import BadMedia
+from polyvit.storage import Location, is_url
 
 MEMORY = 8 * 2**30
 """Bytes that one example may take in a child; more than any file within the decoders' own limits needs."""
@@ -43,12 +46,16 @@ class ExampleDecoder(Protocol):
         """Input section of each task."""
 
     @property
+    def roots(self) -> Mapping[str, Location]:
+        """Where each task's data lie."""
+
+    @property
     def decode_timeout_s(self) -> float | None:
         """Seconds for one example."""
 
     def arrays(
         self, task_name: str, example: Example, epoch: int | None, seed_key: str,
-        seconds: float | None = None, read: Callable[[], None] | None = None,
+        seconds: float | None = None, read: Callable[[], None] | None = None, media: Media | None = None,
     ) -> Arrays:  # fmt: skip
         """See `Decoder.arrays`."""
 
@@ -61,11 +68,14 @@ def isolated_arrays(decoder: ExampleDecoder, task: str) -> Iterator[ArraysOf]:
     `decoder.decode_timeout_s` (reading not counted) or needed too much memory. RuntimeError where it met a bug.
     """
     spec = decoder.inputs[task]
-    child = Child("polyvit.data.loading.isolated", {"codec": spec.codec}, pickle.dumps(decoder))
+    place = decoder.roots[task]
+    readable = [] if is_url(place) else [str(place), os.path.realpath(place)]
+    child = Child("polyvit.data.loading.isolated", {"codec": spec.codec}, pickle.dumps(decoder), readable=readable)
 
     def arrays(task: str, example: Example, epoch: int | None, seed_key: str) -> Arrays:
         """`Decoder.arrays` in the child: asks, and raises what it answers."""
-        question = pickle.dumps((task, example, epoch, seed_key))
+        media = load(example, place) if is_url(place) else None  # the child has neither network nor credentials
+        question = pickle.dumps((task, example, epoch, seed_key, {} if media is None else {"media": media}))
         answer, payload = child.ask({}, question, decoder.decode_timeout_s, reads=True)
         if "bug" in answer:
             raise RuntimeError(f"in the decoding process:\n{answer['bug']}")
@@ -84,8 +94,8 @@ def isolated_arrays(decoder: ExampleDecoder, task: str) -> Iterator[ArraysOf]:
 
 def _answer(decoder: ExampleDecoder, question: bytes, read: Callable[[], None]) -> Frame:
     try:
-        task, example, epoch, seed_key = pickle.loads(question)
-        arrays = decoder.arrays(task, example, epoch, seed_key, read=read)
+        task, example, epoch, seed_key, given = pickle.loads(question)
+        arrays = decoder.arrays(task, example, epoch, seed_key, read=read, **given)
     except BadMedia as error:
         return {"error": error.reason, "kind": "media"}, b""
     except MemoryError:
@@ -102,9 +112,8 @@ def serve(descriptor: int) -> None:
         hello, payload = receive(connection)
         decoder: ExampleDecoder = pickle.loads(payload)
         import_uninterrupted(hello["codec"])
-        confine(MEMORY)
         reading_done: dict[str, Any] = {"reading": "done"}
-        send(connection, {"ready": True})
+        send(connection, {"ready": True, "confined": confine(MEMORY)})
         while True:
             _, question = receive(connection)
             send(connection, *_answer(decoder, question, lambda: send(connection, reading_done)))

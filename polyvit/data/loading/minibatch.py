@@ -14,7 +14,7 @@ import numpy as np
 from polyvit.config import InputSection, TaskConfig
 from polyvit.data.index import Example, examples_at
 from polyvit.data.isolation import TimeLimit, import_uninterrupted
-from polyvit.data.loading.example import Arrays, blank_arrays, concatenated, example_arrays
+from polyvit.data.loading.example import Arrays, Media, blank_arrays, concatenated, example_arrays
 from polyvit.data.loading.isolated import ArraysOf, isolated_arrays
 from polyvit.data.loading.reader import load, reading_ahead
 from polyvit.data.transforms import example_rng
@@ -156,14 +156,16 @@ class Decoder:
         seed_key: str,
         seconds: float | None = None,
         read: Callable[[], None] | None = None,
+        media: Media | None = None,
     ) -> Arrays:
         """Named arrays [views, ...] of one example. Raises BadMedia.
 
         epoch: of the task, for augmentation; None: every evaluation view. seed_key: seeds the augmentation, the
         example's key. seconds: the time that decoding has before this process is ended (`TimeLimit`). read: called
-        when the bytes are there. Reading has no limit: a slow disk is not the file's fault.
+        when the bytes are there. Reading has no limit: a slow disk is not the file's fault. media: the bytes, if
+        they were read before.
         """
-        media = load(example, self.roots[task_name])
+        media = load(example, self.roots[task_name]) if media is None else media
         if read:
             read()
         task, spec = self.tasks[task_name], self.inputs[task_name]

@@ -14,6 +14,7 @@ plan as on the originals.
 import hashlib
 import io
 import json
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -140,7 +141,7 @@ def _whole(spec: ShardSpec, root: Root) -> ShardReport | None:
     """The report of a shard that is complete already; None where it must be written."""
     name = spec.name + ".tar"
     try:
-        scan, metadata = parse_index(root.read(name + INDEX), name + INDEX)
+        scan, metadata = parse_index(root.read(name + INDEX), name + INDEX, sys.maxsize)
         with root.open(name) as file:
             size = file.seek(0, io.SEEK_END)
     except StoreUnavailable:

@@ -62,8 +62,7 @@ def serve(descriptor: int) -> None:
         hello, _ = receive(connection)
         config = RunConfig.model_validate(hello["config"])
         import_uninterrupted(hello["codec"])
-        confine(MEMORY)
-        send(connection, {"ready": True})
+        send(connection, {"ready": True, "confined": confine(MEMORY)})
         while True:
             asked, media = receive(connection)
             task = config.tasks[asked["task"]]

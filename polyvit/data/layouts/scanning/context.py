@@ -10,6 +10,7 @@ system names its entries.
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ SPLIT_NAMES: dict[str, Split] = {
 _ODD = re.compile(r"/[/.]|\0")
 LONGEST_LINK = 1024
 """Bytes of a file that may be a link in words."""
+DEEPEST, MOST_LINKS = 100, 100
+"""How many folders deep a walk goes, and how often it follows links to the same folder."""
 OUTSIDE = "path leaves the root"
 EMPTY = "empty file"
 
@@ -237,26 +240,36 @@ class ScanContext:
 
     def holds_media(self, folder: str) -> bool:
         """Whether any media file is under a folder; nothing is listed beyond the first."""
-        return any(map(self.is_media, self._walk(folder, ())))
+        return any(map(self.is_media, self._walk(folder, (), Counter(), quiet=True)))
 
     def files(self, folder: str) -> list[str]:
         """Every file under a folder, at any depth, as sorted paths."""
-        return sorted(self._walk(folder, ()))
+        return sorted(self._walk(folder, (), Counter()))
 
     def finish(self, classes: Sequence[str]) -> Scan:
         """The scan, sorted by key."""
         return finish_scan(self.examples, classes, self.problems)
 
-    def _walk(self, folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    def _walk(
+        self, folder: str, above: tuple[str, ...], visits: Counter[str], quiet: bool = False
+    ) -> Iterator[str]:
+        """above: the folders around it, links resolved. visits: of each folder so far. quiet: name no problems."""
         real = self.root.real(folder)
         if any(f"{upper}/".startswith(f"{real}/") for upper in above):
             return  # a link to a folder above it: following it would not end
+        visits[real] += 1
+        if len(above) >= DEEPEST or visits[real] > MOST_LINKS:
+            if not quiet and (len(above) >= DEEPEST or visits[real] == MOST_LINKS + 1):
+                deep = f"more than {DEEPEST} folders in each other; what is further down is left out"
+                often = f"links lead to this folder more than {MOST_LINKS} times; further ones are left out"
+                self.skip("broken", folder, deep if len(above) >= DEEPEST else often)
+            return
         prefix = f"{folder}/" if folder else ""
         listing = self.folder(folder)
         self.expect(prefix + name for name in listing.folders)
         yield from (prefix + name for name in listing.files)
         for name in listing.folders:
-            yield from self._walk(prefix + name, (*above, real))
+            yield from self._walk(prefix + name, (*above, real), visits, quiet)
 
 
 def unknown_label(name: str) -> str:
