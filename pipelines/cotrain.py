@@ -16,6 +16,7 @@ from rich.table import Table
 from pipelines.runtime import command_line, console
 from pipelines.training import find_run, new_run, resumed_config
 from polyvit.config import load_config, text_override
+from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 from polyvit.training import check_init
 
@@ -78,6 +79,7 @@ def _start(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipelines.index import task_roots  # start-up: ray, where the config has no mistake
     from pipelines.training import cotrain  # start-up: ray, where the config has no mistake
 
+    check_readable(config)
     task_roots(config)  # before a run's folder is made
     check_init(config)
     return cotrain(config, new_run(config, arguments.name))

@@ -19,6 +19,7 @@ from pipelines.runtime import command_line, console
 from polyvit.config import RunConfig, load_config
 from polyvit.cost import Hardware, estimate, run_cost
 from polyvit.data.index import Scan
+from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 from polyvit.model import parameters_of, training_flops
 from polyvit.reports import draw_schedule
@@ -96,6 +97,7 @@ def scan_given_data(config: RunConfig) -> tuple[Mapping[str, Scan], list[str]]:
     if config.data.root is None and all(task.root is None for task in config.tasks.values()):
         return {}, []
     try:
+        check_readable(config)
         task_roots(config)
         with tempfile.TemporaryDirectory(prefix="polyvit-plan-") as folder, cluster():
             return build_indexes(config, Path(folder)).scans, []

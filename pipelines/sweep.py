@@ -21,6 +21,7 @@ from pipelines.runtime import command_line, console
 from pipelines.training import run_name
 from pipelines.tuning import check_space, format_changes
 from polyvit.config import RunConfig, load_config, override_values, text_override, validate_config
+from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 from polyvit.reports.compare import baselines_of, read_runs
 from polyvit.storage import read_record
@@ -65,6 +66,7 @@ def _new(arguments: argparse.Namespace) -> tuple[RunConfig, Path, list[Path]]:
     check_space(config)
     from pipelines.index import task_roots  # start-up: ray, where the arguments have no mistake
 
+    check_readable(config)
     task_roots(config)
     return config, _new_folder(config, arguments.name), [run.folder for run in single_task_runs]
 

@@ -5,21 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import av_kit as kit
-import numpy as np
 import pytest
 import torch
+from avbert_small import TINY, minibatch, tiny
 from safetensors.torch import load_file
 
 from polyvit.checkpoint.state import (
     TrainState,
     TrainUnit,
     checkpoint_data,
-    load_any,
+    load_trained,
     load_training,
     training_tensors,
 )
 from polyvit.config import AVBertConfig, RoleSharing, RunConfig, load_config, recipe_names, validate_config
-from polyvit.data.loading.minibatch import Minibatch
 from polyvit.distributed import SingleProcess
 from polyvit.errors import UserError
 from polyvit.model import build_model, parameters_of, touched_parameters, training_flops
@@ -31,39 +30,6 @@ from polyvit.training.microbatch import FakePass, pass_peak
 from polyvit.training.optim import build_optimiser
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TINY: dict[str, Any] = {
-    "seed": 3,
-    "model": {
-        "kind": "avbert", "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24, "positions": 5, "dropout": 0.2,
-        "visual_width": 2, "audio_width": 2, "blocks": [1, 1, 1, 1], "sharing": {"rank": 4},
-        "audiovisual": {"clips": 3, "frames": 4, "size": 16, "mel_bins": 16, "spectrogram_frames": 16},
-    },
-    "optim": {"kind": "adamw", "lr": 1e-2, "ema_decay": 0.9},
-    "tasks": {
-        "one": {"modality": "audiovisual", "layout": "kinetics", "num_classes": 5, "steps": 4, "batch": 4},
-        "two": {"modality": "audiovisual", "layout": "kinetics", "num_classes": 3, "steps": 4, "batch": 4},
-    },
-}  # fmt: skip
-
-
-def tiny(**model: Any) -> RunConfig:
-    changed = copy.deepcopy(TINY)
-    changed["model"] |= model
-    return validate_config(changed)
-
-
-def minibatch(config: RunConfig, task: str, step: int, rows: slice = slice(None)) -> Minibatch:
-    """Arrays that follow from the step; `rows` of the global batch of four."""
-    rng = np.random.Generator(np.random.Philox(step))
-    arrays = {}
-    for name, spec in config.model.input("audiovisual").arrays.items():
-        whole = (
-            rng.integers(0, 256, (4, *spec.shape)) if spec.dtype == "uint8" else rng.normal(size=(4, *spec.shape))
-        )
-        arrays[name] = whole.astype(spec.dtype)[rows]
-    labels = np.eye(config.tasks[task].num_classes, dtype=np.uint8)[np.arange(4) % 3][rows]
-    first = range(4)[rows].start
-    return Minibatch(step, task, arrays, labels, ("",) * len(labels), first, 4)
 
 
 def unit_of(config: RunConfig) -> TrainUnit:
@@ -309,7 +275,7 @@ def test_the_averaged_model_keeps_the_running_averages(tmp_path: Path) -> None:
     unit = unit_of(config)
     advance(unit, config, range(1, 4))
     checkpoint_data(training_tensors(unit), TrainState(3), config, {}).write(tmp_path)
-    model, _, _ = load_any(tmp_path)
+    model, _, _ = load_trained(tmp_path)
     stored, trained = load_file(tmp_path / "ema.safetensors"), unit.model.state_dict()
     assert {*stored} == {*trained}
     name = "visual_cnn.stem.norm.running_mean"

@@ -115,7 +115,7 @@ def test_full_rank_is_the_vit_to_rounding() -> None:
         torch.testing.assert_close(
             low.forward_features(x, modality), model.forward_features(x, modality), rtol=1e-5, atol=1e-5
         )
-        plain = low.plain_blocks(modality)
+        plain = low.blocks_alone(modality)
         torch.testing.assert_close(
             plain[1].mlp.fc1.weight, model.shared.blocks[0].mlp.fc1.weight, rtol=0, atol=1e-6
         )
