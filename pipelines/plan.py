@@ -26,6 +26,9 @@ from polyvit.reports import draw_schedule
 from polyvit.schedule import Schedule, build_schedule
 from polyvit.training import init_problems
 
+SUMS = ("all transformers", "total")
+"""Rows of the table by role that are sums."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit plan`."""
@@ -163,8 +166,8 @@ def print_plan(config: RunConfig, document: dict[str, Any], checked: bool) -> No
     roles = Table(title="parameters by role")
     roles.add_column("role")
     roles.add_column("parameters", justify="right")
-    for role, count in document["parameters"].items():
-        roles.add_row(role, f"{count:,}", style="bold" if role == "total" else None)
+    for role, count in role_rows(document["parameters"]):
+        roles.add_row(role, f"{count:,}", style="bold" if role in SUMS else None)
     console.print(roles)
     console.print(
         f"warmup {document['warmup_steps']:,} steps, then cosine to 0; {config.optim.kind}, "
@@ -172,6 +175,15 @@ def print_plan(config: RunConfig, document: dict[str, Any], checked: bool) -> No
     )
     if not checked:
         console.print("data not read: epochs are of the published sizes; give data.root=DIR to check them")
+
+
+def role_rows(parameters: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The rows of the table by role. Of several transformers (AVBert) also their sum, which papers quote."""
+    rows, parts = list(parameters.items()), [role for role in parameters if role.startswith("transformers/")]
+    if parts:
+        after = 1 + max(i for i, (role, _) in enumerate(rows) if role in parts)
+        rows.insert(after, (SUMS[0], sum(parameters[role] for role in parts)))
+    return rows
 
 
 # ------------------------------------------------------------------------ each worker, on a cluster

@@ -64,6 +64,8 @@ def _new(arguments: argparse.Namespace) -> tuple[RunConfig, Path, list[Path]]:
     config = load_config(arguments.config, [*arguments.overrides, *overrides], arguments.only)
     config = _with_values(config, arguments.over)
     check_space(config)
+    if words := idle_rank(config):
+        console.print(words, style="yellow")
     from pipelines.index import task_roots  # start-up: ray, where the arguments have no mistake
 
     check_readable(config)
@@ -80,6 +82,19 @@ def _with_values(config: RunConfig, over: Sequence[str]) -> RunConfig:
             raise UserError(f"--over {text}: write KEY=A,B, such as model.l_adapt=0,2")
         document["sweep"]["space"][key] = override_values(document, key, values)
     return validate_config(document)
+
+
+def idle_rank(config: RunConfig) -> str | None:
+    """A warning where trials differ in a rank that none of them uses."""
+    key = "modalities" if config.model.kind == "polyvit" else "roles"
+    value = str(getattr(config.model.sharing, key))
+    space = config.sweep.space
+    if "model.sharing.rank" not in space or f"model.sharing.{key}" in space or value.startswith("low_rank"):
+        return None
+    return (
+        f"model.sharing.rank changes nothing while model.sharing.{key}={value}: trials that differ in it alone are"
+        f" the same; set model.sharing.{key}=low_rank"
+    )
 
 
 def _new_folder(config: RunConfig, name: str | None) -> Path:

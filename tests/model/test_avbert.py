@@ -10,6 +10,8 @@ import torch
 from avbert_small import TINY, minibatch, tiny
 from safetensors.torch import load_file
 
+from pipelines.plan import main as plan_main
+from pipelines.plan import role_rows
 from polyvit.checkpoint.state import (
     TrainState,
     TrainUnit,
@@ -77,6 +79,32 @@ def test_published_counts(layers: str, roles: str) -> None:
         assert (found["visual_cnn"], found["audio_cnn"]) == (31_672_128, 5_839_840)
         assert (found["projections"], found["summaries"]) == (2_363_904, 1_536)
         assert found["embeddings"] == embeddings[fusion]
+
+
+@pytest.mark.parametrize(("layers", "roles"), PUBLISHED)
+def test_the_plan_says_the_published_counts(layers: str, roles: str) -> None:
+    """`polyvit plan`'s table by role of every combination, with the sum that the paper quotes."""
+    for fusion, expected in zip(("early", "mid", "late"), PUBLISHED[layers, roles], strict=True):
+        keys = [f"model.fusion={fusion}", f"model.sharing.layers={layers}", f"model.sharing.roles={roles}"]
+        parameters = parameters_of(load_config("avbert", keys))
+        rows = dict(role_rows({**parameters, "total": sum(parameters.values())}))
+        assert rows["all transformers"] == expected
+        assert rows["total"] == sum(parameters.values())
+        owners = {role.partition("/")[2] for role in rows if role.startswith("transformers/")}
+        own = {"early": {"multimodal"}, "late": {"visual", "audio"}}.get(fusion, {"visual", "audio", "multimodal"})
+        assert owners == (
+            own if roles in ("none", "low_rank_alone") else own | {"shared"} if "rank" in roles else {"shared"}
+        )
+
+
+@pytest.mark.slow
+def test_the_plan_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan_main(["avbert", "--no-measure"]) == 0
+    said = capsys.readouterr().out
+    for words in ("transformers/shared", "894,720", "transformers/visual", "983,040", "3,843,840", "43,827,264"):
+        assert words in said, words
+    assert plan_main(["avbert", "--no-measure", "model.sharing.layers=none", "model.sharing.roles=none"]) == 0
+    assert "127,581,696" in capsys.readouterr().out
 
 
 def test_who_owns_the_methods_parameters() -> None:
