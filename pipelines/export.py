@@ -21,7 +21,7 @@ from rich.table import Table
 from pipelines.runtime import command_line, console
 from polyvit.config import RunConfig
 from polyvit.data.layouts import scan
-from polyvit.data.loading import Decoder, Minibatch, evaluation_requests
+from polyvit.data.loading import Decoder, Minibatch, check_readable, evaluation_requests
 from polyvit.errors import UserError
 
 BATCH_VIEWS = 16
@@ -57,6 +57,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     names = class_names(folder, config, document).get(name, [])
     held = None
     if arguments.data is not None:
+        check_readable(config)
         held = _held_out(config, name, arguments.data.expanduser().absolute(), names)
     out = arguments.out.expanduser().absolute()
     try:

@@ -143,6 +143,7 @@ def plan_document(config: RunConfig, schedule: Schedule, scans: Mapping[str, Sca
         "warmup_steps": config.warmup_steps,
         "tasks": tasks,
         "parameters": {**parameters, "total": sum(parameters.values())},
+        "sharing": config.model.sharing.model_dump(mode="json"),
         "train_exaflops": total / 1e9,
     }
 
@@ -163,6 +164,7 @@ def print_plan(config: RunConfig, document: dict[str, Any], checked: bool) -> No
         ]  # fmt: skip
         table.add_row(*cells)
     console.print(table)
+    console.print(f"model {config.model.kind}, weights shared: {sharing_words(document['sharing'])}")
     roles = Table(title="parameters by role")
     roles.add_column("role")
     roles.add_column("parameters", justify="right")
@@ -175,6 +177,13 @@ def print_plan(config: RunConfig, document: dict[str, Any], checked: bool) -> No
     )
     if not checked:
         console.print("data not read: epochs are of the published sizes; give data.root=DIR to check them")
+
+
+def sharing_words(sharing: Mapping[str, Any]) -> str:
+    """`model.sharing` in a line, without the keys that count with low rank only where there is none."""
+    low_rank = any(str(value).startswith("low_rank") for value in sharing.values())
+    shown = {key: value for key, value in sharing.items() if low_rank or key not in ("rank", "orthogonal")}
+    return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 
 def role_rows(parameters: Mapping[str, int]) -> list[tuple[str, int]]:

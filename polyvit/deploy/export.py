@@ -259,14 +259,22 @@ def accuracy(runs: Mapping[str, Runner], minibatches: Iterable[Minibatch], confi
     for minibatch in minibatches:
         if not minibatch.rows:
             continue
-        media = media_of(minibatch.inputs["tokens"], spec)
+        media = feed_media(minibatch.inputs, spec)
         labels = torch.from_numpy(minibatch.labels)
         for key, run in runs.items():
-            logits = average_views(torch.from_numpy(run(media)), minibatch.views, task)
+            logits = average_views(torch.from_numpy(run(*media)), minibatch.views, task)
             losses = example_losses(logits, labels, task.loss)
             states[key].update(logits.numpy(), minibatch.labels, losses.numpy())
     results = {key: {"metric": task.metric, "examples": s.examples, **s.results()} for key, s in states.items()}
     return {key: {**each, "value": each.get(task.metric)} for key, each in results.items()}
+
+
+def feed_media(inputs: Mapping[str, np.ndarray], spec: InputSection) -> tuple[np.ndarray, ...]:
+    """The exported model's inputs for a minibatch's: media of its tokens, or its arrays in the model's order."""
+    if "tokens" in inputs:
+        return (media_of(inputs["tokens"], spec),)
+    arrays = (inputs[name] for name in spec.arrays)
+    return tuple(a if a.dtype == np.uint8 else a.astype(np.float32) for a in arrays)
 
 
 # ----------------------------------------------------------------------------------------- description

@@ -13,6 +13,7 @@ from pipelines.export import main
 from polyvit.checkpoint.state import load_trained
 from polyvit.deploy.export import (
     TaskModel,
+    accuracy,
     difference,
     example_inputs,
     export_onnx,
@@ -110,6 +111,20 @@ def test_a_packaged_avbert_is_the_same_and_says_what_it_is(tmp_path: Path) -> No
         assert words in card, words
 
 
+def test_the_figures_of_an_avberts_data_are_the_models(tmp_path: Path) -> None:
+    """The feed's named arrays go into a file's runner as into the model."""
+    _, model, config = avbert_small.trained(tmp_path)
+    batch = avbert_small.minibatch(config, "one", 1)
+    runner = torch_runner(task_model(model, config, "one"))
+    with torch.inference_mode():
+        inputs = {name: normalise(torch.from_numpy(array)) for name, array in batch.inputs.items()}
+        wanted = model(inputs, "one").numpy()
+    found = accuracy({"file": runner, "model": lambda *_: wanted}, [batch], config, "one")
+    assert found["file"]["examples"] == 4
+    assert found["file"]["value"] == found["model"]["value"]
+    assert found["file"]["loss"] == pytest.approx(found["model"]["loss"], rel=1e-5)
+
+
 def test_one_message_where_files_would_have_to_be_read(tmp_path: Path) -> None:
     checkpoint, model, config = avbert_small.trained(tmp_path)
     said = "this version cannot read files of audiovisual tasks yet"
@@ -140,6 +155,17 @@ def test_a_low_rank_task_alone_answers_as_the_model_does(tmp_path: Path, rank: i
         assert np.abs(torch_runner(module)(arrays)[0] - wanted).max() < 1e-5
         others = {"image", "video", "audio"} - {config.tasks[task].modality}
         assert not any(f".private.{other}." in n for n, _ in module.named_parameters() for other in others)
+
+
+def test_a_packaged_low_rank_model_answers_alike(tmp_path: Path) -> None:
+    checkpoint, model, config = trained(tmp_path, *LOW_RANK)
+    write_package(checkpoint, tmp_path / "release")
+    files = media(tmp_path / "media")
+    given = [files[name] for name in ("image", "clip", "song")]
+    again = Predictor.load(tmp_path / "release")
+    assert list(again.predict(given)) == list(Predictor(model, config, again.classes).predict(given))
+    card = (tmp_path / "release" / "model_card.md").read_text()
+    assert "; a private factor of rank 4 for each modality in every shared map" in card
 
 
 def test_a_layer_that_is_shared_is_exported_once(tmp_path: Path) -> None:

@@ -101,10 +101,13 @@ def test_the_plan_says_the_published_counts(layers: str, roles: str) -> None:
 def test_the_plan_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan_main(["avbert", "--no-measure"]) == 0
     said = capsys.readouterr().out
+    assert "model avbert, weights shared: layers=all, roles=low_rank, rank=128, orthogonal=expm" in said
     for words in ("transformers/shared", "894,720", "transformers/visual", "983,040", "3,843,840", "43,827,264"):
         assert words in said, words
     assert plan_main(["avbert", "--no-measure", "model.sharing.layers=none", "model.sharing.roles=none"]) == 0
-    assert "127,581,696" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "127,581,696" in said
+    assert "weights shared: layers=none, roles=none" in said
 
 
 def test_who_owns_the_methods_parameters() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import avbert_small
 import pytest
 import soak
 from mlflow.tracking import MlflowClient
@@ -20,6 +21,7 @@ from small import document as small_document
 from small import small_config, write_yaml
 
 from pipelines import cli
+from pipelines.sweep import idle_rank
 from pipelines.training.reporting import TrainReporter
 from pipelines.tuning.search import concurrent_trials, fit, param_space, search_algorithm
 from pipelines.tuning.space import check_space, format_changes, trial_config
@@ -157,6 +159,16 @@ def test_ways_of_keeping_something_private_are_swept(
     assert "changes nothing" not in capsys.readouterr().out
     assert cli.main([*command, "model.sharing.modalities=low_rank", "--over", "model.sharing.rank=64,999"]) == 2
     assert "model.sharing.rank=999 must be at most model.width=768" in capsys.readouterr().err
+
+
+def test_a_rank_that_no_transformer_uses_is_said() -> None:
+    space = {"sweep.space": {"model.sharing.rank": [2, 4]}}
+    for roles, words in (("low_rank", None), ("low_rank_alone", None), ("full", "model.sharing.roles=full")):
+        config = trial_config(
+            avbert_small.tiny(sharing={"roles": roles, "rank": 4}).model_dump(mode="json"), space
+        )
+        said = idle_rank(config)
+        assert said is None if words is None else words in str(said)
 
 
 def test_as_many_trials_at_once_as_have_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,15 @@
 """A sweep's picture of size against quality: every trial a point, a log axis, what differs as label and legend."""
 
+import json
 from pathlib import Path
 
+import avbert_small
 from matplotlib import image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from runs_kit import VALUES, write_run, write_singles
 
+from polyvit.model import parameters_of
 from polyvit.reports.compare.comparison import Comparison, compare, read_runs
 from polyvit.reports.compare.page import write_report
 from polyvit.reports.compare.sizes import draw_sizes, plot_sizes, size_points
@@ -100,3 +103,22 @@ def test_the_report_of_a_sweep_has_it(tmp_path: Path) -> None:
     assert "Size against quality" in page
     plain = read_runs([write_run(tmp_path / "a"), write_run(tmp_path / "b", "model.l_adapt=0", total=900)])
     assert "pareto.png" in write_report(plain, tmp_path / "other", "no sweep")
+
+
+def test_runs_of_audiovisual_tasks_are_compared(tmp_path: Path) -> None:
+    """Another kind of model, and a modality that comes after the three."""
+    for rank in (2, 4):
+        config = avbert_small.tiny(sharing={"rank": rank})
+        folder = tmp_path / "runs" / f"rank-{rank}"
+        folder.mkdir(parents=True)
+        rows = {task: {"value": rank / 10, "chance": 0.2, "metric": "top1"} for task in config.tasks}
+        (folder / "config.json").write_text(config.model_dump_json())
+        (folder / "result.json").write_text(json.dumps({"run": folder.name, "steps": 8, "tasks": rows}))
+    comparison = compare(read_runs([tmp_path / "runs"]))
+    assert comparison.tasks == ("one", "two")
+    points = {point.label: (point.parameters, point.objective) for point in size_points(comparison)}
+    assert points == {
+        f"rank {rank}": (sum(parameters_of(avbert_small.tiny(sharing={"rank": rank})).values()), 10.0 * rank)
+        for rank in (2, 4)
+    }
+    assert "pareto.png" in write_report(list(comparison.runs), tmp_path / "report", "AVBert")
