@@ -10,6 +10,7 @@ from polyvit.errors import UserError
 from polyvit.model import build_model, parameters_of
 from polyvit.model.encoder import Block, low_rank_values
 from polyvit.model.polyvit import PolyViT
+from polyvit.training.microbatch import FakePass, pass_peak
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LOW_RANK = ("model.sharing.modalities=low_rank", "model.sharing.rank=4")
@@ -85,6 +86,12 @@ def test_checkpointed_and_compiled_blocks_give_the_same() -> None:
         for name, gradient in expected.items():
             # Compiled masks are ones where there were none: the same products.
             torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_the_memory_of_a_pass_is_counted_without_running_it() -> None:
+    config = small_config(*LOW_RANK)
+    model = build_model(config, {"picture": config.tasks["picture"]})
+    assert FakePass(config, "picture").peak(2) == pass_peak(model, config, "picture", 2) > 0
 
 
 def vit_values(model: PolyViT, rank: int) -> tuple[PolyViT, dict[str, str]]:
