@@ -232,8 +232,10 @@ def _no_advice(record: logging.LogRecord) -> bool:
 
 
 def latency_ms(run: Runner, *media: np.ndarray, seconds: float = 2.0) -> float:
-    """Median milliseconds of `run` on `media` [B, ...], after two calls to warm up: calls for `seconds`, at least 10,
-    of a slow model as many as ten times the seconds hold."""
+    """Median milliseconds of `run` on `media` [B, ...]: calls for `seconds`, at least 10, after two to warm up.
+
+    Of a slow model as many as ten times the seconds hold.
+    """
     times: list[float] = []
     for _ in range(2):
         run(*media)
