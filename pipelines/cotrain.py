@@ -19,6 +19,7 @@ from rich.table import Table
 from pipelines.runtime import command_line, console
 from pipelines.training import find_run, new_run, resumed_config
 from polyvit.config import RunConfig, load_config, text_override
+from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 
 
@@ -79,6 +80,7 @@ def _start(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, arguments.overrides, arguments.only)
     from pipelines.index import task_roots  # start-up: ray, where the config has no mistake
 
+    check_readable(config)
     task_roots(config)  # before a run's folder is made
     if config.init.path:
         from polyvit.training import check_init  # start-up: torch, where nothing is read

@@ -22,6 +22,7 @@ from pipelines.tracking import model_folder
 from polyvit.checkpoint import load_trained
 from polyvit.config import RunConfig, apply_override, read_recipe, validate_config, with_absolute_paths
 from polyvit.data.index import Split
+from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 
 
@@ -114,6 +115,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         recipe, overrides = None, [recipe, *overrides]
     checkpoint = model_folder(arguments.model)
     model, trained, state = load_trained(checkpoint)
+    check_readable(trained)
     config = evaluation_config(trained, recipe, overrides, arguments.split, arguments.only)
     from pipelines.batch import evaluate_checkpoint  # start-up: ray, where the arguments have no mistake
     from pipelines.index import task_roots  # start-up: ray

@@ -21,7 +21,7 @@ from rich.table import Table
 from pipelines.runtime import command_line, console
 from polyvit.config import RunConfig
 from polyvit.data.layouts import scan
-from polyvit.data.loading import Decoder, Minibatch, evaluation_requests
+from polyvit.data.loading import Decoder, Minibatch, check_readable, evaluation_requests
 from polyvit.errors import UserError
 
 BATCH_VIEWS = 16
@@ -57,6 +57,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     names = class_names(folder, config, document).get(name, [])
     held = None
     if arguments.data is not None:
+        check_readable(config)
         held = _held_out(config, name, arguments.data.expanduser().absolute(), names)
     out = arguments.out.expanduser().absolute()
     try:
@@ -87,19 +88,19 @@ def export_task(
 
     from polyvit.deploy import (  # start-up: torch
         TOLERANCE,
-        TaskModel,
         accuracy,
         difference,
-        example_media,
+        example_inputs,
         export_onnx,
         export_torch,
         latency_ms,
         quantise,
+        task_model,
         torch_runner,
     )
 
     torch.set_num_threads(1)  # as ONNX Runtime here: figures that can be compared, whatever else the machine does
-    module = TaskModel(model, config, name).eval()
+    module = task_model(model, config, name)
     reference = torch_runner(module)
     runs = {"model": reference}
     console.print(f"writing {name}.pt2 and {name}.onnx ...")
@@ -114,11 +115,11 @@ def export_task(
     if int8:
         console.print(f"writing {name}.int8.onnx ...")
         runs[f"{name}.int8.onnx"] = quantise(out / f"{name}.onnx", out / f"{name}.int8.onnx")
-    media = example_media(module.spec, 1)
+    media = example_inputs(module.spec, 1).values()
     rows = {
         file: {
             "bytes": None if file == "model" else (out / file).stat().st_size,
-            "latency_ms": latency_ms(run, media),
+            "latency_ms": latency_ms(run, *media),
             "difference": difference(run, reference, module.spec),
         }
         for file, run in runs.items()

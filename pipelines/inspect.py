@@ -25,6 +25,7 @@ from pipelines.index import build_indexes, task_roots
 from pipelines.predict import command_count
 from pipelines.runtime import cluster, command_line, console
 from polyvit.config import RunConfig, load_config
+from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 from polyvit.reports.inspect import SEVERITIES, Finding, TaskReport, find_problems, report_task, write_page
 
@@ -74,6 +75,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _check_roots(config: RunConfig) -> None:
     """Raises UserError where a task has no folder; a root that is not there may be meant for toy data."""
+    check_readable(config)
     try:
         task_roots(config)
     except UserError as error:

@@ -20,11 +20,15 @@ from polyvit.config import RunConfig, load_config
 from polyvit.cost import Hardware, estimate, run_cost
 from polyvit.data.index import Scan
 from polyvit.data.isolation import isolation_report
+from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 from polyvit.model import parameters_of, training_flops
 from polyvit.reports import draw_schedule
 from polyvit.schedule import Schedule, build_schedule
 from polyvit.training import init_problems
+
+SUMS = ("all transformers", "total")
+"""Rows of the table by role that are sums."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,6 +101,7 @@ def scan_given_data(config: RunConfig) -> tuple[Mapping[str, Scan], list[str]]:
     if config.data.root is None and all(task.root is None for task in config.tasks.values()):
         return {}, []
     try:
+        check_readable(config)
         task_roots(config)
         with tempfile.TemporaryDirectory(prefix="polyvit-plan-") as folder:
             return build_indexes(config, Path(folder)).scans, []
@@ -139,6 +144,7 @@ def plan_document(config: RunConfig, schedule: Schedule, scans: Mapping[str, Sca
         "warmup_steps": config.warmup_steps,
         "tasks": tasks,
         "parameters": {**parameters, "total": sum(parameters.values())},
+        "sharing": config.model.sharing.model_dump(mode="json"),
         "train_exaflops": total / 1e9,
     }
 
@@ -159,11 +165,12 @@ def print_plan(config: RunConfig, document: dict[str, Any], checked: bool) -> No
         ]  # fmt: skip
         table.add_row(*cells)
     console.print(table)
+    console.print(f"model {config.model.kind}, weights shared: {sharing_words(document['sharing'])}")
     roles = Table(title="parameters by role")
     roles.add_column("role")
     roles.add_column("parameters", justify="right")
-    for role, count in document["parameters"].items():
-        roles.add_row(role, f"{count:,}", style="bold" if role == "total" else None)
+    for role, count in role_rows(document["parameters"]):
+        roles.add_row(role, f"{count:,}", style="bold" if role in SUMS else None)
     console.print(roles)
     console.print(
         f"warmup {document['warmup_steps']:,} steps, then cosine to 0; {config.optim.kind}, "
@@ -171,6 +178,22 @@ def print_plan(config: RunConfig, document: dict[str, Any], checked: bool) -> No
     )
     if not checked:
         console.print("data not read: epochs are of the published sizes; give data.root=DIR to check them")
+
+
+def sharing_words(sharing: Mapping[str, Any]) -> str:
+    """`model.sharing` in a line, without the keys that count with low rank only where there is none."""
+    low_rank = any(str(value).startswith("low_rank") for value in sharing.values())
+    shown = {key: value for key, value in sharing.items() if low_rank or key not in ("rank", "orthogonal")}
+    return ", ".join(f"{key}={value}" for key, value in shown.items())
+
+
+def role_rows(parameters: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The rows of the table by role. Of several transformers (AVBert) also their sum, which papers quote."""
+    rows, parts = list(parameters.items()), [role for role in parameters if role.startswith("transformers/")]
+    if parts:
+        after = 1 + max(i for i, (role, _) in enumerate(rows) if role in parts)
+        rows.insert(after, (SUMS[0], sum(parameters[role] for role in parts)))
+    return rows
 
 
 # ------------------------------------------------------------------------ each worker, on a cluster

@@ -25,9 +25,10 @@ from pipelines.runtime import command_line, console
 from pipelines.tracking import is_registered, model_folder
 from polyvit.checkpoint import load_trained
 from polyvit.config import RunConfig, load_config
+from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 from polyvit.evaluation import EPOCHS, LRS, Features, ProbeResult, ProbeSettings, probe
-from polyvit.model import PolyViT
+from polyvit.model import MultiTaskModel
 from polyvit.training import JUDGED_FROM
 
 
@@ -60,7 +61,7 @@ def probe_config(
 
 
 def run_probes(
-    model: PolyViT, config: RunConfig, model_digest: str, cache: Path, settings: ProbeSettings
+    model: MultiTaskModel, config: RunConfig, model_digest: str, cache: Path, settings: ProbeSettings
 ) -> dict[str, dict[str, Any]]:
     """Index, get features, fit and score a head for each task, on the cluster that is attached. Returns a row a
     task.
@@ -189,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint = model_folder(arguments.model)
     model, trained, state = load_trained(checkpoint)
+    check_readable(trained)
     config = probe_config(trained, arguments.config, arguments.overrides, arguments.only)
     from pipelines.index import task_roots  # start-up: ray, where the arguments have no mistake
     from pipelines.runtime import cluster  # start-up: ray

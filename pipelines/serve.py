@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.runtime import command_line, console
+from polyvit.config import validate_config
 from polyvit.data.isolation import isolation_report
+from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 
 MIB = 2**20
@@ -123,10 +125,12 @@ def start(arguments: argparse.Namespace) -> str:
 
     from pipelines.serving import Ingress, ModelReplica, ServiceLimits  # start-up: ray, fastapi, torch
     from pipelines.tracking import is_registered, model_folder, registry_uri  # start-up: torch
+    from polyvit.checkpoint import read_document  # start-up: torch
     from polyvit.deploy import Limits  # start-up: torch
 
     # Fetched here too, so that a mistake is shown by this process and not by a replica.
     folder = model_folder(arguments.model)
+    check_readable(validate_config(read_document(folder)["config"]))
     replica_model = arguments.model if is_registered(arguments.model) else str(folder)
     limits = ServiceLimits(
         arguments.max_bytes,

@@ -23,6 +23,7 @@ from rich.table import Table
 from pipelines.index import Indexes, build_indexes, task_roots
 from pipelines.runtime import cluster, command_line, console
 from polyvit.config import RunConfig, load_config
+from polyvit.data.loading import check_readable
 from polyvit.data.shards import ShardOptions, ShardReport, shard_specs, write_shard, write_text
 from polyvit.errors import UserError
 from polyvit.storage import Location, StoreUnavailable, as_location, is_url, under
@@ -128,6 +129,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         if value is not None and not low <= value <= high:
             raise UserError(f"--{name.replace('_', '-')} {value}: allowed are {low} to {high}")
     config = load_config(arguments.config, arguments.overrides, arguments.only)
+    check_readable(config)
     task_roots(config)  # before anything is started
     out, options = (
         as_location(arguments.out),

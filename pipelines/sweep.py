@@ -21,6 +21,7 @@ from pipelines.runtime import command_line, console
 from pipelines.training import run_name
 from pipelines.tuning import check_space, format_changes
 from polyvit.config import RunConfig, load_config, override_values, text_override, validate_config
+from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 from polyvit.reports.compare import baselines_of, read_runs
 from polyvit.storage import read_record
@@ -63,8 +64,11 @@ def _new(arguments: argparse.Namespace) -> tuple[RunConfig, Path, list[Path]]:
     config = load_config(arguments.config, [*arguments.overrides, *overrides], arguments.only)
     config = _with_values(config, arguments.over)
     check_space(config)
+    if words := idle_rank(config):
+        console.print(words, style="yellow")
     from pipelines.index import task_roots  # start-up: ray, where the arguments have no mistake
 
+    check_readable(config)
     task_roots(config)
     return config, _new_folder(config, arguments.name), [run.folder for run in single_task_runs]
 
@@ -78,6 +82,19 @@ def _with_values(config: RunConfig, over: Sequence[str]) -> RunConfig:
             raise UserError(f"--over {text}: write KEY=A,B, such as model.l_adapt=0,2")
         document["sweep"]["space"][key] = override_values(document, key, values)
     return validate_config(document)
+
+
+def idle_rank(config: RunConfig) -> str | None:
+    """A warning where trials differ in a rank that none of them uses."""
+    key = "modalities" if config.model.kind == "polyvit" else "roles"
+    value = str(getattr(config.model.sharing, key))
+    space = config.sweep.space
+    if "model.sharing.rank" not in space or f"model.sharing.{key}" in space or value.startswith("low_rank"):
+        return None
+    return (
+        f"model.sharing.rank changes nothing while model.sharing.{key}={value}: trials that differ in it alone are"
+        f" the same; set model.sharing.{key}=low_rank"
+    )
 
 
 def _new_folder(config: RunConfig, name: str | None) -> Path:

@@ -10,6 +10,7 @@ from small import fresh, small_config
 
 from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.config import RunConfig
+from polyvit.model.interface import MultiTaskModel
 from polyvit.model.polyvit import PolyViT
 from polyvit.synthetic.media import encode_image, encode_mp4, encode_sound
 from polyvit.training.optim import build_optimiser
@@ -39,7 +40,7 @@ def trained(folder: Path, *overrides: str) -> tuple[Path, PolyViT, RunConfig]:
     return checkpoint, model.eval(), config
 
 
-def write_checkpoint(checkpoint: Path, model: PolyViT, config: RunConfig) -> Path:
+def write_checkpoint(checkpoint: Path, model: MultiTaskModel, config: RunConfig) -> Path:
     """A checkpoint of any model, without class names or results."""
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     save_checkpoint(checkpoint, TrainUnit(model, optimiser), TrainState(global_step=1), config, {})

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from pipelines.runtime import console
 from polyvit.checkpoint import load_trained
 from polyvit.config import Modality, RunConfig
+from polyvit.data.loading import check_readable
 from polyvit.deploy import IsolatedDecoder, Limits, Predictor, check_tasks, class_names, read_media
 from polyvit.errors import BadMedia, UserError
 from polyvit.storage import is_hidden, read_record, write_whole
@@ -128,6 +129,7 @@ def predict_files(folder: Path, paths: Sequence[str], job: PredictJob) -> dict[s
     from pipelines.runtime import cluster  # start-up: Ray
 
     model, config, document = load_trained(folder)
+    check_readable(config)
     tasks = check_tasks(config, job.tasks)
     if clash := [name for name in config.tasks if name in _OWN_COLUMNS]:
         raise UserError(f"task {clash[0]} has the name of a column of the answers; leave it out with --task")

@@ -31,7 +31,7 @@ from polyvit.data.loading import Minibatch, Quarantined, Request, split_requests
 from polyvit.deploy import class_names
 from polyvit.errors import UserError
 from polyvit.evaluation import chance_level, evaluate, label_shares
-from polyvit.model import PolyViT
+from polyvit.model import MultiTaskModel
 from polyvit.training import SingleProcess
 
 Results = tuple[dict[str, dict[str, Any]], list[Quarantined]]
@@ -56,7 +56,7 @@ def class_problems(scans: Mapping[str, Scan], trained: Mapping[str, Sequence[str
     return problems
 
 
-def evaluate_checkpoint(model: PolyViT, config: RunConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
+def evaluate_checkpoint(model: MultiTaskModel, config: RunConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
     """Index the tasks, decode and measure on the cluster that is attached. Returns a row for each task.
 
     Raises UserError where the labels of the data are not those of the checkpoint, or the cluster is too small.
@@ -90,7 +90,7 @@ def _shared_folder(config: RunConfig) -> Path | None:
     return storage if storage.is_dir() and os.access(storage, os.W_OK) else None
 
 
-def _measure(model: PolyViT, config: RunConfig, indexes: Indexes, gpu: bool) -> Results:
+def _measure(model: MultiTaskModel, config: RunConfig, indexes: Indexes, gpu: bool) -> Results:
     """`_forward` in a Ray task that holds a GPU, or here."""
     progress_actor = ProgressActor.remote()  # type: ignore[attr-defined]
     ray.get(progress_actor.post.remote({"phase": "starting the feed ..."}))
@@ -101,7 +101,9 @@ def _measure(model: PolyViT, config: RunConfig, indexes: Indexes, gpu: bool) -> 
         return ray.get(task.remote(model, config, indexes, progress_actor, "cuda"))
 
 
-def _forward(model: PolyViT, config: RunConfig, indexes: Indexes, progress_actor: Any, device: str) -> Results:
+def _forward(
+    model: MultiTaskModel, config: RunConfig, indexes: Indexes, progress_actor: Any, device: str
+) -> Results:
     """Run the model on every task's evaluation split.
 
     model, config, indexes: what to evaluate. progress_actor: gets the live line. device: "cpu" or "cuda".

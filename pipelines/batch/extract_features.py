@@ -37,7 +37,7 @@ from polyvit.evaluation import (
     read_features,
     write_features,
 )
-from polyvit.model import PolyViT, normalise
+from polyvit.model import MultiTaskModel, normalise
 
 BATCH_BYTES = 64 * 2**20
 """Most bytes of tokens in one minibatch. Long clips come in smaller minibatches than EVAL_BATCH, so that many of
@@ -86,7 +86,7 @@ def read_cached(split: FeatureSplit, num_classes: int) -> Features | None:
 
 
 def load_or_extract(
-    model: PolyViT, config: RunConfig, indexes: Indexes, splits: Sequence[FeatureSplit]
+    model: MultiTaskModel, config: RunConfig, indexes: Indexes, splits: Sequence[FeatureSplit]
 ) -> tuple[dict[tuple[str, Split], Features], set[tuple[str, Split]]]:
     """The features by (task, split), and which of them had to be extracted."""
     features = {}
@@ -110,7 +110,7 @@ def encode_requests(config: RunConfig, split: FeatureSplit) -> list[Request]:
 
 
 def extract(
-    model: PolyViT, config: RunConfig, indexes: Indexes, missing: Sequence[FeatureSplit]
+    model: MultiTaskModel, config: RunConfig, indexes: Indexes, missing: Sequence[FeatureSplit]
 ) -> Iterator[Features]:
     """Decode and encode each of the splits; its file is written as soon as it is complete."""
     if not missing:
@@ -126,7 +126,7 @@ def extract(
                 encoded = _on_gpus(model_ref, config, decoder, requests, progress_actor)
             else:
                 encoded = encode(model, config, decoder, requests, progress_actor, 0, "cpu")
-        features = gather_features(encoded, config.model.width, config.tasks[split.task].num_classes)
+        features = gather_features(encoded, config.model.feature_width, config.tasks[split.task].num_classes)
         write_features(features, split.path, split.key)
         left_out = f", left out {len(features.bad)} that cannot be decoded" if features.bad else ""
         console.print(f"features of {split.task} ({split.split}): extracted {len(features)}{left_out}")
@@ -138,7 +138,7 @@ Encoded = list[tuple[np.ndarray, Minibatch]]
 
 
 def encode(
-    model: PolyViT,
+    model: MultiTaskModel,
     config: RunConfig,
     decoder: Decoder,
     requests: Sequence[Request],
@@ -165,12 +165,12 @@ def encode(
     return encoded
 
 
-def minibatch_features(model: PolyViT, minibatch: Minibatch, config: RunConfig, device: str) -> np.ndarray:
+def minibatch_features(model: MultiTaskModel, minibatch: Minibatch, config: RunConfig, device: str) -> np.ndarray:
     """features_BD float32: the class token after the final norm, the mean over an example's views.
 
     minibatch: its arrays [W, ...] are as the feed brings them.
     """
-    width, examples = config.model.width, len(minibatch.labels)
+    width, examples = config.model.feature_width, len(minibatch.labels)
     if not examples:  # none of the minibatch could be decoded
         return np.zeros((0, width), np.float32)
     half = torch.autocast(device, torch.bfloat16, enabled=config.train.precision == "bfloat16")
@@ -203,7 +203,7 @@ def _on_gpus(
 
 
 def _encode_on_gpu(
-    model: PolyViT,
+    model: MultiTaskModel,
     config: RunConfig,
     decoder: Decoder,
     requests: Sequence[Request],

@@ -29,7 +29,7 @@ from polyvit.config import RunConfig, validate_config
 from polyvit.data.loading import Quarantined
 from polyvit.distributed import buffers_of, full_state, load_optimiser, load_parameters
 from polyvit.errors import UserError
-from polyvit.model import MultiTaskModel, PolyViT, build_model
+from polyvit.model import MultiTaskModel, build_model
 from polyvit.storage import read_record
 
 logger = logging.getLogger(__name__)
@@ -319,15 +319,7 @@ def _copied(folder: Path, run: Path, step: int) -> Path:
     return target
 
 
-def load_trained(path: Path) -> tuple[PolyViT, RunConfig, dict[str, Any]]:
-    """`load_any` of a PolyViT. Raises UserError for another kind of model as well."""
-    model, config, document = load_any(path)
-    if not isinstance(model, PolyViT):
-        raise UserError(f"{path} holds a model of model.kind={config.model.kind}; this works for polyvit")
-    return model, config, document
-
-
-def load_any(path: Path) -> tuple[MultiTaskModel, RunConfig, dict[str, Any]]:
+def load_trained(path: Path) -> tuple[MultiTaskModel, RunConfig, dict[str, Any]]:
     """A checkpoint or a run -> the model on the CPU in eval mode, its config, and `state.json`.
 
     The averaged weights where the run kept an average, since it was evaluated with them. Raises UserError for a

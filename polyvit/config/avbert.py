@@ -92,6 +92,11 @@ class AVBertConfig(Section):
         """The transformers that there are, in the order in which they run."""
         return {"early": ROLES[2:], "mid": ROLES, "late": ROLES[:2]}[self.fusion]
 
+    @property
+    def feature_width(self) -> int:
+        """Numbers that heads and probes read: both summary tokens."""
+        return 2 * self.width
+
     def input(self, modality: Modality) -> InputSection:
         """The input section of the one modality. Raises KeyError for another."""
         if modality != "audiovisual":

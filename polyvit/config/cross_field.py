@@ -52,8 +52,6 @@ def cross_field_problems(config: Config) -> list[str]:
             for name, task in config.tasks.items()
             if task.drop_path
         ]
-        if config.init.path is not None:
-            problems.append("init.path needs model.kind=polyvit; avbert starts from random weights")
     else:
         problems += _polyvit_problems(model, config.modalities)
     for name, task in config.tasks.items():

@@ -43,6 +43,16 @@ class ModelConfig(Section):
     inputs: PluginInputs = Field(default_factory=dict, validate_default=True)
     """Input sections of the modalities in `plugins.modalities`, by name."""
 
+    @property
+    def has_private_factors(self) -> bool:
+        """Whether shared blocks hold factors that are a modality's own."""
+        return self.sharing.modalities == "low_rank" and self.l_adapt < self.depth
+
+    @property
+    def feature_width(self) -> int:
+        """Numbers that heads and probes read: the class token."""
+        return self.width
+
     def input(self, modality: Modality) -> InputSection:
         """The input section of one modality."""
         return self.inputs[modality] if modality in self.inputs else getattr(self, modality)
@@ -58,11 +68,12 @@ weights of approximate rank pooling."""
 
 
 class InitConfig(Section):
-    """The ViT that a new run starts from. A run that goes on from a checkpoint does not read it."""
+    """What a new run starts from. A run that goes on from a checkpoint does not read it."""
 
     path: str | None = None
     """An .npz (vision_transformer, AugReg, big_vision, Scenic), a .safetensors (timm, Hugging Face) or a folder
-    with one, that every worker can read; or a checkpoint of ours, taken over by name; null: random weights."""
+    with one, that every worker can read; of model.kind=avbert a file of the official code. Or a checkpoint of
+    ours, taken over by name. Null: random weights."""
     kernel_init: KernelInit = "central"
     """How the patch kernel becomes the tubelet kernel; `central` is the official config's."""
     grid: tuple[PositiveInt, PositiveInt] | None = None
@@ -114,7 +125,9 @@ class OptimConfig(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share that the running average of the parameters keeps at each step, such as 0.9999; null: no average."""
     frozen: tuple[str, ...] = ()
-    """Parts that do not train, by how their parameters' names begin: shared, tokenizers.image, heads.pets."""
+    """Parts that do not train, by how their parameters' names begin: shared, tokenizers.image, heads.pets.
+    `private.image`: a modality's own factors of shared blocks (`model.sharing.modalities`), which `shared` leaves
+    out."""
 
 
 class DataConfig(Section):

@@ -4,12 +4,14 @@ from .export import TaskModel as TaskModel
 from .export import accuracy as accuracy
 from .export import description as description
 from .export import difference as difference
+from .export import example_inputs as example_inputs
 from .export import example_media as example_media
 from .export import export_onnx as export_onnx
 from .export import export_torch as export_torch
 from .export import latency_ms as latency_ms
 from .export import quantise as quantise
 from .export import require_onnx as require_onnx
+from .export import task_model as task_model
 from .export import torch_runner as torch_runner
 from .extend import ROLES as ROLES
 from .extend import add_results as add_results

@@ -1,7 +1,8 @@
 """One task cut out of the shared model, as a file that needs none of this code: torch.export and ONNX.
 
 In: a trained model and a task. Out: media of the model's size -> logits [B, K], B free:
-image  uint8 RGB [B, H, W, 3]; video uint8 RGB [B, T, H, W, 3]; audio float32 log-mel [B, T, F].
+image  uint8 RGB [B, H, W, 3]; video uint8 RGB [B, T, H, W, 3]; audio float32 log-mel [B, T, F];
+audiovisual  two inputs, see `sequence_model.py`.
 The exported graph cuts patches, normalises, embeds and classifies. The caller resizes or computes the log-mel as
 `task.json` describes (or with `polyvit.data.loading`, as training did). Each of several evaluation views is one
 example of the batch, and the caller averages. Legend: B batch, T frames, H W C, F mel bins, N tokens, P patch_dim.
@@ -20,17 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyvit.config import InputSection, RunConfig
+from polyvit.config import InputSection, RunConfig, TaskConfig
 from polyvit.data.loading import Minibatch, codec_of
+from polyvit.deploy.sequence_model import SequenceTaskModel
 from polyvit.errors import UserError
 from polyvit.evaluation import MetricState, average_views
-from polyvit.model import PolyViT, normalise
+from polyvit.model import LowRankBlock, MultiTaskModel, PolyViT, normalise
+from polyvit.model.avbert import AVBert
 from polyvit.objectives import example_losses
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that an exported model may show, relative to the largest logit above 1."""
-Runner = Callable[[np.ndarray], np.ndarray]
-"""Media of the model's size -> logits [B, K]."""
+Runner = Callable[..., np.ndarray]
+"""Media of the model's size, an array for each input in order -> logits [B, K]."""
 
 
 class TaskModel(nn.Module):
@@ -41,14 +44,15 @@ class TaskModel(nn.Module):
         modality = config.tasks[task].modality
         self.spec = config.model.input(modality)
         self.tokenizer = model.tokenizers[modality]
-        self.blocks = nn.ModuleList(model.plain_blocks(modality))
+        self.modality = modality
+        self.blocks = nn.ModuleList(model.blocks_alone(modality))
         self.norm, self.head = model.shared.norm, model.heads[task]
 
     def forward(self, media: Tensor) -> Tensor:
         """Media as the module's docstring says -> logits, float32 [B, K]."""
         x_BND = self.tokenizer(self.tokens(media))
         for block in self.blocks:
-            x_BND = block(x_BND)
+            x_BND = block(x_BND, None, self.modality) if isinstance(block, LowRankBlock) else block(x_BND)
         return self.head(self.norm(x_BND)[:, 0])
 
     def tokens(self, media: Tensor) -> Tensor:
@@ -76,6 +80,14 @@ def _patchify(media: Tensor, patch: tuple[int, ...], step: tuple[int, ...]) -> T
             # The patch's axes gather before the channels, in order.
         blocks = media
     return blocks.flatten(1, dims).flatten(2)
+
+
+def task_model(model: MultiTaskModel, config: RunConfig, task: str) -> "TaskModel | SequenceTaskModel":
+    """One task of a trained model of any kind as a module of plain arrays, in eval mode."""
+    if isinstance(model, AVBert):
+        return SequenceTaskModel(model, config, task).eval()
+    assert isinstance(model, PolyViT)
+    return TaskModel(model, config, task).eval()
 
 
 def media_shape(spec: InputSection) -> tuple[int, ...]:
@@ -110,16 +122,30 @@ def example_media(spec: InputSection, batch: int, seed: int = 0) -> np.ndarray:
     return rng.integers(0, 256, shape, dtype=np.uint8)
 
 
+def example_inputs(spec: InputSection, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Noise for every input of the exported model, by name and in order: `media`, or a section's own arrays."""
+    if "tokens" in spec.arrays:
+        return {"media": example_media(spec, batch, seed)}
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.integers(0, 256, (batch, *each.shape), dtype=np.uint8)
+        if each.dtype == "uint8"
+        else rng.standard_normal((batch, *each.shape)).astype(np.float32)
+        for name, each in spec.arrays.items()
+    }
+
+
 # ------------------------------------------------------------------------------------------------- files
 
 
-def export_torch(module: TaskModel, path: Path) -> Runner:
+def export_torch(module: TaskModel | SequenceTaskModel, path: Path) -> Runner:
     """A .pt2 file, read with `torch.export.load(path).module()`. Returns what runs it."""
-    media = torch.from_numpy(example_media(module.spec, 2))
+    media = tuple(map(torch.from_numpy, example_inputs(module.spec, 2).values()))
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.export.save(torch.export.export(module.eval(), (media,), dynamic_shapes=({0: batch},)), path)
+        program = torch.export.export(module.eval(), media, dynamic_shapes=({0: batch},) * len(media))
+        torch.export.save(program, path)
         loaded = torch.export.load(path).module()
     return torch_runner(loaded)
 
@@ -127,26 +153,26 @@ def export_torch(module: TaskModel, path: Path) -> Runner:
 def torch_runner(module: nn.Module) -> Runner:
     """A module as a function of arrays."""
 
-    def run(media: np.ndarray) -> np.ndarray:
+    def run(*media: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return module(torch.from_numpy(media)).numpy()
+            return module(*map(torch.from_numpy, media)).numpy()
 
     return run
 
 
-def export_onnx(module: TaskModel, path: Path) -> Runner:
-    """An .onnx file with one input `media` and one output `logits`. Returns what runs it in ONNX Runtime.
+def export_onnx(module: TaskModel | SequenceTaskModel, path: Path) -> Runner:
+    """An .onnx file: inputs as `example_inputs`, one output `logits`. Returns what runs it in ONNX Runtime.
 
     Raises UserError where the packages of the extra `export` are not installed.
     """
     require_onnx()
-    media = torch.from_numpy(example_media(module.spec, 2))
+    media = {name: torch.from_numpy(array) for name, array in example_inputs(module.spec, 2).items()}
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module.eval(), (media,), path, input_names=["media"], output_names=["logits"], dynamo=True,
-            dynamic_shapes=({0: batch},), external_data=False, verbose=False,
+            module.eval(), tuple(media.values()), path, input_names=[*media], output_names=["logits"], dynamo=True,
+            dynamic_shapes=({0: batch},) * len(media), external_data=False, verbose=False,
         )  # fmt: skip
     return onnx_runner(path)
 
@@ -170,7 +196,8 @@ def onnx_runner(path: Path) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda media: session.run(["logits"], {"media": media})[0]
+    names = [each.name for each in session.get_inputs()]
+    return lambda *media: session.run(["logits"], dict(zip(names, media, strict=True)))[0]
 
 
 def quantise(path: Path, target: Path) -> Runner:
@@ -204,24 +231,27 @@ def _no_advice(record: logging.LogRecord) -> bool:
 # --------------------------------------------------------------------------------------------- figures
 
 
-def latency_ms(run: Runner, media: np.ndarray, seconds: float = 2.0) -> float:
-    """Median milliseconds of `run` on `media` [B, ...]: calls for `seconds`, at least 10, after two to warm up."""
+def latency_ms(run: Runner, *media: np.ndarray, seconds: float = 2.0) -> float:
+    """Median milliseconds of `run` on `media` [B, ...]: calls for `seconds`, at least 10, after two to warm up.
+
+    Of a slow model as many as ten times the seconds hold.
+    """
     times: list[float] = []
     for _ in range(2):
-        run(media)
+        run(*media)
     began = time.perf_counter()
-    while len(times) < 10 or time.perf_counter() - began < seconds:
+    while (spent := time.perf_counter() - began) < seconds or (len(times) < 10 and spent < 10 * seconds):
         start = time.perf_counter()
-        run(media)
+        run(*media)
         times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times)
 
 
 def difference(run: Runner, reference: Runner, spec: InputSection, batch: int = 3) -> float:
     """Largest difference of logits on noise, relative to the largest logit where that is above 1."""
-    media = example_media(spec, batch, seed=1)
-    wanted = reference(media)
-    return float(np.abs(run(media) - wanted).max() / max(1.0, np.abs(wanted).max()))
+    media = example_inputs(spec, batch, seed=1).values()
+    wanted = reference(*media)
+    return float(np.abs(run(*media) - wanted).max() / max(1.0, np.abs(wanted).max()))
 
 
 def accuracy(runs: Mapping[str, Runner], minibatches: Iterable[Minibatch], config: RunConfig, name: str) -> Any:
@@ -232,14 +262,22 @@ def accuracy(runs: Mapping[str, Runner], minibatches: Iterable[Minibatch], confi
     for minibatch in minibatches:
         if not minibatch.rows:
             continue
-        media = media_of(minibatch.inputs["tokens"], spec)
+        media = feed_media(minibatch.inputs, spec)
         labels = torch.from_numpy(minibatch.labels)
         for key, run in runs.items():
-            logits = average_views(torch.from_numpy(run(media)), minibatch.views, task)
+            logits = average_views(torch.from_numpy(run(*media)), minibatch.views, task)
             losses = example_losses(logits, labels, task.loss)
             states[key].update(logits.numpy(), minibatch.labels, losses.numpy())
     results = {key: {"metric": task.metric, "examples": s.examples, **s.results()} for key, s in states.items()}
     return {key: {**each, "value": each.get(task.metric)} for key, each in results.items()}
+
+
+def feed_media(inputs: Mapping[str, np.ndarray], spec: InputSection) -> tuple[np.ndarray, ...]:
+    """The exported model's inputs for a minibatch's: media of its tokens, or its arrays in the model's order."""
+    if "tokens" in inputs:
+        return (media_of(inputs["tokens"], spec),)
+    arrays = (inputs[name] for name in spec.arrays)
+    return tuple(a if a.dtype == np.uint8 else a.astype(np.float32) for a in arrays)
 
 
 # ----------------------------------------------------------------------------------------- description
@@ -252,12 +290,7 @@ def description(config: RunConfig, name: str, classes: Sequence[str], step: int)
     return {
         "task": name,
         "modality": task.modality,
-        "input": {
-            "name": "media",
-            "shape": ["batch", *media_shape(spec)],
-            "dtype": "uint8" if spec.normalisation is None else "float32",
-            "preparation": codec_of(spec).preparation(task, spec),
-        },
+        **_inputs_description(task, spec),
         "output": {
             "name": "logits",
             "shape": ["batch", task.num_classes],
@@ -272,3 +305,16 @@ def description(config: RunConfig, name: str, classes: Sequence[str], step: int)
         "step": step,
         "classes": list(classes),
     }
+
+
+def _inputs_description(task: TaskConfig, spec: InputSection) -> dict[str, Any]:
+    """`input` of a model that takes one array, or `inputs` in order: name, shape, type, how media become it."""
+    try:
+        preparation = codec_of(spec).preparation(task, spec)
+    except UserError as error:
+        preparation = error.message
+    inputs = [
+        {"name": name, "shape": ["batch", *array.shape[1:]], "dtype": str(array.dtype), "preparation": preparation}
+        for name, array in example_inputs(spec, 1).items()
+    ]
+    return {"input": inputs[0]} if len(inputs) == 1 else {"inputs": inputs}

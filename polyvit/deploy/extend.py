@@ -20,7 +20,7 @@ from polyvit.checkpoint import FORMAT, read_document
 from polyvit.config import Modality, ModelConfig, RunConfig, validate_config
 from polyvit.deploy.package import save_document, save_model
 from polyvit.errors import UserError
-from polyvit.model import PolyViT
+from polyvit.model import MultiTaskModel, PolyViT
 
 ROLES = ("shared", "tokenizers", "adaptors", "heads")
 
@@ -41,6 +41,11 @@ def extension_config(
     tasks, schedule, optimiser and data. base: the model's checkpoint, where the workers can read it. freeze: roles
     (the model's parts of each) or beginnings of parameter names. rehearse: names of old tasks. Raises UserError.
     """
+    if not isinstance(trained.model, ModelConfig):
+        raise UserError(
+            f"extend works for model.kind=polyvit, and the model has model.kind={trained.model.kind}; train the"
+            " new task from it with init.path"
+        )
     new = {name: task for name, task in requested.tasks.items() if name not in trained.tasks}
     if not new:
         have = ", ".join(trained.tasks)
@@ -84,7 +89,11 @@ def frozen_parts(
             parts += [f"{name}.{m}" for m in old] if private else []
         elif name == "heads":
             parts += [f"heads.{task}" for task in tasks if task in trained.tasks]
-        elif name.partition(".")[0] in ROLES:
+        elif name == "shared":
+            parts.append(name)
+            # A new modality's factors of the shared blocks are new, and train.
+            parts += [f"private.{m}" for m in old] if trained.polyvit.has_private_factors else []
+        elif name.partition(".")[0] in (*ROLES, "private"):
             parts.append(name)
         else:
             raise UserError(f"--freeze {name}: give {', '.join(ROLES)}, or a part such as tokenizers.image")
@@ -95,7 +104,7 @@ def frozen_parts(
 
 
 def assemble(
-    old: PolyViT, old_config: RunConfig, new: PolyViT, new_config: RunConfig
+    old: MultiTaskModel, old_config: RunConfig, new: MultiTaskModel, new_config: RunConfig
 ) -> tuple[PolyViT, RunConfig, list[str]]:
     """One model with the tasks of both; of parts that both have, the new one's. Also the names of old parameters
     that are not what they were.

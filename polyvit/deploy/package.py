@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 
 from polyvit import __version__
 from polyvit.checkpoint import find_checkpoint, load_trained, write_manifest
-from polyvit.config import RunConfig
+from polyvit.config import AVBertConfig, RunConfig
 from polyvit.deploy.predict import class_names
-from polyvit.model import PolyViT
+from polyvit.model import MultiTaskModel
 from polyvit.storage import write_whole
 
+_KINDS = {"polyvit": ("Vision Transformer", "A PolyViT"), "avbert": ("audio-visual transformer", "An AVBert")}
+"""Of `model.kind`: what the model is, and its name in a sentence."""
 _TRAINING = ("read", "bad", "quarantine", "microbatches")
 """Keys of `state.json` that only a resumed run reads."""
 
@@ -43,7 +45,7 @@ def write_package(model_path: Path, folder: Path) -> dict[str, Any]:
     return document
 
 
-def save_model(model: PolyViT, folder: Path) -> None:
+def save_model(model: MultiTaskModel, folder: Path) -> None:
     """`model.safetensors` of a model, in `folder`."""
     tensors = {name: p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
@@ -65,16 +67,22 @@ def _counts(checkpoint: Path) -> dict[str, Any]:
 
 
 def model_card(
-    model: PolyViT, config: RunConfig, document: Mapping[str, Any], counts: Mapping[str, Any] | None = None
+    model: MultiTaskModel, config: RunConfig, document: Mapping[str, Any], counts: Mapping[str, Any] | None = None
 ) -> str:
     """The model card, in Markdown: what it answers, how well, from which data, with which licences, how large."""
     evaluations = document.get("evaluations") or []
     results = evaluations[-1]["tasks"] if evaluations else {}
-    modalities = {"image": "images", "video": "videos", "audio": "sound recordings"}
+    modalities = {
+        "image": "images",
+        "video": "videos",
+        "audio": "sound recordings",
+        "audiovisual": "videos with their sound",
+    }
+    kind, name = _KINDS[config.model.kind]
     takes = ", ".join(modalities.get(modality, modality) for modality in config.modalities)
     parts = [
-        f"# {config.name}: one Vision Transformer for {len(config.tasks)} tasks",
-        f"A PolyViT that classifies {takes}, co-trained by polyvit {__version__}. It answers with the classes of "
+        f"# {config.name}: one {kind} for {len(config.tasks)} tasks",
+        f"{name} that classifies {takes}, co-trained by polyvit {__version__}. It answers with the classes of "
         "the tasks below and knows no others; probabilities are not calibrated.",
         _table(
             "Results",
@@ -130,18 +138,37 @@ def _data_row(name: str, document: Mapping[str, Any], counts: Mapping[str, Any])
 
 
 def _training(config: RunConfig, document: Mapping[str, Any]) -> str:
-    optim, model = config.optim, config.polyvit
+    optim = config.optim
     lines = [
         f"- recipe: {config.name}; {config.source or 'no source given'}",
         f"- steps: {document['global_step']}, schedule {config.schedule.kind}, seed {config.seed}",
         f"- optimiser: {optim.kind}, peak learning rate {optim.lr:g}, warmup {config.warmup_steps} steps, "
         f"{config.train.precision}",
-        f"- encoder: width {model.width}, depth {model.depth} of which {model.l_adapt} private to each modality, "
-        f"{model.num_heads} heads",
+        f"- encoder: {_encoder(config)}",
         f"- started from: {config.init.path or 'random weights'}",
         "- every key: `config` in `state.json`",
     ]
     return "\n".join(["## Training", "", *lines])
+
+
+def _encoder(config: RunConfig) -> str:
+    model = config.model
+    if isinstance(model, AVBertConfig):
+        roles = model.sharing.roles
+        rank = "" if roles in ("none", "full") else f" of rank {model.sharing.rank}"
+        return (
+            f"{model.fusion} fusion, transformers of width {model.width}, depth {model.depth}, {model.num_heads}"
+            f" heads; shared over layers: {model.sharing.layers}, over transformers: {roles}{rank}"
+        )
+    words = (
+        f"width {model.width}, depth {model.depth} of which {model.l_adapt} private to each modality,"
+        f" {model.num_heads} heads"
+    )
+    if model.sharing.layers != "none":
+        words += f"; shared over layers: {model.sharing.layers}"
+    if model.has_private_factors:
+        words += f"; a private factor of rank {model.sharing.rank} for each modality in every shared map"
+    return words
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

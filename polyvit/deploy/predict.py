@@ -23,10 +23,10 @@ from polyvit.checkpoint import find_checkpoint, load_trained
 from polyvit.config import Modality, RunConfig, TaskConfig
 from polyvit.data.decode import detect_modality
 from polyvit.data.index import index_classes
-from polyvit.data.loading import EVAL_BATCH, Arrays, concatenated, example_arrays
+from polyvit.data.loading import EVAL_BATCH, Arrays, check_readable, concatenated, example_arrays
 from polyvit.errors import BadMedia, UserError
 from polyvit.evaluation import average_views
-from polyvit.model import PolyViT, normalise
+from polyvit.model import MultiTaskModel, normalise
 from polyvit.storage import LFS_POINTER, is_lfs_pointer
 
 TOP_K = 5
@@ -130,15 +130,19 @@ def read_media(path: Path) -> bytes:
 
 
 class Predictor:
-    """A model with its config and the names of its classes, ready to answer; see `load`."""
+    """A model with its config and the names of its classes, ready to answer; see `load`.
+
+    Raises UserError where this version cannot read files for the model.
+    """
 
     def __init__(
         self,
-        model: PolyViT,
+        model: MultiTaskModel,
         config: RunConfig,
         classes: Mapping[str, Sequence[str]] | None = None,
         device: str = "cpu",
     ) -> None:
+        check_readable(config)
         self.model, self.config, self.device = model.to(device).eval(), config, device
         known = classes or {}
         self.classes = {

@@ -2,6 +2,7 @@ from .build import build_model as build_model
 from .build import parameters_of as parameters_of
 from .build import touched_parameters as touched_parameters
 from .encoder import Block as Block
+from .encoder import LowRankBlock as LowRankBlock
 from .encoder import draw_keep as draw_keep
 from .encoder import drop_path_rates as drop_path_rates
 from .flops import FORMULA as FORMULA

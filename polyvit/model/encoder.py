@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyvit.config import ModelConfig
-from polyvit.model.sharing import LowRankLinear, factors
+from polyvit.model.sharing import LowRankLinear, factors, owner_of
 
 
 class Attention(nn.Module):
@@ -106,6 +106,17 @@ class LowRankBlock(nn.Module):
         )
         out_BHNC = F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC)
         return self.proj(out_BHNC.transpose(1, 2).flatten(2), modality)
+
+    def alone(self, config: ModelConfig, modality: str) -> "Block | LowRankBlock":
+        """A copy that serves one modality: with its factors, or multiplied out where that has fewer numbers."""
+        with torch.device("meta"):
+            both = Block(config), LowRankBlock(config, [modality])
+            full, low = (sum(p.numel() for p in block.parameters()) for block in both)
+        if full <= low:
+            return self.plain(config, modality)
+        block = LowRankBlock(config, [modality]).to(self.norm1.weight.device)
+        block.load_state_dict({n: t for n, t in self.state_dict().items() if owner_of(n) in (None, modality)})
+        return block
 
     @torch.no_grad()
     def plain(self, config: ModelConfig, modality: str) -> Block:

@@ -15,12 +15,13 @@ from polyvit.config import Modality
 class MultiTaskModel(nn.Module):
     """A model of several tasks. Subclasses fill in every method.
 
-    modality: of each task.
+    modality: of each task. heads: from features to logits, by task.
     activation_checkpointing: keep only the input of each block in training, and run it again in the backward pass.
     compiled: whether `compile_blocks` was called.
     """
 
     modality: dict[str, Modality]
+    heads: nn.ModuleDict
     activation_checkpointing = False
     compiled = False
 

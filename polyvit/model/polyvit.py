@@ -54,7 +54,7 @@ class PolyViT(MultiTaskModel):
         )
         self.shared = Trunk(config, present)
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(config.width, task.num_classes) for name, task in tasks.items()}
+            {name: nn.Linear(config.feature_width, task.num_classes) for name, task in tasks.items()}
         )
         if not self.shared.norm.weight.is_meta:
             self.reset_parameters(torch.Generator().manual_seed(seed))
@@ -85,10 +85,17 @@ class PolyViT(MultiTaskModel):
         yield from self.adaptors[modality]  # type: ignore[misc]
         yield from (self.shared.blocks[home] for home in self.shared.homes)
 
-    def plain_blocks(self, modality: Modality) -> list[Block]:
-        """The blocks of a modality in the order in which they run, low-rank maps multiplied out."""
-        blocks = self._blocks(modality)
-        return [b.plain(self.config, modality) if isinstance(b, LowRankBlock) else b for b in blocks]  # type: ignore[misc]
+    def blocks_alone(self, modality: Modality) -> list[Block | LowRankBlock]:
+        """The blocks of a modality in the order in which they run, without other modalities' factors.
+
+        Low-rank maps are multiplied out where that makes them smaller. A block that runs several times is one.
+        """
+        alone: dict[int, Block | LowRankBlock] = {}
+        for block in (blocks := list(self._blocks(modality))):
+            if id(block) not in alone:
+                low_rank = isinstance(block, LowRankBlock)
+                alone[id(block)] = block.alone(self.config, modality) if low_rank else block  # type: ignore[operator,assignment]
+        return [alone[id(block)] for block in blocks]
 
     def _run(self, block: nn.Module, x_BND: Tensor, keep_2B: Tensor | None, modality: Modality) -> Tensor:
         own = (modality,) if isinstance(block, LowRankBlock) else ()

@@ -1,11 +1,14 @@
 """AVBert's training step against the official modules' form, and the memory of sharing layers.
 
-    python tests/benchmarks/avbert_step.py memory                 # counted on fake tensors: nothing is run
-    python tests/benchmarks/avbert_step.py step [--clips 2 --size 112 --frames 16 --batch 1 --rounds 3]
+    python tests/benchmarks/avbert_step.py                        # both, at the published size
+    python tests/benchmarks/avbert_step.py step [--clips 10 --frames 32 --size 112 --batch 1 --budget 100]
+    python tests/benchmarks/avbert_step.py memory [--clips 10 --frames 32 --size 112]
 
-`step` runs both in turn in one process, with the same weights and inputs, and prints each one's median with the
-machine's load average. The official form is its operations in plain torch: torch's batch norm, scores and softmax
-written out, and the rotation of every map worked out at each of its 108 uses.
+`memory` counts on fake tensors: nothing is run. `step` runs both forms in turn in one process, with the same
+weights and inputs, for as many rounds as the budget of seconds has room for (one at least, after one that does not
+count). It prints each one's median, the ratio, the largest difference of features and gradients, and the machine's
+load. The official form is its operations in plain torch: torch's batch norm, scores and softmax written out, and
+the rotation of every map worked out at each of its 108 uses.
 """
 
 import argparse
@@ -25,6 +28,8 @@ from polyvit.model.avbert.resnet import ConvNorm
 from polyvit.model.avbert.transformer import MAPS, PostNormLayer
 from polyvit.model.sharing import FactorLinear
 from polyvit.training import PeakBytes
+
+PRETRAINING_CLIPS = 30
 
 
 class OfficialLayer(nn.Module):
@@ -103,20 +108,42 @@ def step(arguments: argparse.Namespace) -> None:
     """Medians of both forms, in turn."""
     clips = SequenceInput(clips=arguments.clips, frames=arguments.frames, size=(arguments.size, arguments.size))
     config = AVBertConfig(audiovisual=clips, dropout=0.0)
-    inputs = inputs_of(config, arguments.batch)
-    ours, theirs = AVBert(config, {}, seed=0), official_form(AVBert(config, {}, seed=0))
-    first = [m.eval().forward_features(inputs, "audiovisual").detach() for m in (ours, theirs)]
-    print(f"largest difference of the features: {float((first[0] - first[1]).abs().max()):.1e}")
-    taken: dict[str, list[float]] = {"ours": [], "official form": []}
-    for i in range(arguments.rounds + 1):
-        for name, model in (("ours", ours), ("official form", theirs)):
-            value = seconds(model.train(), inputs)
-            if i:
-                taken[name].append(value)
+    inputs, began, load = inputs_of(config, arguments.batch), time.perf_counter(), os.getloadavg()[0]
+    models = {"ours": AVBert(config, {}, seed=0), "official form": official_form(AVBert(config, {}, seed=0))}
+    small = {name: array[:, :1] for name, array in inputs.items()}
+    agreement(models, small)
+    taken: dict[str, list[float]] = {name: [] for name in models}
+    while True:
+        start = time.perf_counter()
+        for name, model in models.items():
+            taken[name].append(seconds(model.train(), inputs))
+        now = time.perf_counter()
+        if len(taken["ours"]) > 1 and now + (now - start) > began + arguments.budget:
+            break
+    medians = {name: statistics.median(values[1:]) for name, values in taken.items()}
     for name, values in taken.items():
-        print(f"{name}: median {statistics.median(values):.2f} s of {len(values)}")
-    ratio = statistics.median(taken["official form"]) / statistics.median(taken["ours"])
-    print(f"official form / ours {ratio:.2f}; {os.cpu_count()} CPUs, load average {os.getloadavg()[0]:.1f}")
+        first = f"the first, {values[0]:.2f} s, not counted"
+        print(f"{name}: median {medians[name]:.2f} s of {len(values) - 1} ({first})")
+    print(
+        f"one step of {arguments.batch} x {arguments.clips} clips of {arguments.frames} x {arguments.size} x"
+        f" {arguments.size}: official form / ours {medians['official form'] / medians['ours']:.2f};"
+        f" {torch.get_num_threads()} threads, load average {load:.1f} before, {os.getloadavg()[0]:.1f} after"
+    )
+
+
+def agreement(models: dict[str, AVBert], inputs: dict[str, Tensor]) -> None:
+    """Largest difference of the features and, relative to the largest, of the gradients of the transformers."""
+    features, gradients = [], []
+    for model in models.values():
+        found = model.eval().forward_features(inputs, "audiovisual")
+        found.square().mean().backward()
+        features.append(found.detach())
+        parameters = [p for n, p in model.named_parameters() if n.startswith("transformers.")]
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+        model.zero_grad(set_to_none=True)
+    off = float((features[0] - features[1]).abs().max())
+    relative = float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max())
+    print(f"largest difference of the features {off:.1e}, of the gradients {relative:.1e} of the largest")
 
 
 def peak(config: AVBertConfig, run: Callable[[AVBert], Tensor], checkpointed: bool) -> tuple[int, int]:
@@ -131,10 +158,10 @@ def peak(config: AVBertConfig, run: Callable[[AVBert], Tensor], checkpointed: bo
 
 
 def memory(arguments: argparse.Namespace) -> None:
-    """Transformers alone (32 sequences of 30 clips), and the whole model on one sequence."""
+    """Transformers alone (32 sequences of 30 clips), and the whole model on one sequence of clips."""
 
     def transformers(model: AVBert) -> Tensor:
-        x = torch.zeros(32, 30, model.config.width)
+        x = torch.zeros(32, PRETRAINING_CLIPS, model.config.width)
         return model.contextualise(x, x.clone()).summaries()
 
     def whole(model: AVBert) -> Tensor:
@@ -148,8 +175,10 @@ def memory(arguments: argparse.Namespace) -> None:
     for layers in ("none", "all"):
         for roles in ("none", "low_rank"):
             sharing = RoleSharing(layers=layers, roles=roles)
-            clips = SequenceInput(clips=30, frames=16)
-            config = AVBertConfig(sharing=sharing, positions=31, audiovisual=clips, dropout=0.0)
+            size = (arguments.size, arguments.size)
+            clips = SequenceInput(clips=arguments.clips, frames=arguments.frames, size=size)
+            positions = 1 + max(arguments.clips, PRETRAINING_CLIPS)
+            config = AVBertConfig(sharing=sharing, positions=positions, audiovisual=clips, dropout=0.0)
             for checkpointed in (False, True):
                 held, small = peak(config, transformers, checkpointed)
                 _, large = peak(config, whole, checkpointed)
@@ -161,8 +190,10 @@ def memory(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("step", "memory"))
-    for key, value in (("clips", 2), ("frames", 16), ("size", 112), ("batch", 1), ("rounds", 3)):
+    parser.add_argument("what", nargs="?", choices=("step", "memory", "both"), default="both")
+    for key, value in (("clips", 10), ("frames", 32), ("size", 112), ("batch", 1), ("budget", 100)):
         parser.add_argument(f"--{key}", type=int, default=value)
     given = parser.parse_args()
-    {"step": step, "memory": memory}[given.what](given)
+    for name, part in (("step", step), ("memory", memory)):
+        if given.what in (name, "both"):
+            part(given)

@@ -23,6 +23,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "adamw": ("optim.kind=adamw",),
     "empty": EMPTY,
     "accumulating": ("schedule.kind=accumulating", "schedule.steps=40", "train.microbatch=2"),
+    "low_rank": ("model.sharing.modalities=low_rank", "model.sharing.rank=4"),
+    "one_layer": ("model.sharing.modalities=low_rank", "model.sharing.rank=4", "model.sharing.layers=all"),
     "checkpointing": ("train.activation_checkpointing=true", "train.precision=bfloat16"),
 }
 SWITCH = 4

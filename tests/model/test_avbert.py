@@ -5,21 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import av_kit as kit
-import numpy as np
 import pytest
 import torch
+from avbert_small import TINY, minibatch, tiny
 from safetensors.torch import load_file
 
+from pipelines.plan import main as plan_main
+from pipelines.plan import role_rows
 from polyvit.checkpoint.state import (
     TrainState,
     TrainUnit,
     checkpoint_data,
-    load_any,
+    load_trained,
     load_training,
     training_tensors,
 )
 from polyvit.config import AVBertConfig, RoleSharing, RunConfig, load_config, recipe_names, validate_config
-from polyvit.data.loading.minibatch import Minibatch
 from polyvit.distributed import SingleProcess
 from polyvit.errors import UserError
 from polyvit.model import build_model, parameters_of, touched_parameters, training_flops
@@ -31,39 +32,6 @@ from polyvit.training.microbatch import FakePass, pass_peak
 from polyvit.training.optim import build_optimiser
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TINY: dict[str, Any] = {
-    "seed": 3,
-    "model": {
-        "kind": "avbert", "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24, "positions": 5, "dropout": 0.2,
-        "visual_width": 2, "audio_width": 2, "blocks": [1, 1, 1, 1], "sharing": {"rank": 4},
-        "audiovisual": {"clips": 3, "frames": 4, "size": 16, "mel_bins": 16, "spectrogram_frames": 16},
-    },
-    "optim": {"kind": "adamw", "lr": 1e-2, "ema_decay": 0.9},
-    "tasks": {
-        "one": {"modality": "audiovisual", "layout": "kinetics", "num_classes": 5, "steps": 4, "batch": 4},
-        "two": {"modality": "audiovisual", "layout": "kinetics", "num_classes": 3, "steps": 4, "batch": 4},
-    },
-}  # fmt: skip
-
-
-def tiny(**model: Any) -> RunConfig:
-    changed = copy.deepcopy(TINY)
-    changed["model"] |= model
-    return validate_config(changed)
-
-
-def minibatch(config: RunConfig, task: str, step: int, rows: slice = slice(None)) -> Minibatch:
-    """Arrays that follow from the step; `rows` of the global batch of four."""
-    rng = np.random.Generator(np.random.Philox(step))
-    arrays = {}
-    for name, spec in config.model.input("audiovisual").arrays.items():
-        whole = (
-            rng.integers(0, 256, (4, *spec.shape)) if spec.dtype == "uint8" else rng.normal(size=(4, *spec.shape))
-        )
-        arrays[name] = whole.astype(spec.dtype)[rows]
-    labels = np.eye(config.tasks[task].num_classes, dtype=np.uint8)[np.arange(4) % 3][rows]
-    first = range(4)[rows].start
-    return Minibatch(step, task, arrays, labels, ("",) * len(labels), first, 4)
 
 
 def unit_of(config: RunConfig) -> TrainUnit:
@@ -111,6 +79,35 @@ def test_published_counts(layers: str, roles: str) -> None:
         assert (found["visual_cnn"], found["audio_cnn"]) == (31_672_128, 5_839_840)
         assert (found["projections"], found["summaries"]) == (2_363_904, 1_536)
         assert found["embeddings"] == embeddings[fusion]
+
+
+@pytest.mark.parametrize(("layers", "roles"), PUBLISHED)
+def test_the_plan_says_the_published_counts(layers: str, roles: str) -> None:
+    """`polyvit plan`'s table by role of every combination, with the sum that the paper quotes."""
+    for fusion, expected in zip(("early", "mid", "late"), PUBLISHED[layers, roles], strict=True):
+        keys = [f"model.fusion={fusion}", f"model.sharing.layers={layers}", f"model.sharing.roles={roles}"]
+        parameters = parameters_of(load_config("avbert", keys))
+        rows = dict(role_rows({**parameters, "total": sum(parameters.values())}))
+        assert rows["all transformers"] == expected
+        assert rows["total"] == sum(parameters.values())
+        owners = {role.partition("/")[2] for role in rows if role.startswith("transformers/")}
+        own = {"early": {"multimodal"}, "late": {"visual", "audio"}}.get(fusion, {"visual", "audio", "multimodal"})
+        assert owners == (
+            own if roles in ("none", "low_rank_alone") else own | {"shared"} if "rank" in roles else {"shared"}
+        )
+
+
+@pytest.mark.slow
+def test_the_plan_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan_main(["avbert", "--no-measure"]) == 0
+    said = capsys.readouterr().out
+    assert "model avbert, weights shared: layers=all, roles=low_rank, rank=128, orthogonal=expm" in said
+    for words in ("transformers/shared", "894,720", "transformers/visual", "983,040", "3,843,840", "43,827,264"):
+        assert words in said, words
+    assert plan_main(["avbert", "--no-measure", "model.sharing.layers=none", "model.sharing.roles=none"]) == 0
+    said = capsys.readouterr().out
+    assert "127,581,696" in said
+    assert "weights shared: layers=none, roles=none" in said
 
 
 def test_who_owns_the_methods_parameters() -> None:
@@ -309,7 +306,7 @@ def test_the_averaged_model_keeps_the_running_averages(tmp_path: Path) -> None:
     unit = unit_of(config)
     advance(unit, config, range(1, 4))
     checkpoint_data(training_tensors(unit), TrainState(3), config, {}).write(tmp_path)
-    model, _, _ = load_any(tmp_path)
+    model, _, _ = load_trained(tmp_path)
     stored, trained = load_file(tmp_path / "ema.safetensors"), unit.model.state_dict()
     assert {*stored} == {*trained}
     name = "visual_cnn.stem.norm.running_mean"

@@ -5,6 +5,7 @@ below float32's rounding. Sizes, modes, fusions and cases are the kit's.
 """
 
 import re
+from pathlib import Path
 
 import av_kit as kit
 import pytest
@@ -21,6 +22,7 @@ from polyvit.model.avbert.convert import (
 )
 from polyvit.model.avbert.model import AVBert, Sequences
 from polyvit.model.avbert.transformer import PostNormLayer
+from polyvit.model.pretrained.from_avbert import initialise_avbert
 
 OUTPUTS, GRADIENTS, TRAINING = 1e-5, 3e-5, 3e-4
 """Of the largest value. Outputs and gradients: float32 sums in another order through six layers or fifty
@@ -153,6 +155,22 @@ def network_of(case: str, dtype: torch.dtype) -> AVBert:
     model = AVBert(config, {})
     model.load_state_dict(official_to_state(official, config))
     return model.to(dtype).train(case.endswith("train"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [name for name in NETWORKS if name.endswith("eval")])
+def test_parity_network_from_a_file(case: str, tmp_path: Path) -> None:
+    """`init.path` with a file of the official names, as its pre-training would leave it: the same values."""
+    official = {**kit.under(case, "param/"), **kit.under(case, "buffer/")}
+    torch.save(
+        {"state_dict": {f"module.{name}": tensor for name, tensor in official.items()}}, tmp_path / "av.pth"
+    )
+    expected = network_of(case, torch.float32)
+    model = AVBert(expected.config, {}, seed=1)
+    report = initialise_avbert(model, tmp_path / "av.pth")
+    assert (report.random, report.unused) == ((), ())
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
 
 
 def run_network(model: AVBert, case: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], Sequences, tuple]:

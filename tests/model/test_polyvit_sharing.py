@@ -10,6 +10,7 @@ from polyvit.errors import UserError
 from polyvit.model import build_model, parameters_of
 from polyvit.model.encoder import Block, low_rank_values
 from polyvit.model.polyvit import PolyViT
+from polyvit.training.microbatch import FakePass, pass_peak
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LOW_RANK = ("model.sharing.modalities=low_rank", "model.sharing.rank=4")
@@ -87,6 +88,12 @@ def test_checkpointed_and_compiled_blocks_give_the_same() -> None:
             torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-5, atol=1e-6)
 
 
+def test_the_memory_of_a_pass_is_counted_without_running_it() -> None:
+    config = small_config(*LOW_RANK)
+    model = build_model(config, {"picture": config.tasks["picture"]})
+    assert FakePass(config, "picture").peak(2) == pass_peak(model, config, "picture", 2) > 0
+
+
 def vit_values(model: PolyViT, rank: int) -> tuple[PolyViT, dict[str, str]]:
     """A low-rank model with the values of a plain one, block by block, and the error of each map."""
     config = small_config("model.sharing.modalities=low_rank", f"model.sharing.rank={rank}")
@@ -115,7 +122,7 @@ def test_full_rank_is_the_vit_to_rounding() -> None:
         torch.testing.assert_close(
             low.forward_features(x, modality), model.forward_features(x, modality), rtol=1e-5, atol=1e-5
         )
-        plain = low.plain_blocks(modality)
+        plain = low.blocks_alone(modality)
         torch.testing.assert_close(
             plain[1].mlp.fc1.weight, model.shared.blocks[0].mlp.fc1.weight, rtol=0, atol=1e-6
         )

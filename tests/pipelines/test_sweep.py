@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import avbert_small
 import pytest
 import soak
 from mlflow.tracking import MlflowClient
@@ -19,9 +20,10 @@ from small import document as small_document
 from small import small_config, write_yaml
 
 from pipelines import cli
+from pipelines.sweep import idle_rank
 from pipelines.training.reporting import objective_of
 from pipelines.tuning.search import concurrent_trials, fit, param_space, search_algorithm
-from pipelines.tuning.space import check_space, trial_config
+from pipelines.tuning.space import check_space, format_changes, trial_config
 from polyvit.config import Range, load_config
 from polyvit.errors import UserError
 
@@ -131,6 +133,41 @@ def test_baselines_come_from_runs_of_one_task(tmp_path: Path, monkeypatch: pytes
 def test_demo_sweep_is_two_schedules_by_two_l_adapt() -> None:
     space = load_config("demo-sweep").sweep.space
     assert space == {"schedule.kind": ["weighted", "task_by_task"], "model.l_adapt": [0, 1]}
+
+
+def test_ways_of_keeping_something_private_are_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ranks by L_adapt at the paper's size, named by what differs; a rank that nothing uses is said."""
+    started: list[Any] = []
+    monkeypatch.setattr("pipelines.tuning.sweep", lambda *given: started.append(given[0]) or {})
+    monkeypatch.setattr("pipelines.sweep._print", lambda document: None)
+    monkeypatch.setattr("pipelines.index.task_roots", lambda config: {})
+    over = ["--over", "model.sharing.rank=32,64,128", "--over", "model.l_adapt=0,2,6"]
+    command = ["sweep", "polyvit-b-nine", f"storage={tmp_path}", *over]
+    assert cli.main([*command, "--name", "low", "model.sharing.modalities=low_rank"]) == 0
+    assert "changes nothing" not in capsys.readouterr().out
+    (config,) = started
+    assert config.sweep.space == {"model.sharing.rank": [32, 64, 128], "model.l_adapt": [0, 2, 6]}
+    changes = {"model.sharing.rank": 32, "model.l_adapt": 6}
+    assert format_changes(changes) == "model.sharing.rank=32 model.l_adapt=6"
+    assert trial_config(config.model_dump(mode="json"), changes).model.sharing.rank == 32
+    assert cli.main([*command, "--name", "full"]) == 0
+    assert "model.sharing.rank changes nothing while model.sharing.modalities=full" in capsys.readouterr().out
+    assert cli.main([*command, "--name", "both", "--over", "model.sharing.modalities=full,low_rank"]) == 0
+    assert "changes nothing" not in capsys.readouterr().out
+    assert cli.main([*command, "model.sharing.modalities=low_rank", "--over", "model.sharing.rank=64,999"]) == 2
+    assert "model.sharing.rank=999 must be at most model.width=768" in capsys.readouterr().err
+
+
+def test_a_rank_that_no_transformer_uses_is_said() -> None:
+    space = {"sweep.space": {"model.sharing.rank": [2, 4]}}
+    for roles, words in (("low_rank", None), ("low_rank_alone", None), ("full", "model.sharing.roles=full")):
+        config = trial_config(
+            avbert_small.tiny(sharing={"roles": roles, "rank": 4}).model_dump(mode="json"), space
+        )
+        said = idle_rank(config)
+        assert said is None if words is None else words in str(said)
 
 
 def test_as_many_trials_at_once_as_have_room(monkeypatch: pytest.MonkeyPatch) -> None:

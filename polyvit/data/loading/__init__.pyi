@@ -9,6 +9,7 @@ from .device_prefetch import tensors as tensors
 from .example import Arrays as Arrays
 from .example import Media as Media
 from .example import blank_arrays as blank_arrays
+from .example import check_readable as check_readable
 from .example import codec_of as codec_of
 from .example import concatenated as concatenated
 from .example import example_arrays as example_arrays

@@ -8,14 +8,15 @@ The input section names the module that decodes (`InputSection.codec`). It is im
 decodes pictures never loads torch, torchaudio or decord, which costs seconds in every new Ray worker.
 """
 
-import importlib
+import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
 
-from polyvit.config import MODALITIES, InputSection, TaskConfig
+from polyvit.config import MODALITIES, InputSection, RunConfig, TaskConfig
+from polyvit.errors import UserError
 
 Media = bytes | np.ndarray
 Arrays = dict[str, np.ndarray]
@@ -41,8 +42,33 @@ class Codec(Protocol):
 
 
 def codec_of(spec: InputSection) -> Codec:
-    """The module that decodes media for an input section."""
-    return cast(Codec, importlib.import_module(spec.codec))
+    """The module that decodes media for an input section. Raises UserError where this version has none."""
+    try:
+        return cast(Codec, importlib.import_module(spec.codec))
+    except ModuleNotFoundError as error:
+        if error.name != spec.codec:
+            raise
+        raise UserError(
+            f"this version cannot read files for {type(spec).__name__}: it has no module {spec.codec}"
+        ) from None
+
+
+def check_readable(config: RunConfig) -> None:
+    """Raises UserError where this version cannot read files of the config's tasks, before anything is started."""
+    for modality in config.modalities:
+        spec = config.model.input(modality)
+        if not _is_there(spec.codec):
+            raise UserError(
+                f"this version cannot read files of {modality} tasks yet, so it cannot train, evaluate, probe or"
+                " predict with them; `polyvit plan` works, and of a trained model `polyvit export` and `register`"
+            )
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def example_arrays(

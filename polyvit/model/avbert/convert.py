@@ -61,12 +61,12 @@ def official_to_state(official: Mapping[str, Tensor], config: AVBertConfig) -> d
     spare = {theirs for theirs in given if theirs not in names and _idle(theirs, config)}
     missing, extra = names.keys() - given.keys(), given.keys() - names.keys() - spare
     if missing or extra:
-        problems = [f"missing: {name}" for name in sorted(missing)] + [
-            f"unknown: {name}" for name in sorted(extra)
-        ]
+        problems = [f"missing: {name}" for name in sorted(missing)[:5]]
+        problems += [f"unknown: {name}" for name in sorted(extra)[:5]]
         raise UserError(
-            f"this is no official AVBert of fusion {config.fusion}, layers {config.sharing.layers}, roles"
-            f" {config.sharing.roles}", problems[:10],
+            f"this is no official AVBert of model.fusion={config.fusion},"
+            f" model.sharing.layers={config.sharing.layers} and roles={config.sharing.roles} ({len(missing)} names"
+            f" are missing, {len(extra)} unknown); set them to the file's", problems,
         )  # fmt: skip
     return {ours: given[theirs] for theirs, ours in names.items()}
 

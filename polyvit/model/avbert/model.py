@@ -84,7 +84,7 @@ class AVBert(MultiTaskModel):
         )
         self.transformers = Transformers(config)
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(2 * config.width, task.num_classes) for name, task in tasks.items()}
+            {name: nn.Linear(config.feature_width, task.num_classes) for name, task in tasks.items()}
         )
         if not self.summaries.is_meta:
             self.reset_parameters(torch.Generator().manual_seed(seed))
@@ -135,7 +135,7 @@ class AVBert(MultiTaskModel):
 
     def contextualise(self, visual_BSD: Tensor, audio_BSD: Tensor, seeds_B: Tensor | None = None) -> Sequences:
         """Sequences with their summary token through the transformers that the fusion has."""
-        batch = len(visual_BSD)
+        batch = visual_BSD.shape[0]
         sequences = [
             torch.cat([self.summaries[i].to(x.dtype).expand(batch, 1, -1), x], dim=1)
             for i, x in enumerate((visual_BSD, audio_BSD))

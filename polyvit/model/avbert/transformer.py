@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from polyvit.config import AVBertConfig
-from polyvit.model.sharing import FactorLinear, layer_homes, rotations
+from polyvit.model.sharing import FactorLinear, PrivateFactor, layer_homes, rotations
 
 MASKED = -10000.0
 """Added to the scores of masked tokens; source: the official code."""
@@ -130,6 +130,20 @@ class Transformers(nn.Module):
             return []
         return [layer for role in self.roles for layer in self.layers(role) if not layer.factorised]
 
+    def _rotations(self, role: str) -> Tensor:
+        return rotations([m for layer in self.layers(role) for m in layer.maps], role)
+
+    @torch.no_grad()
+    def fix_rotations(self) -> None:
+        """Work out every rotation for good and drop what it comes from: for a copy to export."""
+        if not self.layers(self.roles[0])[0].factorised:
+            return
+        for role in self.roles:
+            self.register_buffer(f"rotations_{role}", self._rotations(role))
+        for module in self.modules():
+            if isinstance(module, PrivateFactor):
+                del module.skew
+
     def forward(
         self,
         x_BND: Tensor,
@@ -143,7 +157,8 @@ class Transformers(nn.Module):
         turns: list[Tensor | None] = [None] * len(layers)
         if layers[0].factorised:
             # Once a pass, not once a layer run: shared layers are run many times over.
-            turns = list(rotations([m for layer in layers for m in layer.maps], role).split(len(MAPS)))
+            fixed = getattr(self, f"rotations_{role}", None)
+            turns = list((self._rotations(role) if fixed is None else fixed).split(len(MAPS)))
         added = None if mask_BN is None else ((1.0 - mask_BN) * MASKED)[:, None, None, :].to(x_BND.dtype)
         for i, home in enumerate(self.homes):
             seeds = None if seeds_B is None else mixed(seeds_B + (i + 1) * 16 + self.roles.index(role) * 4096)

@@ -1,7 +1,8 @@
-"""Other people's ViT checkpoints, read and written.
+"""Other people's checkpoints, read and written.
 
-In: an .npz, a safetensors file or a folder (timm, Hugging Face, Scenic, big_vision). Out: a PolyViT's weights.
-Read: vit_files, convert, from_vit.
+In: an .npz, a safetensors file or a folder (timm, Hugging Face, Scenic, big_vision); a file of the official
+AVBert. Out: a PolyViT's weights, or an AVBert's.
+Read: vit_files, convert, from_vit, from_avbert.
 """
 
 import lazy_loader

@@ -33,6 +33,7 @@ from polyvit.model.pretrained.vit_files import ViT, load_vit
 from polyvit.model.sharing import layer_homes
 
 _log = logging.getLogger(__name__)
+_STACK = re.compile(r"(shared\.blocks|adaptors\.\w+|\w+_cnn\.stages|transformers\.stacks\.\w+)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ def _gathered(names: tuple[str, ...]) -> list[str]:
     """Parameter names, those of one stack of blocks as one entry with the block numbers."""
     stacks: dict[str, list[int]] = {}
     for name in names:
-        match = re.match(r"(shared\.blocks|adaptors\.\w+)\.(\d+)\.", name)
+        match = _STACK.match(name)
         stacks.setdefault(match[1] if match else name, []).extend([int(match[2])] if match else [])
     return [f"{stack}.{min(i)}..{max(i)} ({len(i)} parameters)" if i else stack for stack, i in stacks.items()]
 

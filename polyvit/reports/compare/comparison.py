@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from polyvit.config import RunConfig, flatten
+from polyvit.config import RunConfig, flatten, modalities_of
 from polyvit.errors import UserError
 from polyvit.reports.compare.run_summary import RunSummary, read_run, read_runs
 
@@ -143,9 +143,9 @@ def baselines_of(alone: Sequence[RunSummary]) -> dict[str, Baseline]:
 
 
 def _task_order(runs: Sequence[RunSummary]) -> tuple[str, ...]:
-    modality = {name: task.modality for run in runs for name, task in run.config.tasks.items()}
-    order = ("image", "video", "audio")
-    return tuple(sorted(modality, key=lambda name: order.index(modality[name])))
+    tasks = {name: task for run in runs for name, task in run.config.tasks.items()}
+    order = modalities_of(tasks)
+    return tuple(sorted(tasks, key=lambda name: order.index(tasks[name].modality)))
 
 
 def _notes(runs: Sequence[RunSummary], measured: set[str]) -> tuple[str, ...]:

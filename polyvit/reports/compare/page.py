@@ -24,6 +24,7 @@ from polyvit.reports.compare.comparison import (
 from polyvit.reports.compare.curves import draw_losses, draw_metrics
 from polyvit.reports.compare.heat_maps import draw_differences, draw_forgetting, draw_key
 from polyvit.reports.compare.run_styles import METRIC_WORDS, two_lines
+from polyvit.reports.compare.sizes import draw_sizes
 from polyvit.reports.compare.tradeoffs import draw_alone, draw_pareto
 from polyvit.reports.html import Cell, Column, FactBox, Figure, Table, render
 from polyvit.reports.style import amount, percent
@@ -81,7 +82,9 @@ def draw_all(comparison: Comparison, out: Path) -> list[Section]:
             _drawn("Differences of all runs", about, out / "differences.png", draw_differences, comparison)
         )
     about = "Fewer parameters for the same quality: up and to the left. Labels that would overlap are left out."
-    sections.append(_drawn("Size against quality", about, out / "pareto.png", draw_pareto, comparison))
+    swept = any(run.config.sweep.space for run in comparison.runs)
+    file, draw = ("sizes.png", draw_sizes) if swept else ("pareto.png", draw_pareto)
+    sections.append(_drawn("Size against quality", about, out / file, draw, comparison))
     about = "Values on each task's own evaluation split, and when the schedule trained the task."
     if any(run.config.schedule.kind == "task_by_task" for run in comparison.runs):
         about += " Task by task trains each task in one block; what was learned can fade in the blocks after it."
@@ -129,6 +132,7 @@ def _drawn(
 
 _MISSING = {
     "pareto.png": "Not drawn: all runs have the same number of parameters.",
+    "sizes.png": "Not drawn: no trial has been evaluated.",
     "metrics.png": "Not drawn: needs several evaluations of a run, and these were evaluated once. Set "
     "train.eval_every to evaluate on the way.",
     "forgetting.png": "Not drawn: forgetting is the best evaluation minus the last one, and these runs were "

@@ -21,7 +21,7 @@ def draw_pareto(comparison: Comparison, path: Path) -> str | None:
 
     None, and no file, where all that could be drawn has one size.
     """
-    alone = _alone(comparison)
+    alone = single_task_models(comparison)
     if len({run.total_parameters for run in comparison.runs}) == 1 and not alone:
         return None
     runs = [run for run in comparison.runs if comparison.mean(run) is not None]
@@ -60,7 +60,7 @@ def draw_pareto(comparison: Comparison, path: Path) -> str | None:
         line = [(xs[i + k], ys[i]) for i in range(len(front) - 1) for k in (0, 1)]
         if seeds:  # there are too many to name all; the legend explains the colours
             marks = [(x, y, text if i in front or i == len(runs) else "") for i, (x, y, text) in enumerate(marks)]
-        _place_labels(axes, marks, set(front) | ({len(marks) - 1} if alone else set()), line)
+        place_labels(axes, marks, set(front) | ({len(marks) - 1} if alone else set()), line)
     return says
 
 
@@ -79,7 +79,7 @@ def _colours_legend(figure: Any, comparison: Comparison, colours: Mapping[str, s
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=8.5)
 
 
-def _alone(comparison: Comparison) -> tuple[float, float, str] | None:
+def single_task_models(comparison: Comparison) -> tuple[float, float, str] | None:
     """The single-task models as one point: their parameters together, the mean of their metrics."""
     saved = parameters_saved(comparison.best, comparison.baselines)
     if saved is None or any(task not in comparison.baselines for task in comparison.shared):
@@ -99,14 +99,16 @@ def _frame_points(axes: Any, marks: Sequence[tuple[float, float, str]]) -> None:
     else:
         pad = 0.35 * (max(xs) - min(xs)) or 0.3 * max(xs)
         axes.set_xlim(min(xs) - pad, max(xs) + pad)
-    axes.set_xticks(sorted(set(xs)) if len(set(xs)) <= 4 else _few(sorted(set(xs))))
+    axes.set_xticks(sorted(set(xs)) if len(set(xs)) <= 4 else few(sorted(set(xs))))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
     pad = 0.12 * (max(ys) - min(ys)) or 1.0
     axes.set_ylim(min(ys) - pad, max(ys) + pad)
 
 
-def _few(values: Sequence[float]) -> list[float]:
+def few(values: Sequence[float]) -> list[float]:
     """Some of ascending values, at least an eighth of the range apart, first and last among them."""
+    if len(values) < 2:
+        return list(values)
     kept = [values[0]]
     for value in values[1:-1]:
         if min(value - kept[-1], values[-1] - value) > (values[-1] - values[0]) / 8:
@@ -114,7 +116,7 @@ def _few(values: Sequence[float]) -> list[float]:
     return [*kept, values[-1]]
 
 
-def _place_labels(
+def place_labels(
     axes: Any, marks: Sequence[tuple[float, float, str]], first: set[int], line: Sequence[tuple[float, float]]
 ) -> None:
     """A label beside each point where it hides no point, label or level part of `line`; `first` choose first.

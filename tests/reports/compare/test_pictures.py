@@ -25,7 +25,7 @@ from polyvit.reports.compare.heat_maps import (
 )
 from polyvit.reports.compare.page import write_report
 from polyvit.reports.compare.run_styles import SCHEDULE_COLOURS, run_styles, settings_words
-from polyvit.reports.compare.tradeoffs import _place_labels, draw_alone, draw_pareto
+from polyvit.reports.compare.tradeoffs import draw_alone, draw_pareto, place_labels
 from polyvit.reports.style import OTHER, PALETTE, amount, percent
 from polyvit.schedule.schedule import build_schedule
 
@@ -224,7 +224,7 @@ def test_labels_hide_neither_points_nor_each_other() -> None:
     marks[0] = (0.0, 5.0, "label 0")
     axes.plot([x for x, _, _ in marks], [y for _, y, _ in marks], "o")
     figure.draw_without_rendering()
-    _place_labels(axes, marks, {0}, [])
+    place_labels(axes, marks, {0}, [])
     boxes = [text.get_window_extent() for text in axes.texts]
     assert 5 <= len(boxes) <= 14
     assert axes.texts[0].get_text() == "label 0"
