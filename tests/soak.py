@@ -196,7 +196,7 @@ def _kill(target: str, run: Run, cluster: Cluster, rng: random.Random) -> bool:
 def _gone(session: str) -> None:
     """Raises AssertionError where processes of a dead driver live on."""
     until = time.monotonic() + PATIENCE_S
-    while left := ray_processes(session, "RayTrainWorker", "decode_", "ProgressActor"):
+    while left := ray_processes(session, "RayTrainWorker", "decode_", "ProgressActor", "Cleaner"):
         if time.monotonic() > until:
             raise AssertionError(f"left behind: {[p.cmdline()[0].strip() for p in left]}")
         time.sleep(0.5)
