@@ -59,6 +59,21 @@ def tracking_uri(config: RunConfig) -> str:
     return uri or f"sqlite:///{Path(config.storage).absolute()}/mlflow.db"
 
 
+def _advice(uri: str, error: str) -> str:
+    """What to do about a store that cannot be used."""
+    if "No module named" in error:
+        return "install the driver of that database, such as psycopg2-binary"
+    if "deleted" in error or "must be in the 'active' state" in error:
+        return (
+            "the experiment was deleted: `mlflow experiments restore` brings it back, or set tracking.experiment"
+        )
+    if any(word in error for word in ("401", "403", "Unauthorized", "Forbidden", "password")):
+        return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (of a database: PGPASSWORD)"
+    if "://" not in uri and ":" in uri:
+        return f"write http://{uri} for a server"
+    return "start the server, or set tracking.uri or MLFLOW_TRACKING_URI"
+
+
 def experiment_id(client: Any, config: RunConfig) -> str:
     """The id of `tracking.experiment`, which is created if need be. With a SQLite store its artifacts go to
     `storage`."""
@@ -110,10 +125,9 @@ class Tracker:
             run = client.create_run(experiment, run_name=run_name, tags=tags)
             tracker = cls(uri, run.info.run_id)
             tracker.params(flatten(config.model_dump(mode="json")))
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, ImportError) as error:
             raise UserError(
-                f"the MLflow store {uri} cannot be used ({error}); start the server, or set tracking.uri or "
-                "MLFLOW_TRACKING_URI"
+                f"the MLflow store {uri} cannot be used ({error}); {_advice(uri, str(error))}"
             ) from None
         return tracker
 
@@ -126,8 +140,13 @@ class Tracker:
             self.client.log_batch(self.run_id, params=entries[i : i + _PARAMS_PER_CALL])
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log values at one step and wait for it; a metric that the run has at this step already is not logged
-        again."""
+        """Log values at one step; a metric that the run has at this step already is not logged again.
+
+        Waits for a store that is out of reach, and in the end warns.
+        """
+        retry(lambda: self._metrics(step, values), f"logging the results to {self.uri}")
+
+    def _metrics(self, step: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():
             known = [point for point in self.client.get_metric_history(self.run_id, key) if point.step == step]
             if not known:
@@ -152,8 +171,8 @@ class Tracker:
             self.client.update_run(self.run_id, status="RUNNING")
         except MlflowException as error:
             raise UserError(
-                f"MLflow run {self.run_id} cannot go on in {self.uri} ({error}); set tracking.uri to the store "
-                "that holds it"
+                f"MLflow run {self.run_id} cannot go on in {self.uri} ({error}); {_advice(self.uri, str(error))}; "
+                "tracking.uri must be the store that holds it"
             ) from None
 
     def finish(self, status: str) -> None:

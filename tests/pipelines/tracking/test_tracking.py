@@ -1,5 +1,8 @@
 """MLflow: where the store is, parameters as the command line names them, curves, artifacts, a run that goes on."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +176,69 @@ def test_a_store_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"the MLflow store .* cannot be used"):
         Tracker.start(small_config(f"tracking.uri=sqlite:///{tmp_path}/file/mlflow.db"), "a-run")
+
+
+@pytest.mark.parametrize(
+    ("uri", "advice"),
+    [
+        ("localhost:5000", "write http://localhost:5000"),
+        ("http://127.0.0.1:9", "start the server"),
+        pytest.param(
+            "postgresql+psycopg://u@127.0.0.1:9/x",
+            "psycopg2-binary",
+            marks=pytest.mark.skipif(find_spec("psycopg") is not None, reason="psycopg is installed"),
+        ),
+    ],
+)
+def test_a_store_that_cannot_be_used_comes_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, advice: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=f"cannot be used .*{advice}"):
+        Tracker.start(small_config(f"tracking.uri={uri}", f"storage={tmp_path}"), "run")
+
+
+def test_a_deleted_experiment_is_said(tmp_path: Path) -> None:
+    config = small_config(f"tracking.uri=sqlite:///{tmp_path}/m.db", f"storage={tmp_path}")
+    tracker = Tracker.start(config, "run")
+    tracker.client.delete_experiment(tracker.client.get_run(tracker.run_id).info.experiment_id)
+    for call in (lambda: Tracker.start(config, "again"), tracker.reopen):
+        with pytest.raises(UserError, match="mlflow experiments restore"):
+            call()
+
+
+def test_a_server_that_refuses_us_is_said(tmp_path: Path) -> None:
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(UserError, match="MLFLOW_TRACKING_USERNAME"):
+                Tracker.start(small_config(f"tracking.uri=http://127.0.0.1:{server.server_port}"), "run")
+        finally:
+            server.shutdown()
+
+
+def test_final_values_wait_for_the_store(
+    tracker: Tracker, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "RETRY_S", 0.01)
+    failures = iter([ConnectionError("no server"), ConnectionError("no server")])
+    history = client.get_metric_history
+
+    def flaky(*arguments: str) -> list:
+        if failure := next(failures, None):
+            raise failure
+        return history(*arguments)
+
+    patient = Tracker(tracker.uri, tracker.run_id)
+    patient.client = client
+    monkeypatch.setattr(client, "get_metric_history", flaky)
+    patient.metrics(7, {"final/x": 0.5})
+    assert [point.value for point in history(tracker.run_id, "final/x")] == [0.5]
