@@ -1,12 +1,12 @@
 """Layout `parquet`: tables as on the Hugging Face hub, `data/train-00000-of-00002.parquet` and so on.
 
 The media column is a struct {bytes, path} or plain binary; only label columns are read here, never media
-bytes. The split is in the file's name or its folder's (`train-...`, `train/0000.parquet`); where no file says
-so, the hash of the key carves the splits. Labels are whole numbers (floats such as 1.0 and
-truth values too), names, or lists of either. Class names:
+bytes. The split is in the file's name or its folder's (`train-...`, `train/0000.parquet`). Where no file says
+so, the hash of the key carves the splits; where files say train and none validation, it carves these two. Labels
+are whole numbers (floats such as 1.0 and truth values too), names, or lists of either. Class names:
 `task.classes`, else the ClassLabel names in the file's `huggingface` metadata, else sorted unique names of
-train, or the numbers themselves. Reading one row later costs its whole row group, so small row groups (100
-rows, the hub's own size) train faster.
+train, or the numbers themselves. Reading one row later costs its whole row group, so small row groups (100 rows,
+the hub's own size) train faster.
 
 Options: media_column = "" (image, img, audio, video ... by modality), label_column = "" (label or labels),
 labels = "auto" ("name" or "index": see layout `csv`), validation_fraction = 0.1, test_fraction = 0.1.
@@ -31,6 +31,7 @@ from polyvit.data.layouts.scanning import (
     label_rows,
     read_options,
     split_of,
+    with_validation,
 )
 from polyvit.errors import UserError
 from polyvit.storage import StoreUnavailable
@@ -55,13 +56,14 @@ def scan_parquet(context: ScanContext) -> Scan:
     files = [path for path in context.files("") if path.endswith(".parquet")]
     if not files:
         raise UserError(f"tasks.{context.name}: no Parquet file under {context.at()}; expected: {EXPECTS}")
-    splits = {path: _split(path) for path in files}
+    named = {path: _split(path) for path in files}
+    for path in [path for path in files if named[path] is None and any(named.values())]:
+        context.skip("label", path, "no split in the file's name, which other files have")
+        del named[path]
+    splits, below = with_validation(named, below)
     rows = Rows()
     names: list[str] | None = None
-    for path in files:
-        if splits[path] is None and any(splits.values()):
-            context.skip("label", path, "no split in the file's name, which other files have")
-            continue
+    for path in splits:
         file_names = _read(context, path, splits[path], options, below, rows)
         if file_names is not None and names is not None and file_names != names:
             raise UserError(

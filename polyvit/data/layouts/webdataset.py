@@ -6,8 +6,8 @@ index of another shard (its size differs) is ignored.
 
 The split is in the shard's name, or in that of its folder: a word train, val(idation) or test, with no letter
 beside it (`imagenet-train-0001.tar`, `val/0001.tar`). Where no shard at all says so, the hash of the key carves
-the splits. The label is the text of `.cls` (a whole number or a class name), or "label", "labels" or "cls" in
-`.json`. Class names: `task.classes`, else `classes.txt` in the root, else sorted unique names of train, or
+the splits; where shards say train and none validation, it carves these two. The label is the text
+of `.cls` (a whole number or a class name), or "label", "labels" or "cls" in `.json`. Class names: `task.classes`, else `classes.txt` in the root, else sorted unique names of train, or
 the numbers themselves. Shards must be plain tar files: a compressed one cannot be read by offset.
 
 Options: labels = "auto" ("name" or "index": see layout `csv`), extension = "" (such as "jpg", where a sample
@@ -40,6 +40,7 @@ from polyvit.data.layouts.scanning import (
     read_lines,
     read_options,
     split_of,
+    with_validation,
 )
 from polyvit.errors import UserError
 from polyvit.storage import StoreUnavailable, pool
@@ -70,20 +71,19 @@ def scan_webdataset(context: ScanContext) -> Scan:
     options = read_options(context, OPTIONS)
     below = carve_fractions(context, options)
     shards = _shards(context)
-    splits = {shard: split_of(shard.rpartition("/")[2]) or split_of(shard.rpartition("/")[0]) for shard in shards}
-    rows, used = Rows(), []
-    for shard in shards:
-        if splits[shard] is None and any(splits.values()):
-            context.skip("label", shard, "no split in the shard's name, which other shards have")
-        else:
-            used.append(shard)
+    named = {shard: split_of(shard.rpartition("/")[2]) or split_of(shard.rpartition("/")[0]) for shard in shards}
+    for shard in [shard for shard in shards if named[shard] is None and any(named.values())]:
+        context.skip("label", shard, "no split in the shard's name, which other shards have")
+        del named[shard]
+    splits, below = with_validation(named, below)
+    rows = Rows()
 
     def read(shard: str) -> tuple[ScanContext, Iterable[Row]]:
         fork = context.fork()
         shard_rows = _read_shard(fork, shard, splits[shard], options["extension"], below)
         return fork, list(shard_rows) if context.root.remote else shard_rows
 
-    for fork, shard_rows in pool().map(read, used) if context.root.remote else map(read, used):
+    for fork, shard_rows in pool().map(read, splits) if context.root.remote else map(read, splits):
         for row in shard_rows:
             rows.append(row)
         context.join(fork)

@@ -1,6 +1,8 @@
 """CSV and Parquet tables as spreadsheets, notebooks and other people's scripts leave them."""
 
+import io
 import logging
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,6 +46,27 @@ def test_validation_is_carved_where_there_is_only_a_train_table(tmp_path: Path) 
     assert result.counts()["validation"] > 0
 
 
+@pytest.mark.parametrize("test", [False, True])
+@pytest.mark.parametrize("layout", ["parquet", "webdataset"])
+def test_validation_is_carved_where_shards_say_train_only(tmp_path: Path, layout: str, test: bool) -> None:
+    for split, count in {"train": 60, **({"test": 3} if test else {})}.items():
+        if layout == "parquet":
+            table = pa.table({"image": [b"x"] * count, "label": ["a"] * count})
+            pq.write_table(table, tmp_path / f"{split}-0.parquet")
+            continue
+        with tarfile.open(tmp_path / f"{split}-0.tar", "w") as shard:
+            for name in (f"{number:02d}.{kind}" for number in range(count) for kind in ("jpg", "cls")):
+                member = tarfile.TarInfo(name)
+                member.size = 1
+                shard.addfile(member, io.BytesIO(b"a"))
+    result = scan(task(layout), tmp_path)
+    training = [example for example in result.examples if example.split != "test"]
+    assert len(training) == 60
+    assert all(example.split == carved(example.key, 0.9) for example in training)
+    assert result.counts()["validation"] > 0
+    assert result.counts()["test"] == (3 if test else 0)
+
+
 def test_several_rows_of_a_path_are_its_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table = "path,label,split\n0.jpg,dog,train\n0.jpg,bark,train\n1.jpg,dog,train\n0.jpg,dog,val\n"
     write(tmp_path, {"data.csv": table, "0.jpg": "x", "1.jpg": "x"})
@@ -85,6 +108,7 @@ def test_labels_of_parquet_may_be_floats_and_truth_values(
 
 
 def test_a_label_of_parquet_that_is_no_whole_number_is_named(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"image": [b"x"] * 3, "label": [0.0, 1.0, 0.5]}), tmp_path / "train.parquet")
+    labels = [0.0, 1.0, *[0.5] * 8]
+    pq.write_table(pa.table({"image": [b"x"] * 10, "label": labels}), tmp_path / "train.parquet")
     with pytest.raises(UserError, match=r"some labels are numbers and some are not, such as '0\.5'"):
         scan(task("parquet"), tmp_path)

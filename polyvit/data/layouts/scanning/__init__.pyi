@@ -12,6 +12,7 @@ from .context import is_utf8 as is_utf8
 from .context import name_problem as name_problem
 from .context import read_options as read_options
 from .context import split_of as split_of
+from .context import with_validation as with_validation
 from .labels import Row as Row
 from .labels import Rows as Rows
 from .labels import label_rows as label_rows

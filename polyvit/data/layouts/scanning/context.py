@@ -359,3 +359,19 @@ def carve_fractions(context: ScanContext, options: Mapping[str, Any]) -> tuple[f
             " be at least 0 and together below 1"
         )
     return 1 - validation - test, 1 - test
+
+
+def with_validation(
+    splits: Mapping[str, Split | None], below: tuple[float, float]
+) -> tuple[dict[str, Split | None], tuple[float, float]]:
+    """Where files are train and none is validation, train is carved into the two: its files' split is then None.
+
+    splits: of each file, from its name. below: thresholds of `carve_fractions`; what is returned leaves no test.
+    """
+    named = set(splits.values())
+    if "train" not in named or "validation" in named:
+        return dict(splits), below
+    return {file: None if split == "train" else split for file, split in splits.items()}, (
+        below[0] + 1 - below[1],
+        1.0,
+    )
