@@ -168,8 +168,9 @@ def freeze_parts(model: MultiTaskModel, frozen: Sequence[str]) -> int:
     for part in frozen:
         held = [p for name, p in names.items() if _belongs(name, part)]
         if not held:
+            parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
             raise UserError(
-                f"optim.frozen: the model has no part {part!r}; parts are shared, tokenizers.image, ..."
+                f"optim.frozen: the model has no part {part!r}; parts are {parts}, and longer beginnings of names"
             )
         for parameter in held:
             parameter.requires_grad_(False)

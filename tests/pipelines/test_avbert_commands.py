@@ -1,5 +1,6 @@
 """What the commands do with an AVBert: package and register it; one message where files would have to be read."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -11,8 +12,10 @@ import pytest
 from small import write_yaml
 
 from pipelines import cli
+from pipelines.serve import start
 from pipelines.tracking.registry import log_model
 from polyvit.checkpoint.state import load_trained
+from polyvit.errors import UserError
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
@@ -50,6 +53,12 @@ def test_one_message_where_files_would_have_to_be_read(tmp_path: Path) -> None:
         assert "this version cannot read files of audiovisual tasks yet" in said, (command, said)
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "answers").exists()
+
+
+def test_a_service_is_not_started(tmp_path: Path) -> None:
+    checkpoint, _, _ = avbert_small.trained(tmp_path)
+    with pytest.raises(UserError, match="this version cannot read files of audiovisual tasks yet"):
+        start(argparse.Namespace(model=str(checkpoint)))
 
 
 def test_a_plan_without_data_works_and_extend_says_what_to_do(tmp_path: Path) -> None:

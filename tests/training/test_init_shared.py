@@ -213,6 +213,17 @@ def test_parts_with_private_factors() -> None:
         freeze_parts(model, ["private.smell"])
 
 
+def test_parts_of_an_avbert() -> None:
+    """The message names the parts that this kind of model has; `private.visual`: a transformer's own factors."""
+    model = build_model(avbert_small.tiny())
+    with pytest.raises(UserError, match="no part 'shared'; parts are summaries, visual_cnn, audio_cnn"):
+        freeze_parts(model, ["shared"])
+    freeze_parts(model, ["visual_cnn", "private.visual"])
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert {name.split(".")[0] for name in frozen} == {"visual_cnn", "transformers"}
+    assert all(".private.visual." in name for name in frozen if name.startswith("transformers"))
+
+
 def test_an_avbert_is_not_extended(tmp_path: Path) -> None:
     checkpoint, _, config = avbert_small.trained(tmp_path)
     with pytest.raises(UserError, match=r"extend works for model\.kind=polyvit.*init\.path"):
