@@ -9,7 +9,6 @@ deprecated.
 import contextlib
 import importlib.metadata
 import importlib.util
-import json
 import logging
 import os
 import tempfile
@@ -24,6 +23,7 @@ from polyvit.checkpoint import find_checkpoint, read_document
 from polyvit.config import RunConfig
 from polyvit.deploy import write_package
 from polyvit.errors import UserError
+from polyvit.storage import read_record
 
 for _name in ("mlflow", "mlflow.tracking._model_registry.fluent", "mlflow.store.model_registry"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -129,8 +129,8 @@ def _run_record(checkpoint: Path) -> dict[str, str]:
     """The run.json of the run that a checkpoint lies in; empty where there is none."""
     for folder in (checkpoint.parent, checkpoint.parent.parent):
         try:
-            return json.loads((folder / "run.json").read_text())
-        except (OSError, ValueError):
+            return read_record(folder / "run.json", "")
+        except UserError:
             continue
     return {}
 

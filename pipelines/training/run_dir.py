@@ -137,7 +137,11 @@ def resumed_config(run_dir: RunDir, overrides: Sequence[str]) -> RunConfig:
         )
     for override in overrides:
         apply_override(document, override)
-    config = validate_config(document)
+    try:
+        config = validate_config(document)
+    except UserError as error:
+        where = " with ".join([str(run_dir.folder / "config.json"), *overrides])
+        raise UserError(f"{where}: {error.message}", error.problems) from None
     check_installed(config)
     check_no_password("tracking.uri", config.tracking.uri)
     return with_absolute_paths(config)

@@ -138,8 +138,11 @@ def _ended_trials(folder: Path, results: Any) -> list[dict[str, Any]]:
         entry = {"trial": name, "state": state, "changes": result.config, "folder": str(run)}
         trials.append({**entry, METRIC: metrics.get(METRIC), PROGRESS: metrics.get(PROGRESS)})
         if state == "stopped" and (record := run / "run.json").exists():
-            recorded = read_record(record, "its MLflow run stays as it is", "mlflow_uri", "mlflow_run")
-            Tracker(recorded["mlflow_uri"], recorded["mlflow_run"]).finish("KILLED")
+            try:
+                recorded = read_record(record, "its MLflow run stays as it is", "mlflow_uri", "mlflow_run")
+                Tracker(recorded["mlflow_uri"], recorded["mlflow_run"]).finish("KILLED")
+            except UserError as error:  # of one trial, when all others have come to their end
+                console.print(str(error), style="yellow")
 
     def rank(trial: Mapping[str, Any]) -> tuple[bool, float, str]:
         value = trial[METRIC]

@@ -86,7 +86,7 @@ def _read(path: Path) -> list[Point]:
         if not text.endswith("\n") or (rows and rows[0].get("points", len(rows)) != len(rows)):
             raise ValueError("it is cut short" if text else "it is empty")
         return [(int(row["step"]), dict(row["values"])) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({type(error).__name__}: {error}); put back a copy of it, or delete it "
             "and lose these points of the curves (MLflow may hold them)"

@@ -16,8 +16,9 @@ from polyvit import __version__
 from polyvit.checkpoint import find_checkpoint, load_trained, write_manifest
 from polyvit.config import AVBertConfig, RunConfig
 from polyvit.deploy.predict import class_names
+from polyvit.errors import UserError
 from polyvit.model import MultiTaskModel
-from polyvit.storage import write_whole
+from polyvit.storage import read_record, write_whole
 
 _KINDS = {"polyvit": ("Vision Transformer", "A PolyViT"), "avbert": ("audio-visual transformer", "An AVBert")}
 """Of `model.kind`: what the model is, and its name in a sentence."""
@@ -61,8 +62,8 @@ def save_document(document: Mapping[str, Any], folder: Path) -> None:
 def _counts(checkpoint: Path) -> dict[str, Any]:
     """The run's index.json (examples per split, by task); empty where the checkpoint lies in no run."""
     try:
-        return json.loads((checkpoint.absolute().parent / "index.json").read_text())
-    except (OSError, ValueError):
+        return read_record(checkpoint.absolute().parent / "index.json", "")
+    except UserError:
         return {}
 
 

@@ -47,6 +47,9 @@ CODEC_DELAY = 4608
 """Samples by which all packets may last longer than libsndfile says: an encoder's delay and padding."""
 GAP_S = 0.05
 """Seconds between time stamps that are a hole; less is rounding."""
+UNKNOWN_LENGTH = 2**62
+"""What libsndfile says of a FLAC that was written to a pipe. Of a WAV whose recorder was switched off it says 0.
+FFmpeg reads both to their end."""
 _BLOCK = 1 << 18
 """Samples read at a time."""
 _FRAMES, _BINS = 200, 16
@@ -87,7 +90,8 @@ def _read(data: bytes, start_s: float, end_s: float) -> tuple[np.ndarray, int]:
             pass
         else:
             with source:
-                if source.format in ESTIMATED and not _whole_length(data, source.frames, source.samplerate):
+                cut = source.format in ESTIMATED and not _whole_length(data, source.frames, source.samplerate)
+                if cut or not 0 < source.frames < UNKNOWN_LENGTH:
                     return _read_with_pyav(data, start_s, end_s)
                 return _read_with_soundfile(source, start_s, end_s), source.samplerate
     return _read_with_pyav(data, start_s, end_s)

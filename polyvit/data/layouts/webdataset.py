@@ -6,9 +6,10 @@ index of another shard (its size differs) is ignored.
 
 The split is in the shard's name, or in that of its folder: a word train, val(idation) or test, with no letter
 beside it (`imagenet-train-0001.tar`, `val/0001.tar`). Where no shard at all says so, the hash of the key carves
-the splits; where shards say train and none validation, it carves these two. The label is the text
-of `.cls` (a whole number or a class name), or "label", "labels" or "cls" in `.json`. Class names: `task.classes`, else `classes.txt` in the root, else sorted unique names of train, or
-the numbers themselves. Shards must be plain tar files: a compressed one cannot be read by offset.
+the splits; where shards say train and none validation, it carves these two. The label is the text of `.cls` (a
+whole number or a class name), or "label", "labels" or "cls" in `.json`. Class names: `task.classes`, else
+`classes.txt` in the root, else sorted unique names of train, or the numbers themselves. Shards must be plain tar
+files: a compressed one cannot be read by offset.
 
 Options: labels = "auto" ("name" or "index": see layout `csv`), extension = "" (such as "jpg", where a sample
 holds several media), validation_fraction = 0.1 and test_fraction = 0.1 (carved, where no shard's name has a

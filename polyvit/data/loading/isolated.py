@@ -9,8 +9,9 @@ import os
 import pickle
 import socket
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from polyvit.config import InputSection
@@ -27,6 +28,7 @@ from polyvit.data.isolation import (
     run_child,
     send,
 )
+from polyvit.data.layouts.scanning import inside
 from polyvit.data.loading.example import Arrays, Media, from_bytes, to_bytes
 from polyvit.data.loading.reader import load
 from polyvit.errors import BadMedia
@@ -61,15 +63,17 @@ class ExampleDecoder(Protocol):
 
 
 @contextmanager
-def isolated_arrays(decoder: ExampleDecoder, task: str) -> Iterator[ArraysOf]:
+def isolated_arrays(decoder: ExampleDecoder, task: str, examples: Sequence[Example] = ()) -> Iterator[ArraysOf]:
     """`decoder.arrays` for examples of `task`, each run in a child process.
+
+    examples: those that will be asked for, where some lie behind links that lead out of the root.
 
     The function raises what `decoder.arrays` raises, and DecoderDied where the child crashed, took longer than
     `decoder.decode_timeout_s` (reading not counted) or needed too much memory. RuntimeError where it met a bug.
     """
     spec = decoder.inputs[task]
     place = decoder.roots[task]
-    readable = [] if is_url(place) else [str(place), os.path.realpath(place)]
+    readable = [] if is_url(place) else _folders(Path(place), examples)
     child = Child("polyvit.data.loading.isolated", {"codec": spec.codec}, pickle.dumps(decoder), readable=readable)
 
     def arrays(task: str, example: Example, epoch: int | None, seed_key: str) -> Arrays:
@@ -87,6 +91,13 @@ def isolated_arrays(decoder: ExampleDecoder, task: str) -> Iterator[ArraysOf]:
         yield arrays
     finally:
         child.close()
+
+
+def _folders(root: Path, examples: Sequence[Example]) -> list[str]:
+    """The root and what links in it lead to, for these examples: a dataset often is links to a shared disk."""
+    paths = dict.fromkeys(inside(example.path) for example in examples)
+    linked = {str(Path(os.path.realpath(root / path)).parent) for path in paths if path}
+    return sorted({str(root), os.path.realpath(root), *linked})
 
 
 # ------------------------------------------------------------------------------------------- in the child

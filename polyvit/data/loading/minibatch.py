@@ -107,7 +107,8 @@ class Decoder:
         """
         import_uninterrupted(self.inputs[request.task].codec)
         if careful:
-            with isolated_arrays(self, request.task) as arrays_of:
+            asked_for = [*request.examples, *request.spares]
+            with isolated_arrays(self, request.task, asked_for) as arrays_of:
                 return self._minibatch(request, arrays_of)
         try:
             with reading_ahead(request.examples, self.roots[request.task]):

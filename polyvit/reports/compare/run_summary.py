@@ -69,8 +69,9 @@ def read_run(folder: Path) -> RunSummary:
         raise UserError(f"{folder}: no such folder; give run folders as `polyvit cotrain` printed them")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a run: it has no config.json; give a folder that `polyvit cotrain` made")
+    document = _mapping(folder / "config.json")
     try:
-        config = validate_config(_mapping(folder / "config.json"))
+        config = validate_config(document)
     except UserError as error:
         raise UserError(
             f"{folder}: config.json does not fit this version: {error.message}", error.problems
@@ -86,7 +87,7 @@ def read_run(folder: Path) -> RunSummary:
         steps = (
             result["steps"] if result else max([0, *(step for step, _ in points), *(s for s, _ in evaluations)])
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
         raise UserError(
             f"{folder}: result.json, history or checkpoint is damaged ({type(error).__name__}: {error}); leave "
             f"this run out, or write it again with `polyvit cotrain --resume {folder}`"
@@ -146,7 +147,7 @@ def _run_folders(name: str, storage: str) -> list[Path]:
 def _mapping(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path.parent}: {path.name} cannot be read ({error}); leave this run out, or write it again with "
             f"`polyvit cotrain --resume {path.parent}`"

@@ -147,6 +147,25 @@ def test_a_header_that_lies_allocates_no_more_than_there_is(noise_S: np.ndarray)
         assert peak < 2**24
 
 
+@pytest.mark.parametrize("kind", ["WAV", "WAVEX", "FLAC"])
+def test_a_recording_whose_header_holds_no_length_is_read_to_its_end(kind: str, noise_S: np.ndarray) -> None:
+    """A recorder that was switched off, and a FLAC that was written to a pipe."""
+    whole = io.BytesIO()
+    soundfile.write(whole, noise_S, 16000, format=kind, subtype="PCM_16")
+    content = bytearray(whole.getvalue())
+    if kind == "FLAC":
+        content[21] &= 0xF0
+        content[22:26] = bytes(4)
+    else:
+        size = content.index(b"data") + 4
+        content[4:8] = content[size : size + 4] = bytes(4)
+    expected = decode_waveform(whole.getvalue(), 16000)
+    np.testing.assert_array_equal(decode_waveform(bytes(content), 16000), expected)
+    np.testing.assert_array_equal(decode_waveform(bytes(content), 16000, 0.25, 0.5), expected[4000:8000])
+    if kind != "FLAC":
+        np.testing.assert_array_equal(decode_waveform(bytes(content[:-2001]), 16000), expected[:-1001])
+
+
 def test_log_mel_equals_torchaudio(noise_S: np.ndarray) -> None:
     spec = AudioInput()
     transform = torchaudio.transforms.MelSpectrogram(

@@ -100,6 +100,20 @@ def test_good_requests_are_the_same_bytes_either_way(decoder: FragileDecoder) ->
     assert not np.array_equal(decoder.decode(views).inputs["tokens"], plain.inputs["tokens"])
 
 
+def test_files_behind_links_that_lead_out_of_the_root_are_read_the_careful_way_too(
+    decoder: FragileDecoder, tmp_path: Path
+) -> None:
+    """A dataset often is links to a shared disk: to folders, and to single files."""
+    root = Path(decoder.roots["pics"])
+    (tmp_path / "linked").symlink_to(root)
+    (tmp_path / "e0.png").symlink_to(root / "e0.png")
+    linked = replace(decoder, roots={"pics": tmp_path})
+    asked = request(EXAMPLES[0], *(replace(e, path=f"linked/{e.path}") for e in EXAMPLES[1:3]), spares=())
+    careful = linked.decode(asked, careful=True)
+    assert not careful.bad
+    assert same(careful, linked.decode(asked))
+
+
 def dies_of(decoder: FragileDecoder, *examples: Example) -> int:
     """Exit status of a process that decodes them as the feed does at the first try."""
     pid = os.fork()
