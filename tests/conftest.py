@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,8 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @functools.cache
 def starts_ray(file: Path) -> bool:
     """Whether tests of a file start Ray."""
-    text = file.read_text()
-    return "mark.ray" in text or "ray_cluster" in text
+    return bool(re.search(r'mark\.ray\b|"ray_cluster"|ray_cluster: None', file.read_text()))
 
 
 class RayTogether(LoadScopeScheduling):

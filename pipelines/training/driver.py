@@ -53,6 +53,7 @@ def cotrain(
         report = index_report(indexes)
         run_dir.write("index.json", report)
         _print_left_out(report)
+        console.print(f"after a crash: {_resume_command(run_dir)}")  # Ray ends this process where its head dies
         status, trackers = "FAILED", list[Tracker]()
 
         def track() -> None:  # takes seconds, while the workers start

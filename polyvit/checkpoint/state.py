@@ -30,6 +30,7 @@ from polyvit.data.loading import Quarantined
 from polyvit.distributed import buffers_of, full_state, load_optimiser, load_parameters
 from polyvit.errors import UserError
 from polyvit.model import MultiTaskModel, build_model
+from polyvit.model.pretrained import check_finite
 from polyvit.storage import read_record
 
 logger = logging.getLogger(__name__)
@@ -265,9 +266,10 @@ def load_training(directory: Path, unit: TrainUnit, hashes: Mapping[str, Any]) -
             )
     _check_keys(directory, document, _Resumable)
     load_model(directory, unit.model)
-    load_optimiser(unit.model, unit.optimiser, _load(directory / "optimiser.safetensors"))  # type: ignore[arg-type]
+    optimiser = _load_finite(directory / "optimiser.safetensors")
+    load_optimiser(unit.model, unit.optimiser, optimiser)  # type: ignore[arg-type]
     if unit.ema:
-        unit.ema.load_state(_load(directory / "ema.safetensors"))
+        unit.ema.load_state(_load_finite(directory / "ema.safetensors"))
     return TrainState(
         document["global_step"], document["read"], document["bad"],
         [Quarantined(**entry) for entry in document["quarantine"]], document["evaluations"],
@@ -280,6 +282,12 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}); use another checkpoint") from None
+
+
+def _load_finite(path: Path) -> dict[str, torch.Tensor]:
+    tensors = _load(path)
+    check_finite(path, tensors)
+    return tensors
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -20,6 +20,7 @@ from polyvit.model.avbert import AVBert
 from polyvit.model.pretrained import (
     LoadReport,
     avbert_values,
+    check_finite,
     fit_problems,
     initialise,
     initialise_avbert,
@@ -113,6 +114,7 @@ def copy_checkpoint(model: MultiTaskModel, path: Path) -> LoadReport:
         raise UserError(f"{path} does not fit the model:", problems)
     averaged = path / "ema.safetensors"
     tensors = load_file(averaged if averaged.is_file() else path / "model.safetensors")
+    check_finite(path, tensors)
     names = model.state_dict()
     differ = [
         f"{name}: the model has {tuple(p.shape)}, the checkpoint {tuple(tensors[name].shape)}"

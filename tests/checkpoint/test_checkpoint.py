@@ -254,3 +254,19 @@ def test_weights_that_cannot_be_used_are_refused(saved: tuple[Path, Saved], kind
     assert caught.value.problems[0].startswith(f"{name}: ")
     if kind in ("nan", "infinite"):
         load_model(folder, events.model, allow_nonfinite=True)
+
+
+def test_an_optimiser_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    events = Saved(tmp_path, small_config())
+    for p in events.model.parameters():
+        p.grad = torch.ones_like(p)
+    events.optimiser.step(0.1)
+    events.checkpoint(TrainState())
+    path = tmp_path / "step_0" / "optimiser.safetensors"
+    tensors = load_file(path)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(UserError, match="has weights that cannot be used") as caught:
+        load_training(path.parent, events.learner, events.hashes)
+    assert caught.value.problems == (f"{name}: NaN or infinite",)

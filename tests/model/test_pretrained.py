@@ -333,6 +333,17 @@ def test_a_config_beside_it_that_is_damaged_is_named(tmp_path: Path, content: st
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "vit.npz"])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, name: str) -> None:
+    source = vit()
+    with torch.no_grad():
+        source.state_dict()["shared.blocks.0.mlp.fc1.bias"][0] = float("nan")
+    save(tmp_path / name, flax_tree(source) if name.endswith("npz") else hf_tree(source, 0))
+    with pytest.raises(UserError, match="weights that cannot be used") as caught:
+        load_vit(tmp_path / name)
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "vit.npz"])
 def test_a_pointer_of_git_lfs_is_said(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
     with pytest.raises(UserError, match="git lfs pull"):

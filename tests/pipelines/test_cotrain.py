@@ -46,9 +46,8 @@ def client(document: dict[str, Any]) -> MlflowClient:
     return MlflowClient(tracking_uri=document["mlflow_uri"])
 
 
-def kill_a_worker_after(run: Path, step: int) -> int:
+def kill_a_worker_after(run: Path, step: int, session: str) -> int:
     """Kill a train worker once the run has a checkpoint beyond this step. Returns that checkpoint's step."""
-    session = ray.get_runtime_context().get_session_name()
     until = time.monotonic() + 300
     while time.monotonic() < until:
         newest = max(int(path.name.removeprefix("step_")) for path in run.glob("step_????????"))
@@ -196,7 +195,8 @@ def test_a_run_that_stopped_goes_on_and_ends_with_the_same_bits(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/else.db")  # the run knows its own store
     keys = ["data.max_bad_fraction=0.5", "train.max_failures=1", "train.checkpoint_every=3"]
     with ThreadPoolExecutor(1) as thread:
-        killed = thread.submit(kill_a_worker_after, place, reached[-1])
+        session = ray.get_runtime_context().get_session_name()
+        killed = thread.submit(kill_a_worker_after, place, reached[-1], session)
         status, document = cotrain(storage, "--resume", "stopped", *keys)
         assert killed.result() > reached[-1]
     assert status == 0

@@ -37,6 +37,12 @@ HF_BLOCK_NAMES: dict[str, tuple[str, str]] = {
 """Part of a block -> its module in transformers 5 and in transformers 4."""
 
 
+def check_finite(path: object, tensors: Mapping[str, Tensor]) -> None:
+    """Raises UserError that names the tensors of a file with NaN or infinite values."""
+    if problems := [f"{name}: NaN or infinite" for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{path} has weights that cannot be used; use another checkpoint", problems[:10])
+
+
 def as_tensor(array: np.ndarray | Tensor) -> Tensor:
     """float32 tensor. NumPy has no bfloat16: big_vision's files hold it as two void bytes."""
     if isinstance(array, Tensor):

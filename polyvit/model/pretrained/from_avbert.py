@@ -17,6 +17,7 @@ from torch import Tensor
 from polyvit.config import AVBertConfig
 from polyvit.errors import UserError
 from polyvit.model.avbert import AVBert, official_to_state
+from polyvit.model.pretrained.convert import check_finite
 from polyvit.model.pretrained.from_vit import LoadReport
 
 _ROLES = ("single_visual", "single_audio", "multi")
@@ -65,6 +66,7 @@ def avbert_values(path: str | Path, config: AVBertConfig) -> tuple[dict[str, Ten
     if differ:
         keys = "model.width, depth, mlp_dim, positions, visual_width, audio_width, blocks and sharing.rank"
         raise UserError(f"{path} does not fit the model; set {keys} to the file's:", differ[:10])
+    check_finite(path, values)
     return values, tuple(sorted(given.keys() - body.keys()))
 
 

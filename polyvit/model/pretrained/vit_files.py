@@ -24,6 +24,7 @@ from polyvit.model.pretrained.convert import (
     block_from_flax,
     block_from_hf,
     block_from_timm,
+    check_finite,
     pop,
     pop_group,
 )
@@ -212,9 +213,11 @@ def _read_npz(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
                 )
             inside = [name for name in file.files if name.startswith(root)]
             outside = tuple(name for name in file.files if not name.startswith(root))
-            return {name.removeprefix(root): as_tensor(file[name]) for name in inside}, outside
+            tree = {name.removeprefix(root): as_tensor(file[name]) for name in inside}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read as an .npz of plain arrays: {error}") from error
+    check_finite(path, tree)
+    return tree, outside
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -224,6 +227,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tree = {name: as_tensor(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}") from error
+    check_finite(path, tree)
     beside = path.parent / "config.json"
     return tree, read_record(beside, "put back a copy of it, or delete it") if beside.is_file() else {}
 

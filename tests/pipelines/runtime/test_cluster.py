@@ -81,6 +81,7 @@ def test_a_cluster_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("pipelines.runtime.ray_cluster.ANSWER_S", 0.1)
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: None)  # of the cluster that other tests share
     with pytest.raises(UserError, match=rf"RAY_ADDRESS=127.0.0.1:{port}: nothing answers there .* unset it"):
         with cluster():
             pass
@@ -92,6 +93,7 @@ def test_a_cluster_that_refuses_us_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("ray.init", refuse)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: None)  # of the cluster that other tests share
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(UserError, match=r"RAY_ADDRESS=auto: this cluster cannot be used \(Unauthorized"):
         with cluster():
@@ -103,6 +105,7 @@ def test_sockets_have_short_paths(monkeypatch: pytest.MonkeyPatch, folder: str, 
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", folder)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: None)  # of the cluster that other tests share
     seen: list[str | None] = []
     monkeypatch.setattr("ray.init", lambda **keys: seen.append(os.environ.get("RAY_TMPDIR")))
     with cluster():
