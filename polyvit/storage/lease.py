@@ -152,6 +152,8 @@ class Lease:
             number, name, document = self._top()
             if name and not document.get("released") and not self._is_dead(name, document):
                 raise UserError(f"{self.place} is in use by {_description(document)}; {advice}")
+            if self._top()[:2] != (number, name):  # another has acted while this one looked
+                continue
             self._number, self._name = number + 1, self._claim(number + 1) or ""
         for name in self._claims.names():
             if (match := _NAME.fullmatch(name)) and int(match[1]) < self._number:
@@ -185,15 +187,18 @@ class Lease:
         """The highest number with the file and the document of its owner; of claims in contention the first."""
         numbers = {name: int(match[1]) for name in self._claims.names() if (match := _NAME.fullmatch(name))}
         number = max(numbers.values(), default=0)
-        claims = [(name, self._document(name)) for name in sorted(numbers) if numbers[name] == number]
+        documents = {name: self._document(name) for name in sorted(numbers) if numbers[name] == number}
+        claims = [(name, document) for name, document in documents.items() if document is not None]
         held = [claim for claim in claims if claim[1].get("held")]
         return (number, *(held or claims or [("", {})])[0])
 
-    def _document(self, name: str) -> dict[str, Any]:
-        """Empty where the file is damaged or has just gone."""
+    def _document(self, name: str) -> dict[str, Any] | None:
+        """Empty where the file is damaged; None where it has gone: a claim that was given up."""
         try:
             document = json.loads(self._claims.read(name))
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
+            return None
+        except ValueError:
             return {}
         return document if isinstance(document, dict) else {}
 
