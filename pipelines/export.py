@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipelines.tracking import model_folder  # start-up: MLflow, torch
-    from polyvit.checkpoint import load_trained  # start-up: torch
+    from polyvit.checkpoint import load_trained, write_manifest  # start-up: torch
     from polyvit.deploy import (  # start-up: torch
         check_tasks,
         class_names,
@@ -69,6 +69,8 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error}); give another folder") from None
     rows = export_task(model, config, name, out, arguments.int8, held)
+    written = [path.name for path in out.iterdir() if path.name == "task.json" or path.name.startswith(f"{name}.")]
+    write_manifest(out, {"task": name, "global_step": document["global_step"]}, written)
     result = {"model": arguments.model, "folder": str(folder), "out": str(out), "task": name, "files": rows}
     print_results(result)
     return result

@@ -11,6 +11,7 @@ from pipelines_kit import pair_document
 from use_kit import media, trained, write_checkpoint
 
 from pipelines.export import main
+from polyvit.checkpoint.store import damage, read_manifest
 from polyvit.config import AudioInput, ImageInput, InputSection, VideoInput, validate_config
 from polyvit.data.transforms.patchify import patchify_audio, patchify_image, patchify_video
 from polyvit.deploy.export import (
@@ -114,6 +115,9 @@ def test_the_command_measures_on_data(pair_root: Path, tmp_path: Path, capsys: p
     assert files["model"]["value"] == files["shapes.onnx"]["value"] == files["shapes.pt2"]["value"]
     assert all(row["examples"] == files["model"]["examples"] > 0 for row in files.values())
     assert files["shapes.onnx"]["bytes"] == (tmp_path / "out" / "shapes.onnx").stat().st_size
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest["files"].keys() == {"task.json", *files} - {"model"}
+    assert not damage(tmp_path / "out")
     told = json.loads((tmp_path / "out" / "task.json").read_text())
     assert told["input"]["shape"] == ["batch", 16, 16, 3]
     assert told["output"]["probabilities"] == "softmax"
