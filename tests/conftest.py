@@ -32,23 +32,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @functools.cache
-def starts_ray(file: Path) -> str:
-    """Which Ray the tests of a file need: the `shared` cluster, clusters of their `own`, or '' for none."""
-    text = file.read_text()
-    shared = re.search(r'"ray_cluster"|ray_cluster: None', text)
-    return "shared" if shared else "own" if re.search(r"mark\.ray\b", text) else ""
+def starts_ray(file: Path) -> bool:
+    """Whether tests of a file start Ray."""
+    return bool(re.search(r'mark\.ray\b|"ray_cluster"|ray_cluster: None', file.read_text()))
 
 
 class RayTogether(LoadScopeScheduling):
-    """Files are handed out to the processes of pytest-xdist; those that share a cluster all go to one process.
+    """Files are handed out to the processes of pytest-xdist; those that start Ray all go to one process.
 
-    So do those that start clusters of their own. xdist's own groups do nothing with pytest 9: a node's id is final
-    there.
+    They share a cluster and the cores: in two processes on two cores they were slower. xdist's own groups do
+    nothing with pytest 9: a node's id is final there.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return starts_ray(Path(__file__).parents[1] / file) or file
+        return "ray" if starts_ray(Path(__file__).parents[1] / file) else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayTogether:
