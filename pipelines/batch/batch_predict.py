@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from pipelines.runtime import console
 from polyvit.checkpoint import load_trained
 from polyvit.config import Modality, RunConfig
+from polyvit.data.layouts.scanning import DEEPEST
 from polyvit.data.loading import check_readable
 from polyvit.deploy import IsolatedDecoder, Limits, Predictor, check_tasks, class_names, read_media
 from polyvit.errors import BadMedia, UserError
@@ -34,8 +35,6 @@ from polyvit.storage import is_hidden, read_record, write_whole
 FILES_A_TASK = 16
 """Files that one decoding task takes, and one forward pass at most."""
 SAY_EVERY_S = 5.0
-DEEPEST = 100
-"""How many folders in each other are looked into."""
 _OWN_COLUMNS = ("path", "modality", "error")
 _ANSWER = pa.list_(pa.struct([("label", pa.string()), ("index", pa.int32()), ("probability", pa.float32())]))
 

@@ -15,7 +15,7 @@ from pipelines.index import build_indexes, index_report, load_indexes, task_root
 from pipelines.runtime import Stopped, check_resources, cluster, command_line, console
 from pipelines.tracking import Tracker
 from pipelines.training.run_dir import RunDir
-from pipelines.training.worker import fit
+from pipelines.training.worker import fit, recorded_tracker
 from polyvit.checkpoint import TrainState, best_step, folder_name, open_store
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
@@ -87,16 +87,14 @@ def cotrain(
 def _tracker(config: RunConfig, run_dir: RunDir, run_id: str | None, tags: Mapping[str, str] | None) -> Tracker:
     """The run's MLflow run.
 
-    A new one is written into run.json, where the train workers wait for it. That of a resumed run is in the store
-    where it began, unless the config names another store.
+    A new one is written into run.json, where the train workers wait for it. That of a resumed run is reopened.
     """
     if run_id is None:
         tracker = Tracker.start(config, run_dir.name, tags)
         record = {"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri}
         run_dir.write(run_dir.record.name, {**record, "checkpoints": run_dir.checkpoints(config)})
         return tracker
-    started_in = run_dir.read(run_dir.record.name, "mlflow_uri")["mlflow_uri"]
-    tracker = Tracker(config.tracking.uri or started_in, run_id)
+    tracker = recorded_tracker(config, run_dir)
     tracker.reopen()
     return tracker
 

@@ -127,6 +127,11 @@ def run_tracker(config: RunConfig, run_dir: RunDir, progress: ProgressReporter) 
         if progress.stop_requested:
             raise UserError("the run was stopped before it began")
         time.sleep(POST_EVERY_S)
+    return recorded_tracker(config, run_dir)
+
+
+def recorded_tracker(config: RunConfig, run_dir: RunDir) -> Tracker:
+    """The MLflow run that run.json names, in the store where it began, unless the config names another store."""
     record = run_dir.read(run_dir.record.name, "mlflow_run", "mlflow_uri")
     return Tracker(config.tracking.uri or record["mlflow_uri"], record["mlflow_run"])
 

@@ -30,7 +30,7 @@ from polyvit.data.loading import Quarantined
 from polyvit.distributed import buffers_of, full_state, load_optimiser, load_parameters
 from polyvit.errors import UserError
 from polyvit.model import MultiTaskModel, build_model
-from polyvit.model.pretrained import check_finite
+from polyvit.model.pretrained import check_finite, nonfinite
 from polyvit.storage import read_record
 
 logger = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ def load_model(
         if tensor.dtype != types[name]
     ]
     if not allow_nonfinite:
-        problems += [f"{name}: NaN or infinite" for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        problems += nonfinite(tensors)
     if problems:
         raise UserError(
             f"{directory / file} has weights that cannot be used; use another checkpoint", problems[:10]

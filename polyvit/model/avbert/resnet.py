@@ -83,6 +83,7 @@ def no_updates(block: nn.Module) -> tuple[AbstractContextManager, AbstractContex
 
     @contextmanager
     def second() -> Iterator[None]:
+        """No running average of the block changes inside."""
         norms = [module for module in block.modules() if isinstance(module, BatchNorm)]
         for norm in norms:
             norm.updates = False

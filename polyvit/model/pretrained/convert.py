@@ -37,9 +37,14 @@ HF_BLOCK_NAMES: dict[str, tuple[str, str]] = {
 """Part of a block -> its module in transformers 5 and in transformers 4."""
 
 
+def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """A line for each tensor with NaN or infinite values."""
+    return [f"{name}: NaN or infinite" for name, tensor in tensors.items() if not tensor.isfinite().all()]
+
+
 def check_finite(path: object, tensors: Mapping[str, Tensor]) -> None:
     """Raises UserError that names the tensors of a file with NaN or infinite values."""
-    if problems := [f"{name}: NaN or infinite" for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+    if problems := nonfinite(tensors):
         raise UserError(f"{path} has weights that cannot be used; use another checkpoint", problems[:10])
 
 

@@ -1,5 +1,6 @@
 from .cifar_pickle import BadPickle as BadPickle
 from .cifar_pickle import load_plain as load_plain
+from .context import DEEPEST as DEEPEST
 from .context import EMPTY as EMPTY
 from .context import OUTSIDE as OUTSIDE
 from .context import SPLIT_NAMES as SPLIT_NAMES
