@@ -34,6 +34,16 @@ def tiny(**model: Any) -> RunConfig:
     return validate_config(changed)
 
 
+def contrastive(settings: dict[str, Any] | None = None, **model: Any) -> RunConfig:
+    """One contrastive task, trained by plain SGD."""
+    changed = copy.deepcopy(TINY)
+    changed["model"] |= {"dropout": 0.0, **model}
+    objective = {"loss": "contrastive", "metric": "retrieval", "contrastive": settings or {}}
+    changed["tasks"] = {"one": {**TINY["tasks"]["one"], **objective}}
+    changed["optim"] = {"kind": "sgd", "lr": 1.0, "momentum": 0.0, "clip_norm": None}
+    return validate_config(changed)
+
+
 def minibatch(config: RunConfig, task: str, step: int, rows: slice = slice(None)) -> Minibatch:
     """Arrays that follow from the step; `rows` of the global batch of four."""
     rng = np.random.Generator(np.random.Philox(step))

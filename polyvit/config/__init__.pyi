@@ -31,6 +31,7 @@ from .overrides import apply_override as apply_override
 from .overrides import override_values as override_values
 from .overrides import set_key as set_key
 from .overrides import text_override as text_override
+from .pretraining import ContrastiveConfig as ContrastiveConfig
 from .reference import config_sections as config_sections
 from .reference import reference_markdown as reference_markdown
 from .renamed import with_new_names as with_new_names
@@ -52,6 +53,7 @@ from .tasks import AudioAugment as AudioAugment
 from .tasks import AudioTask as AudioTask
 from .tasks import ImageAugment as ImageAugment
 from .tasks import ImageTask as ImageTask
+from .tasks import Loss as Loss
 from .tasks import TaskBase as TaskBase
 from .tasks import VideoAugment as VideoAugment
 from .tasks import VideoReader as VideoReader

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import PositiveFloat, PositiveInt
 
 from polyvit.config.inputs import ArraySpec, InputSection, Modality, Pair, Section
+from polyvit.config.pretraining import ContrastiveConfig
 from polyvit.config.sharing import RoleSharing
 from polyvit.config.tasks import Probability, TaskBase
 
@@ -58,6 +59,14 @@ class AudiovisualTask(TaskBase):
     """A task on sequences of clips with their sound."""
 
     modality: Literal["audiovisual"] = "audiovisual"
+    reads: Literal["summaries", "visual_cnn", "audio_cnn", "clips_and_sequence"] = "summaries"
+    """What the head reads. `summaries`: both summary tokens. `visual_cnn`, `audio_cnn`: one CNN's output of each clip,
+    one answer a clip; no transformer runs (the release's UCF-101 and ESC-50). `clips_and_sequence`: an answer from
+    both CNNs and one from the multimodal transformer for each clip, with a loss each (its Kinetics-Sounds)."""
+    head_dropout: Probability = 0.0
+    """Of what the last linear map reads."""
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    """`loss: contrastive`: what is predicted among which negatives."""
 
 
 class AVBertConfig(Section):

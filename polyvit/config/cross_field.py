@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from polyvit.config.avbert import AVBertConfig
+from polyvit.config.avbert import AudiovisualTask, AVBertConfig
 from polyvit.config.inputs import InputSection
 from polyvit.config.sections import (
     InitConfig,
@@ -55,6 +55,7 @@ def cross_field_problems(config: Config) -> list[str]:
     else:
         problems += _polyvit_problems(model, config.modalities)
     for name, task in config.tasks.items():
+        problems += _objective_problems(name, task, model)
         if not name.replace("_", "").replace("-", "").isalnum():
             problems.append(f"tasks.{name}: a task's name may hold letters, digits, '_' and '-' only")
         if task.batch < config.train.workers:
@@ -76,6 +77,27 @@ def cross_field_problems(config: Config) -> list[str]:
         problems.append("optim.clip_order=reference is not defined for train.sharding=full; use global")
     if config.optim.kind == "adamw" and config.optim.inactive_params == "momentum":
         problems.append("optim.inactive_params=momentum needs optim.kind=sgd; with adamw it must be frozen")
+    return problems
+
+
+def _objective_problems(name: str, task: TaskBase, model: ModelConfig | AVBertConfig) -> list[str]:
+    """Of a task's loss, metric and head."""
+    problems, contrastive = [], task.loss == "contrastive"
+    if contrastive and task.modality != "audiovisual":
+        problems.append(f"tasks.{name}.loss=contrastive needs modality audiovisual, not {task.modality}")
+    if contrastive != (task.metric in ("retrieval", "pair_accuracy")):
+        allowed = "retrieval or pair_accuracy" if contrastive else "top1 or map"
+        problems.append(f"tasks.{name}.metric={task.metric} does not fit loss={task.loss}; give {allowed}")
+    if contrastive and task.batch < 2:
+        problems.append(f"tasks.{name}.batch={task.batch} must be at least 2: examples are compared")
+    if not isinstance(model, AVBertConfig) or not isinstance(task, AudiovisualTask):
+        return problems
+    if contrastive and task.reads != "summaries":
+        problems.append(f"tasks.{name}.reads={task.reads} is of tasks with classes; leave it out")
+    if task.reads == "clips_and_sequence" and model.fusion == "late":
+        problems.append(
+            f"tasks.{name}.reads=clips_and_sequence needs a multimodal transformer: fusion early or mid"
+        )
     return problems
 
 

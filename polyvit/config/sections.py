@@ -110,6 +110,13 @@ class OptimConfig(Section):
     """`sgd`: number format of the momentum; `bfloat16` halves its memory, as in the official config."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
     """`adamw`: shares of the two running means that a step keeps."""
+    amsgrad: bool = False
+    """`adamw`: divide by the largest second moment so far (AMSGrad), as AVBert's pre-training."""
+    lr_decay: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls to 0 after the warmup. `linear`: AVBert's release, ESC-50."""
+    lr_coefs: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Parts of the model, named as in `frozen`, and what multiplies the learning rate of their parameters, such as
+    {heads: 300}. The longest name that fits a parameter counts."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """`sgd`: added to the gradient, times the weights. `adamw`: decoupled, for matrices only."""
     clip_norm: PositiveFloat | None = 1.0

@@ -13,6 +13,7 @@ from polyvit.config.layouts import LayoutName
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 VideoReader = Literal["pyav", "decord"]
+Loss = Literal["softmax", "sigmoid", "multi_margin", "contrastive"]
 ViewAverage = Literal["logits", "probabilities"]
 """What is averaged over the views of one example. ViViT's test step in scenic averages logits by default."""
 
@@ -107,10 +108,14 @@ class TaskBase(Section):
     """K: classes of the head."""
     classes: str | None = None
     """A text file of class names, one a line, in index order. Null: what the layout itself knows."""
-    loss: Literal["softmax", "sigmoid"] = "softmax"
-    """`softmax`: cross-entropy, one class an example. `sigmoid`: binary cross-entropy, any number of classes."""
-    metric: Literal["top1", "map"] = "top1"
-    """`top1`: accuracy. `map`: mean average precision over classes."""
+    loss: Loss = "softmax"
+    """`softmax`: cross-entropy, one class an example. `sigmoid`: binary cross-entropy, any number of classes.
+    `multi_margin`: hinge of `margin`, one class an example. `contrastive`: pre-training of AVBert, without labels."""
+    margin: PositiveFloat = 0.1
+    """`multi_margin`: by how much the right class must score above each other. 0.1: AVBert's release, ESC-50."""
+    metric: Literal["top1", "map", "retrieval", "pair_accuracy"] = "top1"
+    """`top1`: accuracy. `map`: mean average precision over classes. Of `loss: contrastive`: `retrieval`, how often
+    the masked clip scores above its negatives (mean over the streams), or `pair_accuracy`."""
     steps: PositiveInt
     """U_j: SGD steps of this task alone; co-training takes as many."""
     batch: PositiveInt

@@ -16,3 +16,5 @@ from .fsdp import shard as shard
 from .fsdp import whole as whole
 from .reducer import BUCKET_BYTES as BUCKET_BYTES
 from .reducer import Reducer as Reducer
+from .exchange import all_rows as all_rows
+from .exchange import summed as summed

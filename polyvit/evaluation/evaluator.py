@@ -5,20 +5,19 @@ are averaged before anything is measured. The main number of a task is its `metr
 multi-label audio. Legend: B examples, V views of each, N tokens, P patch_dim, K classes.
 """
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from polyvit.config import RunConfig, TaskConfig
+from polyvit.config import AudiovisualTask, RunConfig, TaskConfig
 from polyvit.data.loading import Minibatch, Quarantined, as_tensor, on_device, tensors
 from polyvit.distributed import Communicator
+from polyvit.evaluation.contrastive import ContrastiveState
 from polyvit.evaluation.metrics import MetricState
 from polyvit.model import MultiTaskModel, device_of, normalise
-from polyvit.objectives import example_losses
+from polyvit.objectives import example_losses, mean_probability, one_answer
 
 
 @torch.no_grad()
@@ -28,10 +27,10 @@ def evaluate(
     """Results of every task, the same on every rank, and the examples left out as undecodable.
 
     A result: `metric`, `value` (that metric), `examples`, `skipped`, `protocol`, and where an example counted
-    `loss`, `top1`, `top5`, `map`.
+    `loss`, `top1`, `top5`, `map`; of a contrastive task `loss` and what `polyvit.objectives.MEASURES` names.
     """
     device = device_of(model)
-    states = {name: MetricState(task.metric == "map") for name, task in config.tasks.items()}
+    states = {name: state_of(task) for name, task in config.tasks.items()}
     bad: list[Quarantined] = []
     model.eval()
     for (minibatch,) in on_device(([minibatch] for minibatch in minibatches), device):
@@ -40,12 +39,17 @@ def evaluate(
             continue
         task = config.tasks[minibatch.task]
         inputs = {name: normalise(array) for name, array in tensors(minibatch, device)[0].items()}
+        state = states[minibatch.task]
+        if isinstance(state, ContrastiveState):
+            assert isinstance(task, AudiovisualTask)  # the config says so
+            state.update(model, inputs, task, minibatch, config)
+            continue
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
-            logits = model(inputs, minibatch.task).float()
+            logits = one_answer(model(inputs, minibatch.task).float(), task.loss)
         logits = average_views(logits.cpu(), minibatch.views, task)
         labels = as_tensor(minibatch.labels)
-        losses = example_losses(logits, labels, task.loss)
-        states[minibatch.task].update(logits.numpy(), minibatch.labels, losses.numpy())
+        losses = example_losses(logits, labels, task.loss, margin=task.margin)
+        state.update(logits.numpy(), minibatch.labels, losses.numpy())
     model.train()
     gathered = world.gather((states, bad))
     for others, _ in gathered[1:]:
@@ -63,20 +67,22 @@ def average_views(logits_WK: Tensor, views: int, task: TaskConfig) -> Tensor:
 
     `eval_average` logits: their mean (scenic's ViViT test step). probabilities: the logits of the mean
     probability (softmax or sigmoid by the task's loss), so that the order of classes and the loss are those of
-    the averaged probabilities; taken in logarithms, where nothing saturates.
+    the averaged probabilities.
     """
     if views == 1:
         return logits_WK
     logits_BVK = logits_WK.unflatten(0, (-1, views))
     if task.view_average == "logits":
         return logits_BVK.mean(dim=1)
-    if task.loss == "softmax":
-        return torch.logsumexp(F.log_softmax(logits_BVK, dim=-1), dim=1) - math.log(views)
-    # log p - log (1 - p); log V stands in both.
-    return torch.logsumexp(F.logsigmoid(logits_BVK), dim=1) - torch.logsumexp(F.logsigmoid(-logits_BVK), dim=1)
+    return mean_probability(logits_BVK, task.loss)
 
 
-def _result(task: TaskConfig, state: MetricState, skipped: int) -> dict[str, Any]:
+def state_of(task: TaskConfig) -> "MetricState | ContrastiveState":
+    """Running totals of a task."""
+    return ContrastiveState() if task.loss == "contrastive" else MetricState(task.metric == "map")
+
+
+def _result(task: TaskConfig, state: "MetricState | ContrastiveState", skipped: int) -> dict[str, Any]:
     results = state.results()
     return {
         "metric": task.metric,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from polyvit.config import RunConfig
+from polyvit.config import RunConfig, TaskConfig
 from polyvit.data.index import Example, Examples, Scan
 from polyvit.evaluation.metrics import chance_level
 from polyvit.schedule import Schedule
@@ -43,12 +43,19 @@ def result_rows(
             "eval_examples": result.get("examples", 0),
             "metric": task.metric,
             "value": result.get("value"),
-            "chance": chance_level(task.metric, present, int((trained > 0).sum())),
+            "chance": _chance(task, result, present, int((trained > 0).sum())),
             "majority": float(present[trained.argmax()]) if task.metric == "top1" else None,
             "loss": result.get("loss"),
             "top5": result.get("top5"),
         }
     return rows
+
+
+def _chance(task: TaskConfig, result: Mapping[str, Any], present: np.ndarray, classes: int) -> float | None:
+    """What a guess scores; of retrieval the evaluation says it, for it depends on how many negatives there were."""
+    if task.loss == "contrastive":
+        return result.get("chance") if task.metric == "retrieval" else 0.5
+    return chance_level(task.metric, present, classes)
 
 
 def label_shares(examples: Sequence[Example], num_classes: int) -> np.ndarray:

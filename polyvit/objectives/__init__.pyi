@@ -1,3 +1,11 @@
 from .losses import example_losses as example_losses
+from .losses import mean_probability as mean_probability
 from .losses import mixup as mixup
 from .losses import neighbours as neighbours
+from .losses import one_answer as one_answer
+from .losses import task_losses as task_losses
+from .pretraining import MEASURES as MEASURES
+from .pretraining import contrastive_loss as contrastive_loss
+from .pretraining import measured as measured
+from .pretraining import results as results
+from .pretraining import pretrain as pretrain

@@ -27,6 +27,7 @@ from polyvit.model.pretrained import (
     load_vit,
 )
 from polyvit.model.sharing import owner_of
+from polyvit.training.optim import belongs
 
 _FREE = ("audiovisual", "image", "video", "audio", "inputs", "dropout", "drop_path_ramp", "norm_eps", "gelu")
 """Keys of `model` in which a run may differ from the checkpoint that it starts from."""
@@ -152,15 +153,6 @@ def _donated(name: str, donor: Modality) -> str:
     return f"{role}.{donor}.{own}" if role == "adaptors" or (role, own) == ("tokenizers", "cls_token") else name
 
 
-def _belongs(name: str, part: str) -> bool:
-    """Whether `optim.frozen` means a parameter by `part`. `shared` is what all share, no modality's own."""
-    first, _, rest = part.partition(".")
-    if first == "private":
-        return owner_of(name) == rest
-    inside = name == part or name.startswith(f"{part}.")
-    return inside and (first != "shared" or owner_of(name) is None or "private" in rest.split("."))
-
-
 def freeze_parts(model: MultiTaskModel, frozen: Sequence[str]) -> int:
     """Take the parameters of the named parts out of training; returns how many numbers they hold.
 
@@ -168,7 +160,7 @@ def freeze_parts(model: MultiTaskModel, frozen: Sequence[str]) -> int:
     """
     names = dict(model.named_parameters())
     for part in frozen:
-        held = [p for name, p in names.items() if _belongs(name, part)]
+        held = [p for name, p in names.items() if belongs(name, part)]
         if not held:
             parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
             raise UserError(

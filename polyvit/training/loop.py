@@ -150,7 +150,7 @@ def learning_rate(config: RunConfig, step: int, total: int, task: str) -> float:
     """lr x the task's coefficient (the schedule's one, when accumulating) x cosine x warmup."""
     accumulating = config.schedule.kind == "accumulating"
     coef = config.schedule.accumulating_lr_coef if accumulating else config.tasks[task].lr_coef
-    return config.optim.lr * coef * lr_factor(step, total, config.warmup_steps)
+    return config.optim.lr * coef * lr_factor(step, total, config.warmup_steps, config.optim.lr_decay)
 
 
 def _evaluate(
@@ -261,6 +261,9 @@ class Curves:
         for minibatch, loss in zip(minibatches, result.losses, strict=True):
             self.values.setdefault(f"train/{minibatch.task}/loss", []).append(loss)
             self.values.setdefault(f"train/{minibatch.task}/lr", []).append(lr)
+        for task, measures in result.measures.items():
+            for name, value in measures.items():
+                self.values.setdefault(f"train/{task}/{name}", []).append(value)
         self.values.setdefault("train/grad_norm", []).append(result.grad_norm)
 
     def take(self) -> dict[str, float]:

@@ -19,12 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from polyvit.config import RunConfig
+from polyvit.config import AudiovisualTask, RunConfig, TaskConfig
 from polyvit.data.loading import Minibatch, blank_arrays
 from polyvit.distributed import Communicator
 from polyvit.model import MultiTaskModel, build_model
 from polyvit.schedule import mixes, rank_slice
-from polyvit.training.step import local_loss
+from polyvit.training.step import is_contrastive, local_loss
 
 logger = logging.getLogger(__name__)
 SHARE = {"cuda": 0.85, "cpu": 0.5}
@@ -112,7 +112,14 @@ def _counted(config: RunConfig, budget: int, ranks: int) -> dict[str, int]:
     for name, task in config.tasks.items():
         pair, tried = 2 if mixes(task) else 1, passes[name]
         most = largest_fit(tried.peak, budget, _largest_part(config, name, ranks))
-        if most < pair:
+        if is_contrastive(config, name) and most < (whole := _largest_part(config, name, ranks)):
+            logger.warning(
+                "task %s: a contrastive minibatch is one pass, since its examples are compared; the %d of a worker "
+                "need %.2f GB and %.2f GB are free. Lower tasks.%s.batch, set "
+                "train.activation_checkpointing=true, or train on more workers",
+                name, whole, tried.peak(whole) / 1e9, budget / 1e9, name,
+            )  # fmt: skip
+        elif most < pair:
             logger.warning(
                 "task %s: one pass of %d example(s) needs %.2f GB and %.2f GB are free; it is tried all the "
                 "same. Set train.activation_checkpointing=true, or train on more memory",
@@ -132,6 +139,8 @@ def _largest_part(config: RunConfig, name: str, ranks: int) -> int:
 def _of_a_pass(config: RunConfig, name: str, most: int, ranks: int) -> int:
     """Examples of one pass where `most` may be: a rank's whole part, else whole pairs where pairs are mixed."""
     largest, pair = _largest_part(config, name, ranks), 2 if mixes(config.tasks[name]) else 1
+    if is_contrastive(config, name):
+        return largest
     return largest if most >= largest else max(pair, most // pair * pair)
 
 
@@ -139,12 +148,19 @@ def _passes(config: RunConfig) -> dict[str, FakePass]:
     """Of each task; tasks that differ by the number of classes only share the one with the most."""
     kinds: dict[tuple, list[str]] = {}
     for name, task in config.tasks.items():
-        kinds.setdefault((task.modality, task.loss, task.drop_path > 0, mixes(task)), []).append(name)
+        kinds.setdefault((task.modality, task.loss, task.drop_path > 0, mixes(task), _reads(task)), []).append(
+            name
+        )
     passes: dict[str, FakePass] = {}
     for names in kinds.values():
         tried = FakePass(config, max(names, key=lambda name: config.tasks[name].num_classes))
         passes |= dict.fromkeys(names, tried)
     return passes
+
+
+def _reads(task: TaskConfig) -> str:
+    """What of an AVBert a task runs."""
+    return task.reads if isinstance(task, AudiovisualTask) else ""
 
 
 def largest_fit(need: Callable[[int], int], budget: int, most: int) -> int:
@@ -169,7 +185,10 @@ def _budget(model: MultiTaskModel, config: RunConfig, world: Communicator, devic
     free = free_bytes(device)
     parameters = sum(p.numel() for p in model.parameters())
     divided = world.size if config.train.sharding == "full" else 1
-    per_parameter = {"sgd": 4 if config.optim.momentum_dtype == "float32" else 2, "adamw": 8}[config.optim.kind]
+    per_parameter = {
+        "sgd": 4 if config.optim.momentum_dtype == "float32" else 2,
+        "adamw": 12 if config.optim.amsgrad else 8,
+    }[config.optim.kind]
     temporary = 4  # lists of updates, and the buckets that gradients travel in
     average = 4 if config.optim.ema_decay is not None else 0
     yet = parameters * (per_parameter + temporary + average) // divided

@@ -3,8 +3,10 @@
 Source of the rules: official release (facts.md, section 4). Steps count from 1.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +15,19 @@ from torch.optim.adamw import adamw
 from polyvit.config import OptimConfig
 from polyvit.distributed import local
 from polyvit.errors import UserError
+from polyvit.model.sharing import owner_of
 
 
-def lr_factor(step: int, total: int, warmup: int) -> float:
-    """Cosine decay with linear warmup, in [0, 1]: min(1, step / W) * 0.5 (1 + cos(pi * progress)).
+def lr_factor(step: int, total: int, warmup: int, decay: Literal["cosine", "linear"] = "cosine") -> float:
+    """Decay with linear warmup, in [0, 1]: min(1, step / W) * 0.5 (1 + cos(pi * progress)), or 1 - progress.
 
     progress = max(0, step - W) / (N - W), one cycle over all tasks. At step N it is 1, so the factor is 0 (the
     release wraps to 1 there, which we do not copy).
     """
     rise = min(1.0, step / warmup) if warmup else 1.0
     progress = min(1.0, max(0, step - warmup) / max(1, total - warmup))
+    if decay == "linear":
+        return rise * (1.0 - progress)
     return rise * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
@@ -44,6 +49,25 @@ def scale_to_(gradients: list[Tensor], norm: Tensor, max_norm: float) -> None:
     torch._foreach_mul_(gradients, (max_norm / norm).clamp(max=1.0))
 
 
+def belongs(name: str, part: str) -> bool:
+    """Whether `optim.frozen` means a parameter by `part`. `shared` is what all share, no modality's own."""
+    first, _, rest = part.partition(".")
+    if first == "private":
+        return owner_of(name) == rest
+    inside = name == part or name.startswith(f"{part}.")
+    return inside and (first != "shared" or owner_of(name) is None or "private" in rest.split("."))
+
+
+def lr_coefs(names: Iterable[str], coefs: Mapping[str, float]) -> dict[str, float]:
+    """{parameter: coefficient} of `optim.lr_coefs`, 1 where no part fits. Raises UserError for a part without any."""
+    names = list(names)
+    if idle := [part for part in coefs if not any(belongs(name, part) for name in names)]:
+        parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+        raise UserError(f"optim.lr_coefs: the model has no part {idle[0]!r}; parts are {parts}, or begin so")
+    fits = {name: [part for part in coefs if belongs(name, part)] for name in names}
+    return {name: coefs[max(parts, key=len)] if parts else 1.0 for name, parts in fits.items()}
+
+
 class MomentumSGD:
     """SGD with momentum m = mu * m + g, p -= lr * m (no Nesterov), by parameter name.
 
@@ -56,6 +80,7 @@ class MomentumSGD:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
         self.parameters, self.config = dict(parameters), config
+        self.coefs = lr_coefs(self.parameters, config.lr_coefs)
         self.dtype = torch.bfloat16 if config.momentum_dtype == "bfloat16" else torch.float32
         self.decay = float(torch.tensor(config.momentum, dtype=self.dtype))
         self.momentum: dict[str, Tensor] = {}
@@ -83,7 +108,9 @@ class MomentumSGD:
         else:
             moves = [g + self.decay * m.float() for g, m in zip(grads, buffers, strict=True)]
             torch._foreach_copy_(buffers, moves)
-        torch._foreach_add_(values, moves, alpha=-lr)
+        for coef in dict.fromkeys(self.coefs[n] for n in names):
+            chosen = [i for i, n in enumerate(names) if self.coefs[n] == coef]
+            torch._foreach_add_([values[i] for i in chosen], [moves[i] for i in chosen], alpha=-lr * coef)
 
     def state(self) -> dict[str, Tensor]:
         """Named tensors for a checkpoint."""
@@ -109,6 +136,8 @@ class AdamW:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
         self.parameters, self.config = dict(parameters), config
+        self.coefs = lr_coefs(self.parameters, config.lr_coefs)
+        self.kept = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if config.amsgrad else ()))
         self.slots: dict[str, dict[str, Tensor]] = {}
 
     @torch.no_grad()
@@ -118,11 +147,12 @@ class AdamW:
         for name in reached:
             if name not in self.slots:
                 value = local(self.parameters[name])
-                averages = {key: torch.zeros_like(value) for key in ("exp_avg", "exp_avg_sq")}
+                averages = {key: torch.zeros_like(value) for key in self.kept}
                 self.slots[name] = {"step": torch.tensor(0.0), **averages}
-        for decays in (True, False):
-            if names := [n for n in reached if (self.parameters[n].ndim >= 2) is decays]:
-                self._update(names, lr, self.config.weight_decay if decays else 0.0)
+        for decays, coef in itertools.product((True, False), dict.fromkeys(self.coefs.values())):
+            alike = [n for n in reached if self.coefs[n] == coef and (self.parameters[n].ndim >= 2) is decays]
+            if alike:
+                self._update(alike, lr * coef, self.config.weight_decay if decays else 0.0)
 
     def _update(self, names: list[str], lr: float, weight_decay: float) -> None:
         slots = [self.slots[n] for n in names]
@@ -132,19 +162,20 @@ class AdamW:
             [local(self.parameters[n].grad) for n in names],  # type: ignore[arg-type]
             [slot["exp_avg"] for slot in slots],
             [slot["exp_avg_sq"] for slot in slots],
-            [],
+            [slot["max_exp_avg_sq"] for slot in slots] if self.config.amsgrad else [],
             [slot["step"] for slot in slots],
-            foreach=True, amsgrad=False, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=1e-8,
+            foreach=True, amsgrad=self.config.amsgrad, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=1e-8,
             maximize=False,
         )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:
-        """Named tensors for a checkpoint: `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>`."""
+        """Named tensors for a checkpoint: `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>`, of AMSGrad
+        `max_exp_avg_sq.<name>`."""
         return {f"{key}.{name}": value for name, slot in self.slots.items() for key, value in slot.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave. Raises UserError for another optimiser's."""
-        _check_state(state, {"step", "exp_avg", "exp_avg_sq"}, "adamw")
+        _check_state(state, {"step", *self.kept}, "adamw")
         for full, value in state.items():
             key, _, name = full.partition(".")
             device = "cpu" if key == "step" else self.parameters[name].device

@@ -5,16 +5,17 @@ batch, so the sum over ranks is the gradient of the global mean for any number o
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyvit.config import RunConfig
+from polyvit.config import AudiovisualTask, RunConfig
 from polyvit.data.loading import Minibatch, blank_arrays, part_of, tensors
 from polyvit.distributed import (
     Communicator,
@@ -24,9 +25,11 @@ from polyvit.distributed import (
     is_sharded,
     is_split,
     local,
+    summed,
 )
 from polyvit.model import MultiTaskModel, device_of, normalise
-from polyvit.objectives import example_losses, mixup, neighbours
+from polyvit.model.avbert import synced
+from polyvit.objectives import MEASURES, measured, mixup, neighbours, pretrain, task_losses
 from polyvit.schedule import mixes, rank_slice
 from polyvit.training.optim import Optimiser, clip_, global_norm, scale_to_
 
@@ -40,6 +43,7 @@ class StepResult:
     losses: mean loss of each minibatch. grad_norm: of the reduced gradient, before it is clipped.
     bad: planned examples of each minibatch that could not be decoded. flag: the sum of what the ranks gave as
     `flag`. examples: that went through the model. reduced_bytes: what this rank gave to be summed by all-reduce.
+    measures: of each contrastive minibatch, by task (`polyvit.objectives.MEASURES`).
     """
 
     losses: tuple[float, ...]
@@ -48,6 +52,7 @@ class StepResult:
     flag: float = 0.0
     examples: int = 0
     reduced_bytes: int = 0
+    measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def train_step(
@@ -72,7 +77,7 @@ def train_step(
     for minibatch in minibatches:
         touched |= model.touched(minibatch.task)
     parameters = list(touched.values())
-    extra = _counts(minibatches, flag, device)
+    extra = _counts(minibatches, flag, config, device)
     model.zero_grad(set_to_none=True)
     passes = [
         (i, part)
@@ -81,7 +86,7 @@ def train_step(
     ]
     if is_sharded(model):
         for i, part in passes:
-            extra[i] += _sharded_pass(model, part, config, device)
+            _count_pass(extra, i, count, *_whole_pass(model, part, config, device, world))
         world.sum_(extra)
         moved = extra.numel() * extra.element_size()
     else:
@@ -89,11 +94,13 @@ def train_step(
         clip_first = config.optim.clip_order == "reference" and config.optim.clip_norm is not None
         for n, (i, part) in enumerate(passes):
             overlap = n == len(passes) - 1 and not clip_first
-            if part.rows:
-                loss = local_loss(model, part, config, device)
-                with reducer.overlapping() if overlap else nullcontext():
+            with reducer.overlapping() if overlap else nullcontext():
+                if is_contrastive(config, part.task):  # ranks exchange embeddings: each must take part
+                    _count_pass(extra, i, count, *_whole_pass(model, part, config, device, world))
+                elif part.rows:
+                    loss = local_loss(model, part, config, device)
                     loss.backward()
-                extra[i] += loss.detach()
+                    extra[i] += loss.detach()
         if clip_first:
             _clip_before_reduction(parameters, minibatches, config)
         reducer.finish()
@@ -103,16 +110,34 @@ def train_step(
     average_buffers(model, world)
     values = extra.tolist()
     bad = tuple(int(n) for n in values[count : 2 * count])
+    tables = extra[2 * count : -2].view(count, 2, -1) if len(extra) > 2 * count + 2 else ()
+    measures = {m.task: measured(table) for m, table in zip(minibatches, tables, strict=False) if table.any()}
     return StepResult(
-        tuple(values[:count]), float(norm), bad, flag=values[-1], examples=int(values[-2]), reduced_bytes=moved
-    )
+        tuple(values[:count]), float(norm), bad, flag=values[-1], examples=int(values[-2]), reduced_bytes=moved,
+        measures=measures,
+    )  # fmt: skip
 
 
-def _counts(minibatches: Sequence[Minibatch], flag: float, device: torch.device) -> Tensor:
-    """What is summed over ranks besides gradients: losses (zeros yet), bad examples, examples, the flag."""
+def is_contrastive(config: RunConfig, task: str) -> bool:
+    """Whether a task's loss compares examples of the whole global batch, which is then never cut."""
+    return config.tasks[task].loss == "contrastive"
+
+
+def _counts(minibatches: Sequence[Minibatch], flag: float, config: RunConfig, device: torch.device) -> Tensor:
+    """What is summed over ranks besides gradients: losses (zeros yet), bad examples, measures where a minibatch is
+    contrastive (zeros yet), examples, the flag."""
     bad = [float(minibatch.undecodable) for minibatch in minibatches]
     examples = float(sum(minibatch.rows for minibatch in minibatches))
-    return torch.tensor([*(0.0 for _ in bad), *bad, examples, flag], device=device)
+    any_contrastive = any(is_contrastive(config, minibatch.task) for minibatch in minibatches)
+    tables = [0.0] * (2 * len(MEASURES) * len(minibatches) if any_contrastive else 0)
+    return torch.tensor([*(0.0 for _ in bad), *bad, *tables, examples, flag], device=device)
+
+
+def _count_pass(extra: Tensor, i: int, count: int, loss: Tensor, table: Tensor | None) -> None:
+    """Add one pass of minibatch i of `count` to what is summed over ranks."""
+    extra[i] += loss
+    if table is not None:
+        extra[2 * count : -2].view(count, 2, -1)[i] += table
 
 
 def _clip(parameters: Sequence[nn.Parameter], config: RunConfig, world: Communicator) -> Tensor:
@@ -128,22 +153,55 @@ def _clip(parameters: Sequence[nn.Parameter], config: RunConfig, world: Communic
     return norm
 
 
-def _sharded_pass(model: MultiTaskModel, part: Minibatch, config: RunConfig, device: torch.device) -> Tensor:
-    """FSDP gathers and sums on the way: a rank without examples goes along with a blank one of no weight."""
+def _whole_pass(
+    model: MultiTaskModel, part: Minibatch, config: RunConfig, device: torch.device, world: Communicator
+) -> tuple[Tensor, Tensor | None]:
+    """A pass, forward and backward, in which ranks wait for each other: FSDP gathers and sums on the way, and a
+    contrastive task exchanges embeddings. A rank without examples goes along with a blank one of no weight."""
     blank = not part.rows
     if blank:
         inputs = blank_arrays(config.model.input(config.tasks[part.task].modality), 1)
         labels = np.zeros((1, *part.labels.shape[1:]), part.labels.dtype)
-        part = Minibatch(part.step, part.task, inputs, labels, part.keys, 0, part.global_batch)
+        part = Minibatch(part.step, part.task, inputs, labels, part.keys, part.first_slot, part.global_batch)
+    total = _norms_total(config, part.task, world)
+    if blank and total is None:
         model.eval()  # nothing blank gets into batch norm's running averages
-    loss = local_loss(model, part, config, device) * (0.0 if blank else 1.0)
-    loss.backward()
+    table = None
+    with synced(model, total):
+        if is_contrastive(config, part.task):
+            loss, table = contrastive_pass(model, part, config, device, world)
+        else:
+            loss = local_loss(model, part, config, device)
+        (loss * (0.0 if blank else 1.0)).backward()
     model.train()
-    return loss.detach()
+    return loss.detach() * (0.0 if blank else 1.0), None if blank else table
+
+
+def _norms_total(config: RunConfig, task: str, world: Communicator) -> Callable[[Tensor], Tensor] | None:
+    """What sums batch norm's statistics over ranks in a task's pass; None where each rank has its own."""
+    settings = config.tasks[task]
+    sync = isinstance(settings, AudiovisualTask) and settings.contrastive.sync_batch_norm
+    return partial(summed, world=world) if sync and is_contrastive(config, task) and world.size > 1 else None
+
+
+def contrastive_pass(
+    model: MultiTaskModel, minibatch: Minibatch, config: RunConfig, device: torch.device, world: Communicator
+) -> tuple[Tensor, Tensor]:
+    """This rank's share of a contrastive task's loss, and what is measured (see `polyvit.objectives.pretrain`)."""
+    task = config.tasks[minibatch.task]
+    assert isinstance(task, AudiovisualTask)  # the config says so
+    inputs = {name: normalise(array) for name, array in tensors(minibatch, device)[0].items()}
+    place = minibatch.first_slot, minibatch.global_batch
+    return pretrain(
+        model, inputs, task, minibatch.task, place, _seed(config.seed, minibatch.step, minibatch.task, "pairs"),
+        world, _dropout(model, minibatch, config, minibatch.rows, device), config.train.precision == "bfloat16",
+    )  # fmt: skip
 
 
 def most_examples(task: str, config: RunConfig, microbatches: Mapping[str, int] | None) -> int | None:
-    """Most examples of one pass; None: no limit."""
+    """Most examples of one pass; None: no limit. A contrastive minibatch is one pass: its examples are compared."""
+    if is_contrastive(config, task):
+        return None
     return microbatches[task] if microbatches and task in microbatches else config.train.microbatch
 
 
@@ -170,6 +228,8 @@ def parts(minibatch: Minibatch, most: int | None, config: RunConfig, world_size:
 def local_loss(model: MultiTaskModel, minibatch: Minibatch, config: RunConfig, device: torch.device) -> Tensor:
     """This rank's share of the global mean loss, a scalar that can go backward."""
     task = config.tasks[minibatch.task]
+    if is_contrastive(config, minibatch.task):
+        return contrastive_pass(model, minibatch, config, device, SingleProcess())[0]
     arrays, labels = tensors(minibatch, device)
     inputs, labels = {name: normalise(array) for name, array in arrays.items()}, labels.float()
     if mixes(task):
@@ -177,14 +237,21 @@ def local_loss(model: MultiTaskModel, minibatch: Minibatch, config: RunConfig, d
         partner = neighbours(len(labels)).to(device)
         inputs = {name: mixup(values, partner, weight) for name, values in inputs.items()}
         labels = mixup(labels, partner, weight)
-    generator = torch.Generator().manual_seed(_seed(config.seed, minibatch.step, minibatch.task, "drop"))
-    keep = model.draw_keep(task.drop_path, minibatch.global_batch, generator)
-    if keep is not None:
-        keep = keep[..., minibatch.first_slot : minibatch.first_slot + len(labels)].to(device)
+    keep = _dropout(model, minibatch, config, len(labels), device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
         logits = model(inputs, minibatch.task, keep)
-    losses = example_losses(logits, labels, task.loss, task.label_smoothing)
+    losses = task_losses(logits, labels, task)
     return losses.sum() / minibatch.global_batch
+
+
+def _dropout(
+    model: MultiTaskModel, minibatch: Minibatch, config: RunConfig, rows: int, device: torch.device
+) -> Tensor | None:
+    """This rank's part of what the step's task drops, drawn for the global batch."""
+    generator = torch.Generator().manual_seed(_seed(config.seed, minibatch.step, minibatch.task, "drop"))
+    keep = model.draw_keep(config.tasks[minibatch.task].drop_path, minibatch.global_batch, generator)
+    first = minibatch.first_slot
+    return None if keep is None else keep[..., first : first + rows].to(device)
 
 
 def _clip_before_reduction(

@@ -2,3 +2,10 @@ from .convert import official_to_state as official_to_state
 from .convert import state_to_official as state_to_official
 from .model import AVBert as AVBert
 from .model import Sequences as Sequences
+from .pretraining import STREAMS as STREAMS
+from .pretraining import Draws as Draws
+from .pretraining import Exchange as Exchange
+from .pretraining import Predictions as Predictions
+from .pretraining import draw as draw
+from .transformer import mixed as mixed
+from .resnet import synced as synced

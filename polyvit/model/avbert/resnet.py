@@ -5,11 +5,12 @@ Source: the SlowFast code's ResNet, of which the official AVBert has a copy. No 
 and pytorchvideo, which has the visual one, is no longer kept.
 
 Batch norm under data parallelism: statistics are those of the examples of one pass on one rank, as in the release,
-where each GPU normalises its own 4 sequences; nothing is exchanged within a step. After a step the running
-averages are averaged over ranks (`polyvit.distributed.average_buffers`): every rank evaluates and saves the same.
+where each GPU normalises its own 4 sequences; nothing is exchanged within a step, unless inside of `synced`, as a
+contrastive task's is. After a step the running averages are averaged over ranks
+(`polyvit.distributed.average_buffers`): every rank evaluates and saves the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -23,6 +24,9 @@ Shape = tuple[int, ...]
 
 class BatchNorm(nn.Module):
     """Batch norm over all axes but the second; `running_mean` and `running_var` (unbiased) for evaluation.
+
+    Frozen (`optim.frozen`) it works as in evaluation, and its running averages stay: a frozen CNN is the same
+    function at every step, as in the release's linear evaluation.
 
     updates: whether a pass in training moves the running averages; off while a block is run once more for its
     gradient, so that activation checkpointing changes nothing.
@@ -38,13 +42,31 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.updates = True
+        self.total: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, ...] -> [N, C, ...]."""
         # A second run has momentum 0 and not no averages: it must save what the first one saved.
         momentum = BN_MOMENTUM if self.updates else 0.0
         averages = self.running_mean, self.running_var
-        return F.batch_norm(x, *averages, self.weight, self.bias, self.training, momentum, BN_EPS)
+        training = self.training and self.weight.requires_grad
+        if training and self.total is not None:
+            return self._synced(x, self.total, momentum)
+        return F.batch_norm(x, *averages, self.weight, self.bias, training, momentum, BN_EPS)
+
+    def _synced(self, x: Tensor, total: Callable[[Tensor], Tensor], momentum: float) -> Tensor:
+        """With the statistics of all ranks, in float32: their mean, then the mean square around it."""
+        axes, shape = [0, *range(2, x.ndim)], (1, -1, *(1 for _ in x.shape[2:]))
+        sums = total(torch.cat([x.float().sum(axes), x.new_tensor([x.numel() / x.shape[1]]).float()]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = x.float() - mean.view(shape)
+        variance = total(centred.square().sum(axes)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
+        scale = self.weight * torch.rsqrt(variance + BN_EPS)
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
 
 
 class ConvNorm(nn.Module):
@@ -76,6 +98,22 @@ class Bottleneck(nn.Module):
         for i, unit in enumerate(self.units):
             y = unit(F.relu(y) if i else y)
         return F.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+@contextmanager
+def synced(model: nn.Module, total: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+    """Batch norm in training uses the statistics of all ranks inside; around the backward pass too.
+
+    total: the sum of a tensor over ranks, with gradients; None: each rank keeps its own statistics.
+    """
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    for norm in norms:
+        norm.total = total
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.total = None
 
 
 def no_updates(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
