@@ -1,6 +1,8 @@
 from .communicator import Communicator as Communicator
 from .communicator import ProcessGroupCommunicator as ProcessGroupCommunicator
 from .communicator import SingleProcess as SingleProcess
+from .exchange import all_rows as all_rows
+from .exchange import summed as summed
 from .fsdp import OptimiserState as OptimiserState
 from .fsdp import average_buffers as average_buffers
 from .fsdp import buffers_of as buffers_of
@@ -16,5 +18,3 @@ from .fsdp import shard as shard
 from .fsdp import whole as whole
 from .reducer import BUCKET_BYTES as BUCKET_BYTES
 from .reducer import Reducer as Reducer
-from .exchange import all_rows as all_rows
-from .exchange import summed as summed

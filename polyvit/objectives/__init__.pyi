@@ -7,5 +7,5 @@ from .losses import task_losses as task_losses
 from .pretraining import MEASURES as MEASURES
 from .pretraining import contrastive_loss as contrastive_loss
 from .pretraining import measured as measured
-from .pretraining import results as results
 from .pretraining import pretrain as pretrain
+from .pretraining import results as results

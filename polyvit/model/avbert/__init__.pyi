@@ -7,5 +7,5 @@ from .pretraining import Draws as Draws
 from .pretraining import Exchange as Exchange
 from .pretraining import Predictions as Predictions
 from .pretraining import draw as draw
-from .transformer import mixed as mixed
 from .resnet import synced as synced
+from .transformer import mixed as mixed
