@@ -61,7 +61,7 @@ class AudiovisualTask(TaskBase):
     modality: Literal["audiovisual"] = "audiovisual"
     reads: Literal["summaries", "visual_cnn", "audio_cnn", "clips_and_sequence"] = "summaries"
     """What the head reads. `summaries`: both summary tokens. `visual_cnn`, `audio_cnn`: one CNN's output of each
-    clip, one answer a clip; no transformer runs (the release's UCF-101 and ESC-50). `clips_and_sequence`: an answer
+    clip, one answer a clip; no transformer runs (the release's UCF-101, ESC-50). `clips_and_sequence`: an answer
     from both CNNs and one from the multimodal transformer for each clip, a loss each (its Kinetics-Sounds)."""
     head_dropout: Probability = 0.0
     """Of what the last linear map reads."""

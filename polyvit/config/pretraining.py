@@ -18,13 +18,14 @@ class ContrastiveConfig(Section):
     """Masked embedding prediction in every stream, and correct pair prediction. Labels play no part."""
 
     mask: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    """Share of the S clips of each modality whose embedding one learned vector replaces; at least one clip. Ours."""
+    """Share of each modality's S clips whose embedding one learned vector replaces; at least one clip. Ours."""
     negatives: PositiveInt = 64
     """Negatives of each masked clip: clips of the same modality in the global batch; fewer where the batch has
     fewer. Ours."""
     sampling: Literal["similar", "random", "dissimilar"] = "similar"
     """Which clips become negatives, by distance to the masked clip in the CNN's embedding space. `similar`: near
-    ones are likelier (content-aware negative sampling, the paper's). `dissimilar`: far ones. `random`: all alike."""
+    ones are likelier (content-aware negative sampling, the paper's). `dissimilar`: far ones. `random`: all alike.
+    """
     interval: Annotated[float, Field(gt=0, le=1)] = 0.95
     """`similar` and `dissimilar`: the central share of the clips by distance that are drawn from. 0.95 is what
     notes on the paper say."""
@@ -33,10 +34,11 @@ class ContrastiveConfig(Section):
     temperature: PositiveFloat = 1.0
     """Scores are divided by it. Ours: the formula that notes on the paper give has none."""
     detach_targets: bool = False
-    """Whether the embeddings that are predicted, and the negatives, pass no gradient on to the CNNs. Ours: they do."""
+    """Whether the embeddings that are predicted, and the negatives, pass no gradient on to the CNNs. Ours: they
+    pass it on."""
     sync_batch_norm: bool = True
-    """Whether batch norm in this task's steps uses the statistics of all workers' clips, so that a step is the same
-    on any number of workers. It costs four small sums over the workers for each norm. Ours."""
+    """Whether batch norm in this task's steps uses the statistics of all workers' clips, so that a step is the
+    same on any number of workers. It costs four small sums over the workers for each norm. Ours."""
     visual: Weight = 1.0
     """Weight of masked prediction by the visual transformer. Ours, as the next ones."""
     audio: Weight = 1.0

@@ -1,9 +1,9 @@
 """Evaluation of contrastive pre-training: retrieval among negatives and pairs, in sums that ranks add up.
 
-In: minibatches of a contrastive task. Out: `loss`, and the means of `polyvit.objectives.MEASURES`. The clips of one
-evaluation minibatch are each other's negatives, and what is drawn follows from the seed and the minibatch's place in
-the split: two evaluations of a run compare. With more workers minibatches of a small split are smaller, and so is
-the pool: `chance` says what a guess would score.
+In: minibatches of a contrastive task. Out: `loss`, and the means of `polyvit.objectives.MEASURES`. The clips of
+one evaluation minibatch are each other's negatives, and what is drawn follows from the seed and the minibatch's
+place in the split: two evaluations of a run compare. With more workers minibatches of a small split are smaller,
+and so is the pool: `chance` says what a guess would score.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class ContrastiveState:
         self, model: MultiTaskModel, inputs: Mapping[str, Tensor], task: AudiovisualTask, minibatch: Minibatch,
         config: RunConfig,
     ) -> None:  # fmt: skip
-        """Add a minibatch: its normalised arrays are a global batch of their own. One clip alone has no negatives."""
+        """Add a minibatch, a global batch of its own; one example alone is left out. inputs: normalised."""
         if minibatch.rows < 2:
             return
         seed = config.seed * SEED_STEP + minibatch.first_slot

@@ -52,7 +52,7 @@ def result_rows(
 
 
 def _chance(task: TaskConfig, result: Mapping[str, Any], present: np.ndarray, classes: int) -> float | None:
-    """What a guess scores; of retrieval the evaluation says it, for it depends on how many negatives there were."""
+    """What a guess scores; of retrieval the evaluation says it, for it depends on the number of negatives."""
     if task.loss == "contrastive":
         return result.get("chance") if task.metric == "retrieval" else 0.5
     return chance_level(task.metric, present, classes)

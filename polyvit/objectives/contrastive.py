@@ -39,9 +39,9 @@ def sample_negatives(
 ) -> Tensor:
     """[M, n] places in the pool, drawn without replacement; n = `count`, or fewer where fewer are left.
 
-    distances: to the positive. allowed_MP: bool, `allowed` of them in each row. uniform: in (0, 1). Weights are 1 - d' for
-    `similar` and d' for `dissimilar`, d' the distance scaled to 0..1 over what is allowed; only the central
-    `interval` of a row by distance can be drawn. `random` weighs all alike.
+    distances: to the positive. allowed_MP: bool, `allowed` of them in each row. uniform: in (0, 1). Weights are
+    1 - d' for `similar` and d' for `dissimilar`, d' the distance scaled to 0..1 over what is allowed; only the
+    central `interval` of a row by distance can be drawn. `random` weighs all alike.
     """
     number = allowed
     weights = torch.ones_like(distances_MP)

@@ -24,8 +24,8 @@ def task_losses(logits: Tensor, labels_BK: Tensor, task: TaskConfig) -> Tensor:
 
 
 def one_answer(logits: Tensor, loss: Loss) -> Tensor:
-    """A task's answers, [B, K] or [B, A, S, K], to one for each example, [B, K]: the logits of the mean probability
-    over kinds of answer and clips, as AVBert's release sums softmax outputs."""
+    """A task's answers, [B, K] or [B, A, S, K], to one for each example, [B, K]: the logits of the mean
+    probability over kinds of answer and clips, as AVBert's release sums softmax outputs."""
     if logits.ndim == 2:
         return logits
     return mean_probability(logits.flatten(1, -2), loss)

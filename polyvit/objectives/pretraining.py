@@ -39,7 +39,7 @@ def pretrain(
 ) -> tuple[Tensor, Tensor]:
     """One pass of a contrastive task over this rank's examples: `contrastive_loss` of it; all ranks together.
 
-    inputs: normalised arrays [B, ...]. place: slot of the first example in the global batch, and that batch's size.
+    inputs: normalised arrays [B, ...]. place: slot of the first example in the global batch, and its size.
     seed: of masks, pairs and negatives. keep: seeds of dropout. half: bfloat16 in the model; the loss is float32.
     """
     (first, total), clips = place, inputs["clips"].shape[1]

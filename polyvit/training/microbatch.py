@@ -114,7 +114,7 @@ def _counted(config: RunConfig, budget: int, ranks: int) -> dict[str, int]:
         most = largest_fit(tried.peak, budget, _largest_part(config, name, ranks))
         if is_contrastive(config, name) and most < (whole := _largest_part(config, name, ranks)):
             logger.warning(
-                "task %s: a contrastive minibatch is one pass, since its examples are compared; the %d of a worker "
+                "task %s: a contrastive minibatch is one pass, for its examples are compared; a worker's %d "
                 "need %.2f GB and %.2f GB are free. Lower tasks.%s.batch, set "
                 "train.activation_checkpointing=true, or train on more workers",
                 name, whole, tried.peak(whole) / 1e9, budget / 1e9, name,

@@ -59,7 +59,7 @@ def belongs(name: str, part: str) -> bool:
 
 
 def lr_coefs(names: Iterable[str], coefs: Mapping[str, float]) -> dict[str, float]:
-    """{parameter: coefficient} of `optim.lr_coefs`, 1 where no part fits. Raises UserError for a part without any."""
+    """{parameter: coefficient} of `optim.lr_coefs`, 1 where no part fits. Raises UserError for an unknown part."""
     names = list(names)
     if idle := [part for part in coefs if not any(belongs(name, part) for name in names)]:
         parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
@@ -164,8 +164,8 @@ class AdamW:
             [slot["exp_avg_sq"] for slot in slots],
             [slot["max_exp_avg_sq"] for slot in slots] if self.config.amsgrad else [],
             [slot["step"] for slot in slots],
-            foreach=True, amsgrad=self.config.amsgrad, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=1e-8,
-            maximize=False,
+            foreach=True, amsgrad=self.config.amsgrad, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay,
+            eps=1e-8, maximize=False,
         )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:

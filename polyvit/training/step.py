@@ -199,7 +199,7 @@ def contrastive_pass(
 
 
 def most_examples(task: str, config: RunConfig, microbatches: Mapping[str, int] | None) -> int | None:
-    """Most examples of one pass; None: no limit. A contrastive minibatch is one pass: its examples are compared."""
+    """Most examples of one pass; None: no limit. A contrastive minibatch is one pass: its clips are compared."""
     if is_contrastive(config, task):
         return None
     return microbatches[task] if microbatches and task in microbatches else config.train.microbatch

@@ -69,7 +69,7 @@ def test_a_key_of_another_modality_is_unknown() -> None:
         ("model.width", "wide", ["model.width", "integer", "'wide'"]),
         ("model.width", 0, ["model.width", "greater than 0", "0"]),
         ("model.image.size", [16, 16, 16], ["model.image.size", "at most 2"]),
-        ("tasks.picture.loss", "softmx", ["tasks.picture.loss", "'softmax' or 'sigmoid'", "softmx"]),
+        ("tasks.picture.loss", "softmx", ["tasks.picture.loss", "'softmax', 'sigmoid'", "softmx"]),
         ("tasks.picture.layout", "imagenets", ["tasks.picture.layout", "imagenet, ", "or parquet", "'imagenets'"]),
         ("tasks.picture.drop_path", 1.5, ["tasks.picture.drop_path", "less than or equal to 1", "1.5"]),
         ("tasks.picture.steps", 0, ["tasks.picture.steps", "greater than 0"]),

@@ -28,7 +28,7 @@ def build_head(config: AVBertConfig, task: AudiovisualTask) -> nn.Module:
 
 
 class ClipsAndSequence(nn.Module):
-    """An answer from both CNNs' outputs of each clip, and one from its two multimodal tokens and both summaries."""
+    """An answer from both CNNs' outputs of each clip, one from its two multimodal tokens and both summaries."""
 
     def __init__(self, channels: int, width: int, classes: int) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ class ClipsAndSequence(nn.Module):
     ) -> Tensor:
         """Logits [B, 2, S, K]: of the clip, of the sequence.
 
-        pooled: both CNNs' outputs. multimodal: [B, 2 (1 + S), D], visual then audio. dropped: what dropout makes of
-        the last map's input.
+        pooled: both CNNs' outputs. multimodal: [B, 2 (1 + S), D], visual then audio. dropped: what dropout makes
+        of the last map's input.
         """
         visual, audio = (
             torch.cat([half[:, :1].expand(-1, half.shape[1] - 1, -1), half[:, 1:]], dim=-1)

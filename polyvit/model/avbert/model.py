@@ -1,7 +1,7 @@
 """AVBert: CNN -> projection -> sequence with a summary token -> transformers -> head of the task.
 
-In: inputs["clips"] [B, S, T, H, W, 3], inputs["spectrograms"] [B, S, time, mel] of ONE task. Out: logits [B, K], or
-what `reads` of the task says (`heads.py`); of a contrastive task `Predictions` (`pretraining.py`).
+In: inputs["clips"] [B, S, T, H, W, 3], inputs["spectrograms"] [B, S, time, mel] of ONE task. Out: logits [B, K]
+or, by the task's `reads`, [B, A, S, K] (`heads.py`); of a contrastive task `Predictions` (`pretraining.py`).
 Parameters are named by role: `visual_cnn`, `audio_cnn`, `projections.<role>`, `summaries`, `masks`,
 `embeddings.<role>`, `transformers.stacks.<role>`, `heads.<task>`.
 Legend: B batch, S clips, N = 1 + S tokens, D width, K classes.
@@ -112,7 +112,8 @@ class AVBert(MultiTaskModel):
         rate = settings.head_dropout
         own = None if keep is None or not rate else mixed(keep + 16)
         if draws is not None:
-            assert isinstance(head, ContrastiveHead) and exchange is not None
+            assert isinstance(head, ContrastiveHead)
+            assert exchange is not None
             return self._predictions(head, inputs, draws, exchange, keep)
         if settings.reads == "summaries":
             return head(dropout(self.forward_features(inputs, self.modality[task], keep), own, 0, rate))
@@ -156,7 +157,7 @@ class AVBert(MultiTaskModel):
         own = draws.rows(len(both[0]))
         assert self.masks is not None
         hidden = [with_masks(x, own.masked[i], self.masks[i]) for i, x in enumerate(both)]
-        visual, audio = self.single(*hidden, seeds_B)
+        visual, audio = self.single(hidden[0], hidden[1], seeds_B)
         heard = exchange(audio)[own.sound_of]
         joined = self.multimodal(visual, heard, seeds_B)
         clips = both[0].shape[1]

@@ -1,8 +1,8 @@
 """What stands on AVBert in contrastive pre-training: masks, predictions of masked clips, and of pairs.
 
 In: the embeddings of each clip and what was drawn for the global batch (`Draws`). Out: `Predictions`, which
-`polyvit.objectives` turns into a loss. Sources: Lee et al., ICLR 2021, and notes on it; the paper's code has none of
-this, so what is marked "ours" is a default of this project (facts-av.md, section 6).
+`polyvit.objectives` turns into a loss. Sources: Lee et al., ICLR 2021, and notes on it; the paper's code has none
+of this, so what is marked "ours" is a default of this project (facts-av.md, section 6).
 Legend: B batch, S clips, k masked clips of a modality of one example, D width, G global batch.
 """
 
