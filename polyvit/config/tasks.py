@@ -110,7 +110,7 @@ class TaskBase(Section):
     """A text file of class names, one a line, in index order. Null: what the layout itself knows."""
     loss: Loss = "softmax"
     """`softmax`: cross-entropy, one class an example. `sigmoid`: binary cross-entropy, any number of classes.
-    `multi_margin`: hinge of `margin`, one class an example. `contrastive`: AVBert's pre-training, without labels."""
+    `multi_margin`: hinge of `margin`, one class an example. `contrastive`: pre-training of AVBert, no labels."""
     margin: PositiveFloat = 0.1
     """`multi_margin`: by how much the right class must score above each other. 0.1: AVBert's release, ESC-50."""
     metric: Literal["top1", "map", "retrieval", "pair_accuracy"] = "top1"
