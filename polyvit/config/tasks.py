@@ -95,6 +95,8 @@ class TaskBase(Section):
     """Whether the official release clips this modality's gradients on each device, before their mean."""
     extensions: ClassVar[tuple[str, ...]] = ()
     """Of the modality's files: lower case with the dot, best first where a stem has several."""
+    needs_sound: ClassVar[bool] = False
+    """Whether files without a sound track are left out of the index."""
     evaluation_keys: ClassVar[frozenset[str]] = frozenset({"augment"})
     """Keys that decide the arrays of an evaluation view; tasks with equal values share them."""
 
