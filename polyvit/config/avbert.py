@@ -13,6 +13,8 @@ from polyvit.config.inputs import ArraySpec, InputSection, Modality, Pair, Secti
 from polyvit.config.sharing import RoleSharing
 from polyvit.config.tasks import Probability, TaskBase, ViewAverage
 
+Streams = Literal["both", "visual", "audio"]
+
 
 class SequenceInput(InputSection):
     """Long videos as a sequence of short clips, each with its log-mel spectrogram."""
@@ -89,18 +91,26 @@ class SequenceAugment(Section):
 class AudiovisualTask(TaskBase):
     """A task on sequences of clips with their sound."""
 
-    extensions: ClassVar[tuple[str, ...]] = extensions("video")
-    evaluation_keys: ClassVar[frozenset[str]] = frozenset({"augment", "eval_crops"})
-    needs_sound: ClassVar[bool] = True
+    extensions: ClassVar[tuple[str, ...]] = extensions("video", "audio")
+    evaluation_keys: ClassVar[frozenset[str]] = frozenset({"augment", "eval_crops", "streams"})
 
     modality: Literal["audiovisual"] = "audiovisual"
     """Videos with their sound, as sequences of clips."""
     augment: SequenceAugment = SequenceAugment()
+    streams: Streams = "both"
+    """What is read of a file. `both`: files without a sound track, or without pictures, are left out of the index.
+    `visual`: pictures alone, all spectrograms are `augment.fill`. `audio`: sound alone, of recordings too; all
+    pixels are 0."""
     eval_crops: Literal[1, 3] = 1
     """1: the centre crop; 3: both ends of the longer side too (the release). Each is a view of the whole
     sequence."""
     eval_average: ViewAverage = "probabilities"
     """What is averaged over the views of one example; the release: probabilities."""
+
+    @property
+    def needed_streams(self) -> frozenset[str]:
+        """By `streams`."""
+        return frozenset({"visual", "audio"}) if self.streams == "both" else frozenset({self.streams})
 
     @property
     def eval_views(self) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from polyvit.config.avbert import AVBertConfig
+from polyvit.config.avbert import AudiovisualTask, AVBertConfig
 from polyvit.config.inputs import InputSection
 from polyvit.config.sections import (
     InitConfig,
@@ -52,6 +52,7 @@ def cross_field_problems(config: Config) -> list[str]:
             for name, task in config.tasks.items()
             if task.drop_path
         ]
+        problems += _sequence_problems(model, config.tasks)
     else:
         problems += _polyvit_problems(model, config.modalities)
     for name, task in config.tasks.items():
@@ -76,6 +77,25 @@ def cross_field_problems(config: Config) -> list[str]:
         problems.append("optim.clip_order=reference is not defined for train.sharding=full; use global")
     if config.optim.kind == "adamw" and config.optim.inactive_params == "momentum":
         problems.append("optim.inactive_params=momentum needs optim.kind=sgd; with adamw it must be frozen")
+    return problems
+
+
+def _sequence_problems(model: AVBertConfig, tasks: Mapping[str, TaskBase]) -> list[str]:
+    spec, problems = model.audiovisual, []
+    for name, task in tasks.items():
+        if not isinstance(task, AudiovisualTask):
+            continue
+        augment, least = task.augment, spec.spectrogram_frames
+        if (samples := round(augment.clip_seconds * spec.sample_rate)) < least:
+            problems.append(
+                f"tasks.{name}.augment.clip_seconds={augment.clip_seconds:g} at model.audiovisual.sample_rate="
+                f"{spec.sample_rate} are {samples} samples; model.audiovisual.spectrogram_frames={least} needs at"
+                " least as many"
+            )
+        if augment.resize_sides and augment.resize_sides[0] > augment.resize_sides[1]:
+            problems.append(
+                f"tasks.{name}.augment.resize_sides={list(augment.resize_sides)}: give the smaller number first"
+            )
     return problems
 
 

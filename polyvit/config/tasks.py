@@ -95,8 +95,6 @@ class TaskBase(Section):
     """Whether the official release clips this modality's gradients on each device, before their mean."""
     extensions: ClassVar[tuple[str, ...]] = ()
     """Of the modality's files: lower case with the dot, best first where a stem has several."""
-    needs_sound: ClassVar[bool] = False
-    """Whether files without a sound track are left out of the index."""
     evaluation_keys: ClassVar[frozenset[str]] = frozenset({"augment"})
     """Keys that decide the arrays of an evaluation view; tasks with equal values share them."""
 
@@ -137,6 +135,12 @@ class TaskBase(Section):
     """Where the numbers above come from."""
     modality: str
     augment: SerializeAsAny[Section] = Section()
+
+    @property
+    def needed_streams(self) -> frozenset[str]:
+        """Of `visual` and `audio`: what each file must hold by its header to be in the index; empty: no header is
+        read."""
+        return frozenset()
 
     @property
     def eval_views(self) -> int:

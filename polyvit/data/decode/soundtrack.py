@@ -1,6 +1,6 @@
 """Pieces of a video's sound track, cut by the picture's time stamps.
 
-In: the packets of a walked container, and the seconds after the first picture at which pieces start. Out:
+In: a walked container, and the seconds after the first picture at which pieces start. Out:
 sound_SN, float32 mono, S pieces of N samples. What lies before the track's first sound, behind its last, or in a
 hole of it is silence, as if the recorder had been switched off. Only the packets of the pieces are decoded, and
 those of the tenth of a second before each that decoders need to warm up.
@@ -37,14 +37,21 @@ LOUDEST = 2.0**32
 """Above any scale of whole numbers that was not divided out; the powers of far larger ones are infinite."""
 
 
-class _Track(NamedTuple):
-    """Packets in order. stamps: of each, in ticks. starts, ends: of each, in samples after the first picture."""
+class Track(NamedTuple):
+    """A sound track's packets in order. stamps: of each, in ticks. starts, ends: of each, in samples after the
+    first picture."""
 
+    stream: AudioStream
     packets: list[av.Packet]
     stamps: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
     rate: int
+
+    @property
+    def seconds(self) -> float:
+        """When its last sample ends."""
+        return float(self.ends[-1]) / self.rate
 
 
 class _Piece(NamedTuple):
@@ -54,49 +61,17 @@ class _Piece(NamedTuple):
     wave_N: np.ndarray
 
 
-def read_pieces(
-    container: InputContainer,
-    packets: Sequence[av.Packet],
-    zero_s: float,
-    starts_s: Sequence[float],
-    seconds: float,
-    sample_rate: int,
-    end_s: float = math.inf,
-) -> np.ndarray:
-    """sound_SN, float32 mono at `sample_rate` Hz: `seconds` from each of `starts_s` on, ascending or not.
+def sound_track(container: InputContainer, packets: Sequence[av.Packet], zero_s: float | None = None) -> Track:
+    """The first sound track: where each packet's samples lie.
 
-    packets: those of the first sound track. zero_s: the first picture's time stamp, which all seconds count from.
-    end_s: nothing of the track counts from there on. Raises BadMedia: no sound track, one without packets or of an
-    absurd rate, less than 90 % of the packets can be decoded, samples that are no numbers.
+    packets: its packets, as demuxed. zero_s: the time stamp that samples are counted from, of the first picture;
+    None: of the first sound. Samples are counted on, and started anew where a time stamp says otherwise: time
+    stamps in milliseconds (MKV) are rounded, what is counted is not. Raises BadMedia: no sound track, one without
+    packets or of an absurd rate.
     """
     if not container.streams.audio:
         raise BadMedia("audio: no sound track")
-    track = _track(container.streams.audio[0], packets, zero_s)
-    rate, same = track.rate, track.rate == sample_rate
-    margin = 0 if same else math.ceil(MARGIN_S * rate)
-    length = round(seconds * sample_rate)
-    source = length if same else math.ceil(seconds * rate) + 2 * margin + 1
-    firsts = [round(start * rate) if same else math.floor(start * rate) - margin for start in starts_s]
-    pieces = _decoded(container.streams.audio[0], track, [(first, first + source) for first in firsts])
-    last = math.inf if math.isinf(end_s) else round(end_s * rate)
-    sound_SN = np.zeros((len(firsts), length), np.float32)
-    for target_N, first, start in zip(sound_SN, firsts, starts_s, strict=True):
-        wave_N = _assembled(pieces, first, source, GAP_S * rate)
-        if first + source > last:
-            wave_N[max(0, int(last) - first) :] = 0
-        if not same:
-            # soxr's "HQ", as recordings are resampled (`audio.py`).
-            wave_N = soxr.resample(wave_N, rate, sample_rate, quality="HQ")
-            wave_N = wave_N[round((start - first / rate) * sample_rate) :][:length]
-        target_N[: len(wave_N)] = wave_N
-    return sound_SN
-
-
-def _track(stream: AudioStream, packets: Sequence[av.Packet], zero_s: float) -> _Track:
-    """Where each packet's samples lie. Samples are counted on, and started anew where a time stamp says otherwise.
-
-    Time stamps in milliseconds (MKV) are rounded; what is counted is not.
-    """
+    stream = container.streams.audio[0]
     stored = [packet for packet in packets if packet.size and not packet.is_discard]
     rate, tick_s = int(stream.codec_context.sample_rate or 0), float(stream.time_base or 0)
     if not stored:
@@ -109,18 +84,46 @@ def _track(stream: AudioStream, packets: Sequence[av.Packet], zero_s: float) -> 
         stamp = packet.dts if packet.pts is None else packet.pts
         stamps.append(stamp if stamp is not None else stamps[-1] if stamps else 0)
         if stamp is not None:
+            zero_s = stamp * tick_s if zero_s is None else zero_s
             said = round((stamp * tick_s - zero_s) * rate)
             if not starts or abs(said - at) > near:
                 at = said
         starts.append(at)
         at += size or round((packet.duration or 0) * tick_s * rate)
     ends = np.maximum.accumulate([*starts[1:], at])
-    return _Track(stored, np.maximum.accumulate(stamps), np.array(starts), ends, rate)
+    return Track(stream, stored, np.maximum.accumulate(stamps), np.array(starts), ends, rate)
 
 
-def _decoded(stream: AudioStream, track: _Track, spans: Sequence[tuple[int, int]]) -> list[_Piece]:
+def read_pieces(
+    track: Track, starts_s: Sequence[float], seconds: float, sample_rate: int, end_s: float = math.inf
+) -> np.ndarray:
+    """sound_SN, float32 mono at `sample_rate` Hz: `seconds` from each of `starts_s` on.
+
+    end_s: nothing of the track counts from there on. Raises BadMedia: less than 90 % of the packets can be
+    decoded, samples that are no numbers.
+    """
+    rate, same = track.rate, track.rate == sample_rate
+    margin = 0 if same else math.ceil(MARGIN_S * rate)
+    length = round(seconds * sample_rate)
+    source = length if same else math.ceil(seconds * rate) + 2 * margin + 1
+    firsts = [round(start * rate) if same else math.floor(start * rate) - margin for start in starts_s]
+    pieces = _decoded(track, [(first, first + source) for first in firsts])
+    sound_SN = np.zeros((len(firsts), length), np.float32)
+    for target_N, first, start in zip(sound_SN, firsts, starts_s, strict=True):
+        wave_N = _assembled(pieces, first, source, GAP_S * rate)
+        if first + source > end_s * rate:
+            wave_N[max(0, round(end_s * rate) - first) :] = 0
+        if not same:
+            # soxr's "HQ", as recordings are resampled (`audio.py`).
+            wave_N = soxr.resample(wave_N, rate, sample_rate, quality="HQ")
+            wave_N = wave_N[round((start - first / rate) * sample_rate) :][:length]
+        target_N[: len(wave_N)] = wave_N
+    return sound_SN
+
+
+def _decoded(track: Track, spans: Sequence[tuple[int, int]]) -> list[_Piece]:
     """The samples that the spans (first, end) need, in order."""
-    context = stream.codec_context
+    context = track.stream.codec_context
     context.thread_count = 1
     warm, needed = np.zeros((2, len(track.packets)), bool)
     for first, end in spans:
@@ -138,7 +141,7 @@ def _decoded(stream: AudioStream, track: _Track, spans: Sequence[tuple[int, int]
             for frame in frames:
                 if frame.sample_rate != track.rate:
                     raise BadMedia(f"audio: its rate changes from {track.rate} to {frame.sample_rate} Hz")
-                at = _place(frame, stream, track, at)
+                at = _place(frame, track, at)
                 for part in [frame] if frame.format.name == "fltp" else planar.resample(frame):
                     pieces.append(_Piece(at, _mono(part)))
                     at += part.samples
@@ -148,12 +151,12 @@ def _decoded(stream: AudioStream, track: _Track, spans: Sequence[tuple[int, int]
     return pieces
 
 
-def _place(frame: av.AudioFrame, stream: AudioStream, track: _Track, otherwise: int) -> int:
+def _place(frame: av.AudioFrame, track: Track, otherwise: int) -> int:
     """Where a frame's first sample lies: its packet's place, and what the decoder cut off in front of it."""
-    if frame.pts is None or stream.time_base is None:
+    if frame.pts is None or track.stream.time_base is None:
         return otherwise
     number = max(0, int(np.searchsorted(track.stamps, frame.pts, side="right")) - 1)
-    ahead = float((frame.pts - int(track.stamps[number])) * stream.time_base)
+    ahead = float((frame.pts - int(track.stamps[number])) * track.stream.time_base)
     return int(track.starts[number]) + round(ahead * track.rate)
 
 

@@ -10,12 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from polyvit.config import AudiovisualTask, SequenceAugment, SequenceInput
+from polyvit.config import AudiovisualTask, SequenceInput
 from polyvit.data.decode.clip_log_mel import clip_log_mel
-from polyvit.data.decode.sequence import Cut, read_sequence
+from polyvit.data.decode.sequence import Cut, SequencePlan, read_sequence
 from polyvit.data.loading.codecs.views import bytes_only
 from polyvit.data.transforms import mask_bands, resized_crop
-from polyvit.errors import BadMedia
 
 SHORTEST, LONGEST = 8 / 7, 10 / 7
 """Smaller side over input size in training when `resize_sides` is null: 128 and 160 for 112, the release."""
@@ -39,7 +38,9 @@ def training_arrays(
         smooth = augment.interpolation == "bilinear"
         return lambda frame_HWC: resized_crop(frame_HWC, resized, (top, left), spec.size, flip, smooth)
 
-    clips_STHWC, spectrograms_STF = _sequence(bytes_only(media, task), augment, spec, cutter, rng, segment_s)
+    clips_STHWC, spectrograms_STF = _sequence(bytes_only(media, task), task, spec, cutter, rng, segment_s)
+    if clips_STHWC is None:
+        clips_STHWC = np.zeros(spec.arrays["clips"].shape, np.uint8)
     mask_bands(spectrograms_STF, augment.time_mask_frames, augment.freq_mask_bins, augment.fill, rng)
     return {"clips": clips_STHWC[None], "spectrograms": spectrograms_STF.astype(np.float16)[None]}
 
@@ -64,8 +65,11 @@ def evaluation_arrays(
             [resized_crop(frame_HWC, resized, corner, spec.size, False, smooth) for corner in corners]
         )
 
-    clips_STVHWC, spectrograms_STF = _sequence(bytes_only(media, task), augment, spec, cutter, None, segment_s)
-    clips_VSTHWC = np.ascontiguousarray(clips_STVHWC.transpose(2, 0, 1, 3, 4, 5))
+    clips_STVHWC, spectrograms_STF = _sequence(bytes_only(media, task), task, spec, cutter, None, segment_s)
+    if clips_STVHWC is None:
+        clips_VSTHWC = np.zeros((len(places), *spec.arrays["clips"].shape), np.uint8)
+    else:
+        clips_VSTHWC = np.ascontiguousarray(clips_STVHWC.transpose(2, 0, 1, 3, 4, 5))
     spectrograms_VSTF = np.repeat(spectrograms_STF.astype(np.float16)[None], len(places), axis=0)
     return {"clips": clips_VSTHWC, "spectrograms": spectrograms_VSTF}
 
@@ -87,19 +91,25 @@ def preparation(task: AudiovisualTask, spec: SequenceInput) -> str:
 
 def _sequence(
     data: bytes,
-    augment: SequenceAugment,
+    task: AudiovisualTask,
     spec: SequenceInput,
     cutter: Callable[[int, int], Cut],
     rng: np.random.Generator | None,
     segment_s: tuple[float, float],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Frames as cut, [S, T, ...] uint8, and spectrograms_STF float32, before any mask."""
-    clips = (spec.clips, spec.frames, augment.clip_seconds)
-    samples = round(augment.clip_seconds * spec.sample_rate)
-    if samples < spec.spectrogram_frames:
-        raise BadMedia(f"audio: {samples} samples of a clip are too few for {spec.spectrogram_frames} frames")
-    frames, sound_SN = read_sequence(data, clips, augment.spacing, spec.sample_rate, cutter, rng, segment_s)
-    return frames, clip_log_mel(sound_SN, spec.sample_rate, spec.spectrogram_frames, spec.mel_bins, augment.fill)
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Frames as cut, [S, T, ...] uint8, and spectrograms_STF float32, before any mask.
+
+    A stream that the task does not read is None, or `fill`.
+    """
+    augment = task.augment
+    plan = SequencePlan(
+        spec.clips, spec.frames, augment.clip_seconds, augment.spacing, spec.sample_rate, task.streams
+    )
+    frames, sound_SN = read_sequence(data, plan, cutter, rng, segment_s)
+    shape = (spec.clips, spec.spectrogram_frames, spec.mel_bins)
+    if sound_SN is None:
+        return frames, np.full(shape, augment.fill, np.float32)
+    return frames, clip_log_mel(sound_SN, spec.sample_rate, shape[1], shape[2], augment.fill)
 
 
 def _resized(height: int, width: int, side: int, size: tuple[int, int]) -> tuple[int, int]:
