@@ -1,6 +1,7 @@
 from .addresses import check_no_password as check_no_password
 from .avbert import AudiovisualTask as AudiovisualTask
 from .avbert import AVBertConfig as AVBertConfig
+from .avbert import SequenceAugment as SequenceAugment
 from .avbert import SequenceInput as SequenceInput
 from .formats import FORMATS as FORMATS
 from .formats import signatures as signatures

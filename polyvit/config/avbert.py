@@ -4,14 +4,17 @@ Source of the numbers: Lee et al., ICLR 2021 (arXiv 2012.04124), and the officia
 01c12b7.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
+from polyvit.config.formats import extensions
 from polyvit.config.inputs import ArraySpec, InputSection, Modality, Pair, Section
 from polyvit.config.pretraining import ContrastiveConfig
 from polyvit.config.sharing import RoleSharing
-from polyvit.config.tasks import Probability, TaskBase
+from polyvit.config.tasks import Probability, TaskBase, ViewAverage
+
+Streams = Literal["both", "visual", "audio"]
 
 
 class SequenceInput(InputSection):
@@ -55,10 +58,55 @@ class SequenceInput(InputSection):
         }
 
 
+class SequenceAugment(Section):
+    """Where the clips of a sequence lie, and one augmentation for all of them. Defaults: the released
+    fine-tuning."""
+
+    spacing: Literal["spread", "contiguous"] = "spread"
+    """`spread`: from the video's start to its end at even steps, in training too (the release). `contiguous`: one
+    after the other (the pre-training text); at a random time in training, in the middle in evaluations. A video
+    shorter than such a sequence is read `spread`: its clips overlap."""
+    clip_seconds: Annotated[float, Field(gt=0, le=60)] = 64 / 30
+    """Of one clip, picture and sound. The release: 32 frames, every second of 30 a second, 2.13 s; its
+    pre-training text: 1."""
+    resize_sides: tuple[PositiveInt, PositiveInt] | None = None
+    """Training: smaller side after resizing, pixels, drawn from this range once for the whole sequence; null: 8/7
+    and 10/7 of the input size (128 to 160 for 112, the release)."""
+    eval_resize_side: PositiveInt | None = None
+    """Evaluation: smaller side, pixels; null: the input size, so that a crop has all of the smaller side. The
+    release evaluates so at 128; set `model.audiovisual.size` for that."""
+    interpolation: Literal["nearest", "bilinear"] = "nearest"
+    """Of resizing; the release: nearest."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip of the whole sequence."""
+    freq_mask_bins: Annotated[int, Field(ge=0)] = 4
+    """One band of mel bins is masked; its width is int(freq_mask_bins * u), u in [0, 1). The same for all
+    clips."""
+    time_mask_frames: Annotated[int, Field(ge=0)] = 6
+    """One stretch of spectrogram frames is masked, drawn in the same way. The same for all clips."""
+    fill: float = 0.0
+    """What masks and the padding of a spectrogram hold. The release: 0, louder than most sound; silence is
+    -13.8."""
+
+
 class AudiovisualTask(TaskBase):
     """A task on sequences of clips with their sound."""
 
+    extensions: ClassVar[tuple[str, ...]] = extensions("video", "audio")
+    evaluation_keys: ClassVar[frozenset[str]] = frozenset({"augment", "eval_crops", "streams"})
+
     modality: Literal["audiovisual"] = "audiovisual"
+    """Videos with their sound, as sequences of clips."""
+    augment: SequenceAugment = SequenceAugment()
+    streams: Streams = "both"
+    """What is read of a file. `both`: files without a sound track, or without pictures, are left out of the index.
+    `visual`: pictures alone, all spectrograms are `augment.fill`. `audio`: sound alone, of recordings too; all
+    pixels are 0."""
+    eval_crops: Literal[1, 3] = 1
+    """1: the centre crop; 3: both ends of the longer side too (the release). Each is a view of the whole
+    sequence."""
+    eval_average: ViewAverage = "probabilities"
+    """What is averaged over the views of one example; the release: probabilities."""
     reads: Literal["summaries", "visual_cnn", "audio_cnn", "clips_and_sequence"] = "summaries"
     """What the head reads. `summaries`: both summary tokens. `visual_cnn`, `audio_cnn`: one CNN's output of each
     clip, one answer a clip; no transformer runs (the release's UCF-101, ESC-50). `clips_and_sequence`: an answer
@@ -67,6 +115,27 @@ class AudiovisualTask(TaskBase):
     """Of what the last linear map reads."""
     contrastive: ContrastiveConfig = ContrastiveConfig()
     """`loss: contrastive`: what is predicted among which negatives."""
+
+    @property
+    def needed_streams(self) -> frozenset[str]:
+        """By `streams`."""
+        return frozenset({"visual", "audio"}) if self.streams == "both" else frozenset({self.streams})
+
+    @property
+    def eval_views(self) -> int:
+        """Crops."""
+        return self.eval_crops
+
+    @property
+    def view_average(self) -> ViewAverage:
+        """`eval_average`."""
+        return self.eval_average
+
+    @property
+    def protocol(self) -> str:
+        """Crops and how they are averaged."""
+        crops = "1 crop" if self.eval_crops == 1 else f"{self.eval_crops} crops"
+        return f"1 sequence x {crops}" + (f", {self.eval_average} averaged" if self.eval_crops > 1 else "")
 
 
 class AVBertConfig(Section):

@@ -52,6 +52,7 @@ def cross_field_problems(config: Config) -> list[str]:
             for name, task in config.tasks.items()
             if task.drop_path
         ]
+        problems += _sequence_problems(model, config.tasks)
     else:
         problems += _polyvit_problems(model, config.modalities)
     for name, task in config.tasks.items():
@@ -98,6 +99,25 @@ def _objective_problems(name: str, task: TaskBase, model: ModelConfig | AVBertCo
         problems.append(
             f"tasks.{name}.reads=clips_and_sequence needs a multimodal transformer: fusion early or mid"
         )
+    return problems
+
+
+def _sequence_problems(model: AVBertConfig, tasks: Mapping[str, TaskBase]) -> list[str]:
+    spec, problems = model.audiovisual, []
+    for name, task in tasks.items():
+        if not isinstance(task, AudiovisualTask):
+            continue
+        augment, least = task.augment, spec.spectrogram_frames
+        if (samples := round(augment.clip_seconds * spec.sample_rate)) < least:
+            problems.append(
+                f"tasks.{name}.augment.clip_seconds={augment.clip_seconds:g} at model.audiovisual.sample_rate="
+                f"{spec.sample_rate} are {samples} samples; model.audiovisual.spectrogram_frames={least} needs at"
+                " least as many"
+            )
+        if augment.resize_sides and augment.resize_sides[0] > augment.resize_sides[1]:
+            problems.append(
+                f"tasks.{name}.augment.resize_sides={list(augment.resize_sides)}: give the smaller number first"
+            )
     return problems
 
 

@@ -142,6 +142,12 @@ class TaskBase(Section):
     augment: SerializeAsAny[Section] = Section()
 
     @property
+    def needed_streams(self) -> frozenset[str]:
+        """Of `visual` and `audio`: what each file must hold by its header to be in the index; empty: no header is
+        read."""
+        return frozenset()
+
+    @property
     def eval_views(self) -> int:
         """Views of each example in an evaluation."""
         return 1

@@ -11,6 +11,7 @@ from use_kit import media, trained
 
 from pipelines.export import main
 from polyvit.checkpoint.state import load_trained
+from polyvit.config import SequenceInput
 from polyvit.deploy.export import (
     TaskModel,
     accuracy,
@@ -125,7 +126,8 @@ def test_the_figures_of_an_avberts_data_are_the_models(tmp_path: Path) -> None:
     assert found["file"]["loss"] == pytest.approx(found["model"]["loss"], rel=1e-5)
 
 
-def test_one_message_where_files_would_have_to_be_read(tmp_path: Path) -> None:
+def test_one_message_where_files_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SequenceInput, "codec", "polyvit.data.loading.codecs.not_there")
     checkpoint, model, config = avbert_small.trained(tmp_path)
     said = "this version cannot read files of audiovisual tasks yet"
     with pytest.raises(UserError, match=said):

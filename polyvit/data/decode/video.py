@@ -15,7 +15,7 @@ timing of its threads: it is given whole files of an even frame rate only.
 import io
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -48,6 +48,8 @@ LEAST_SHARE = 0.9
 """A file that holds less than this share of the frames its index promises is refused as cut short."""
 RESIZE_RATIO = 256 / 224
 """Smaller side over input size when `resize_side` is null."""
+Take = Callable[[np.ndarray], np.ndarray]
+"""From a whole frame_HWC, whose memory may not be kept, to what is kept of it."""
 
 
 def read_clip(
@@ -91,7 +93,7 @@ def read_frames(
     with container:
         with bad_media("video"):
             packets = walk(container)
-        first, last = _segment(packets.times_s, start_s, end_s)
+        first, last = segment(packets.times_s, start_s, end_s)
         start = window_start(last - first, num_frames, frame_stride, rng, view)
         indices = first + window_indices(last - first, num_frames, frame_stride, start)
         if num_frames * packets.height * packets.width > MAX_CLIP_PIXELS:
@@ -104,8 +106,8 @@ def read_frames(
     return [frames[i] for i in place]
 
 
-class _Packets(NamedTuple):
-    """The packets of the first video stream, and what they say."""
+class Packets(NamedTuple):
+    """The packets of the first video stream and what they say, and those of the first sound track."""
 
     width: int
     height: int
@@ -119,14 +121,20 @@ class _Packets(NamedTuple):
     """An undamaged file of a known format, with a time stamp of its own for every frame."""
     even: bool
     """Whole, and of an even frame rate."""
+    zero_s: float
+    """The first frame's time stamp in seconds, which the sound is placed by."""
+    sound: list[av.Packet]
+    """Of the first sound track, in the order of the file."""
 
 
-def walk(container: InputContainer) -> _Packets:
+def walk(container: InputContainer) -> Packets:
     """All packets of a file, without decoding them."""
     if not (streams := moving_pictures(container)):
         raise BadMedia("video: no video stream")
     stream = streams[0]
     counts, stored, whole = Counter[int](), [], True
+    sound: list[av.Packet] = []
+    sound_index = container.streams.audio[0].index if container.streams.audio else -1
     try:
         # All streams: decord's constructor trips over damaged sound too.
         for packet in container.demux():
@@ -135,6 +143,8 @@ def walk(container: InputContainer) -> _Packets:
                 whole &= not packet.is_corrupt
                 if packet.stream_index == stream.index:
                     stored.append(packet)
+                elif packet.stream_index == sound_index:
+                    sound.append(packet)
     except av.error.FFmpegError:
         whole = False
     promised = _promised(container, stream)
@@ -143,8 +153,9 @@ def walk(container: InputContainer) -> _Packets:
     # Packets before an edit list's start are decoded but never shown.
     shown = [packet.pts for packet in stored if not packet.is_discard]
     ticks = np.sort([pts for pts in shown if pts is not None])
+    zero_s = 0.0
     if len(ticks) == len(shown) > 0 and stream.time_base is not None:
-        times_s = (ticks - ticks[0]) * float(stream.time_base)
+        times_s, zero_s = (ticks - ticks[0]) * float(stream.time_base), float(ticks[0] * stream.time_base)
     else:
         times_s, whole = np.arange(len(stored)) / float(stream.average_rate or 25), False
     # An index of 0 packets says nothing: MKV and fragmented MP4 have none.
@@ -156,7 +167,7 @@ def walk(container: InputContainer) -> _Packets:
     steps_s = np.diff(times_s)
     first = stream.index == container.streams.video[0].index  # decord would take the cover
     even = whole and first and (len(steps_s) < 2 or bool(np.ptp(steps_s) <= 0.5 * np.median(steps_s)))
-    return _Packets(context.width, context.height, stored, ticks, times_s, whole, even)
+    return Packets(context.width, context.height, stored, ticks, times_s, whole, even, zero_s, sound)
 
 
 def _promised(container: InputContainer, stream: VideoStream) -> int:
@@ -174,7 +185,7 @@ def _places(container: InputContainer, stored: list[av.Packet]) -> int:
     return len(stored)
 
 
-def _segment(times_s: np.ndarray, start_s: float, end_s: float) -> tuple[int, int]:
+def segment(times_s: np.ndarray, start_s: float, end_s: float) -> tuple[int, int]:
     """First frame, and the one after the last, of [start_s, end_s)."""
     first = int(np.searchsorted(times_s, start_s - 1e-6))
     last = int(np.searchsorted(times_s, end_s - 1e-6)) if end_s >= 0 else len(times_s)
@@ -184,39 +195,72 @@ def _segment(times_s: np.ndarray, start_s: float, end_s: float) -> tuple[int, in
 
 
 def _read(
-    data: bytes, wanted: np.ndarray, container: InputContainer, packets: _Packets, reader: VideoReader
+    data: bytes, wanted: np.ndarray, container: InputContainer, packets: Packets, reader: VideoReader
 ) -> list[np.ndarray]:
     """The frames of the ascending numbers `wanted`."""
     frames: list[np.ndarray] | None = None
     if reader == "decord" and packets.even:
         frames = _read_with_decord(data, wanted.tolist(), len(packets.ticks))
-    elif reader == "pyav" and packets.whole:
-        frames = _read_wanted(container, packets, wanted)
-    return _read_from_start(data, wanted.tolist()) if frames is None else frames
+    elif reader == "pyav":
+        return read_numbers(data, wanted, container, packets, _as_it_is)
+    return _read_from_start(data, wanted.tolist(), _as_it_is) if frames is None else frames
 
 
-def _read_wanted(container: InputContainer, packets: _Packets, wanted: np.ndarray) -> list[np.ndarray] | None:
-    """Decode from the last key frame before the first wanted frame, and only what those need; None if it fails."""
+def _as_it_is(frame_HWC: np.ndarray) -> np.ndarray:
+    return frame_HWC
+
+
+def read_numbers(
+    data: bytes, wanted: np.ndarray, container: InputContainer, packets: Packets, take: Take
+) -> list[np.ndarray]:
+    """`take` of the frames of the ascending numbers `wanted`, each decoded once; none of the others is kept."""
+    frames = _read_wanted(container, packets, wanted, take) if packets.whole else None
+    return _read_from_start(data, wanted.tolist(), take) if frames is None else frames
+
+
+def _read_wanted(
+    container: InputContainer, packets: Packets, wanted: np.ndarray, take: Take
+) -> list[np.ndarray] | None:
+    """Decode from the last key frame before each wanted frame, and only what those need; None if it fails."""
     codec = moving_pictures(container)[0].codec_context
     codec.thread_count = 1  # clips are decoded in parallel by processes; more threads cost CPU (speed notes 2)
     # In H.264 no frame ever refers to one of nal_ref_idc 0. Other codecs' layers are not as simple.
     skips = codec.name == "h264"
-    ticks = packets.ticks[wanted].tolist()
-    missing, frames, colours = set(ticks), {}, VideoReformatter()
-    keys = [i for i, p in enumerate(packets.stored) if p.is_keyframe and p.pts is not None and p.pts <= ticks[0]]
+    ticks, colours = packets.ticks[wanted].tolist(), VideoReformatter()
+    frames: dict[int, np.ndarray] = {}
     try:
-        for packet in [*packets.stored[keys[-1] if keys else 0 :], None]:
-            if skips and packet is not None:
-                codec.skip_frame = "DEFAULT" if packet.pts in missing else "NONREF"
-            for frame in codec.decode(packet):
-                if frame.pts in missing and not frame.is_corrupt:
-                    missing.remove(frame.pts)
-                    frames[frame.pts] = upright(frame, colours)
-            if not missing:
-                return [frames[tick] for tick in ticks]
+        for run, missing in _runs(packets.stored, ticks):
+            for packet in [*run, None]:
+                if skips and packet is not None:
+                    codec.skip_frame = "DEFAULT" if packet.pts in missing else "NONREF"
+                for frame in codec.decode(packet):
+                    if frame.pts in missing and not frame.is_corrupt:
+                        missing.remove(frame.pts)
+                        frames[frame.pts] = take(upright(frame, colours))
+                if not missing:
+                    break
+            if missing:
+                return None
+            codec.flush_buffers()
     except av.error.FFmpegError:
-        pass
-    return None
+        return None
+    return [frames[tick] for tick in ticks]
+
+
+def _runs(stored: Sequence[av.Packet], ticks: Sequence[int]) -> Iterator[tuple[list[av.Packet], set[int]]]:
+    """(packets from a key frame to the last that the ticks of its group need, these ticks), in order.
+
+    What is shown before a key frame but stored behind it belongs to the group before.
+    """
+    keys = [i for i, packet in enumerate(stored) if packet.is_keyframe and packet.pts is not None]
+    shown = np.maximum.accumulate([stored[i].pts or 0 for i in keys]) if keys else np.zeros(0, np.int64)
+    places = {packet.pts: i for i, packet in enumerate(stored)}
+    groups: dict[int, list[int]] = {}
+    for tick in ticks:
+        group = int(np.searchsorted(shown, tick, side="right")) - 1
+        groups.setdefault(keys[group] if group >= 0 else 0, []).append(tick)
+    for first, some in groups.items():
+        yield list(stored[first : max(places[tick] for tick in some) + 1]), set(some)
 
 
 def _read_with_decord(data: bytes, wanted: Sequence[int], length: int) -> list[np.ndarray] | None:
@@ -237,7 +281,7 @@ def _decord() -> ModuleType:
     return decord
 
 
-def _read_from_start(data: bytes, wanted: Sequence[int]) -> list[np.ndarray]:
+def _read_from_start(data: bytes, wanted: Sequence[int], take: Take) -> list[np.ndarray]:
     """Decode from the beginning to the last frame wanted.
 
     Damage can cost frames: where a tenth or less is lost the last good frame stands for those behind it.
@@ -250,7 +294,7 @@ def _read_from_start(data: bytes, wanted: Sequence[int]) -> list[np.ndarray]:
         try:
             for frame in container.decode(stream):
                 if count in keep:
-                    frames.append(upright(frame, colours))
+                    frames.append(take(upright(frame, colours)))
                 count += 1
                 if count > wanted[-1]:
                     break
@@ -258,7 +302,9 @@ def _read_from_start(data: bytes, wanted: Sequence[int]) -> list[np.ndarray]:
             pass
         if frame is None or count < LEAST_SHARE * (wanted[-1] + 1):
             raise BadMedia(f"video: damaged: {count} of {wanted[-1] + 1} frames can be decoded")
-        return frames + [upright(frame, colours)] * (len(wanted) - len(frames))
+        if len(frames) < len(wanted):
+            frames += [take(upright(frame, colours))] * (len(wanted) - len(frames))
+        return frames
 
 
 def upright(frame: av.VideoFrame, colours: VideoReformatter) -> np.ndarray:

@@ -8,6 +8,8 @@ from .augment import example_rng as example_rng
 from .augment import inception_box as inception_box
 from .augment import jitter_colours as jitter_colours
 from .augment import jittered_box as jittered_box
+from .augment import mask_bands as mask_bands
+from .augment import resized_crop as resized_crop
 from .augment import spec_augment as spec_augment
 from .augment import window_indices as window_indices
 from .augment import window_start as window_start

@@ -172,6 +172,39 @@ def centre_cut(array: np.ndarray, longest: float) -> np.ndarray:
     return array[..., top : height - top, left : width - left, :]
 
 
+def resized_crop(
+    frame_HWC: np.ndarray,
+    resized: tuple[int, int],
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    flip: bool = False,
+    smooth: bool = False,
+) -> np.ndarray:
+    """A crop of a resized frame, without resizing what the crop leaves out.
+
+    resized: (height, width) of the whole frame after resizing. corner: (top, left) of the crop in it. size: of the
+    crop. flip: mirrored. smooth: bilinear in place of nearest, whose pixel i is pixel floor(i * side / resized) of
+    the source, as torch's.
+    """
+    if smooth:
+        height, width = frame_HWC.shape[:2]
+        (top, left), (crop_h, crop_w) = corner, size
+        scale_h, scale_w = height / resized[0], width / resized[1]
+        # Pixel centres: x of the crop is (x + left + 0.5) * scale - 0.5 of the source.
+        turn = np.array(
+            [[scale_w, 0, (left + 0.5) * scale_w - 0.5], [0, scale_h, (top + 0.5) * scale_h - 0.5]], np.float64
+        )
+        inverse = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        cut_HWC = cv2.warpAffine(frame_HWC, turn, (crop_w, crop_h), flags=inverse, borderMode=cv2.BORDER_REPLICATE)
+        return cut_HWC[:, ::-1] if flip else cut_HWC
+    rows, columns = (
+        ((first + np.arange(length)) * side) // whole
+        for first, length, side, whole in zip(corner, size, frame_HWC.shape[:2], resized, strict=True)
+    )
+    cut: np.ndarray = frame_HWC[rows[:, None], columns[::-1] if flip else columns]
+    return cut
+
+
 # ------------------------------------------------------------------------------------------------- colour
 
 
@@ -249,6 +282,20 @@ def spec_augment(spectrogram_TF: np.ndarray, augment: AudioAugment, rng: np.rand
         start, width = _draw_band(frames, augment.time_mask_frames, rng)
         masked_TF[start : start + width] = 0
     return masked_TF
+
+
+def mask_bands(
+    spectrograms_STF: np.ndarray, frames: int, bins: int, fill: float, rng: np.random.Generator
+) -> None:
+    """Set one stretch of frames and one band of bins to `fill`, in place and the same in all spectrograms.
+
+    frames, bins: most of each; drawn as in `spec_augment`, the band of bins first. Source: avbert's loader, whose
+    masks are torchaudio's.
+    """
+    start, width = _draw_band(spectrograms_STF.shape[-1], bins, rng)
+    spectrograms_STF[..., start : start + width] = fill
+    start, width = _draw_band(spectrograms_STF.shape[-2], frames, rng)
+    spectrograms_STF[..., start : start + width, :] = fill
 
 
 def _draw_band(side: int, most: int, rng: np.random.Generator) -> tuple[int, int]:
