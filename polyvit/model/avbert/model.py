@@ -301,6 +301,9 @@ class AVBert(MultiTaskModel):
                 for table in (module.positions, module.types):
                     if table is not None:
                         nn.init.trunc_normal_(table, 0.0, std, -2 * std, 2 * std, generator=generator)
+        for head in self.heads.values():
+            if isinstance(head, ContrastiveHead):
+                head.reset(generator)
         for vectors in (self.summaries, self.masks):
             if vectors is not None:
                 nn.init.trunc_normal_(vectors, 0.0, std, -2 * std, 2 * std, generator=generator)
