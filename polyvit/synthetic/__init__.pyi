@@ -1,3 +1,6 @@
+from .av_media import encode_video as encode_video
+from .av_media import song as song
+from .layouts import AV_SPLITS as AV_SPLITS
 from .media import SOUNDS as SOUNDS
 from .media import encode_image as encode_image
 from .media import encode_sound as encode_sound

@@ -87,3 +87,32 @@ VGGSOUND = (
     ("typing on computer keyboard", "pulse"), ("ambulance siren", "siren"), ("car engine idling", "hum"),
     ("playing bass drum", "thump"), ("cricket chirping", "cricket"),
 )  # fmt: skip
+
+KINETICS_700 = (
+    "playing piano", "playing drums", "playing violin", "playing trumpet", "playing accordion", "playing cello",
+    "playing marimba", "playing flute",
+)  # fmt: skip
+KINETICS_SOUNDS = (
+    "playing organ", "playing xylophone", "playing bagpipes", "playing guitar", "playing clarinet",
+    "playing harmonica", "playing saxophone", "tap dancing",
+)  # fmt: skip
+UCF101 = (
+    "PlayingCello", "PlayingDaf", "PlayingFlute", "PlayingPiano", "PlayingTabla", "PlayingViolin", "Drumming",
+    "BoxingSpeedBag",
+)  # fmt: skip
+"""Names as the real folders have them; their ids here are those of the toy `classInd.txt`, sorted from 1."""
+ESC50 = ("dog", "rooster", "pig", "cow", "frog", "cat", "hen", "insects")
+"""Targets 0 to 7 of the real set."""
+CHARADES = (
+    "Holding some clothes", "Putting clothes somewhere", "Taking some clothes from somewhere",
+    "Throwing clothes somewhere", "Tidying some clothes", "Washing some clothes", "Closing a door",
+    "Fixing a door",
+)  # fmt: skip
+"""c000 to c007 of the real set."""
+
+SONGS = (
+    ("circle", 0.0, (1.0, 0.0, 0.0)), ("square", 0.33, (1.0, 0.0, 0.7)), ("triangle", 0.6, (1.0, 0.8, 0.0)),
+    ("cross", 0.15, (0.4, 0.0, 1.0)), ("ring", 0.8, (1.0, 0.5, 0.5)), ("diamond", 0.48, (0.3, 1.0, 0.0)),
+    ("bar", 0.9, (0.6, 0.6, 1.0)), ("crescent", 0.7, (0.2, 0.5, 1.0)),
+)  # fmt: skip
+"""Shape, hue and the strengths of the first three harmonics of each kind of video with sound."""

@@ -50,6 +50,14 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "vggsound": ("train", "test"),
 }
 """Split names as each dataset writes them; the first is for training."""
+AV_SPLITS: dict[str, tuple[str, ...]] = {
+    "kinetics700": ("train", "val"),
+    "kinetics_sounds": ("train", "val"),
+    "ucf101": ("train", "test"),
+    "esc50": ("train", "test"),
+    "charades": ("train", "test"),
+}
+"""The same of the sets of videos with sound, and of what is trained from them (`av_layouts`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ class Job:
     progress: Progress | None
 
     def counts(self) -> dict[str, int]:
-        names = SPLITS[self.task]
+        names = (SPLITS | AV_SPLITS)[self.task]
         return {name: self.train if name == names[0] else self.evaluation for name in names}
 
     def items(self, classes: int = 0) -> Iterator[Item]:
@@ -213,7 +221,7 @@ def _resisc45(job: Job) -> None:
 # --------------------------------------------------------------------------------------- clips and sounds
 
 
-def _invented_id(rng: media.Generator) -> str:
+def invented_id(rng: media.Generator) -> str:
     """11 characters as of a YouTube id; may start with '-', as real ones do."""
     letters = string.ascii_letters + string.digits + "-_"
     return "".join(letters[k] for k in rng.integers(64, size=11))
@@ -240,7 +248,7 @@ def _kinetics400(job: Job) -> None:
     }
     for item in job.items():
         label, motion = KINETICS[item.label]
-        ident, start = _invented_id(item.rng), int(item.rng.integers(300))
+        ident, start = invented_id(item.rng), int(item.rng.integers(300))
         shape = str(item.rng.choice(("square", "cross", "bar")))
         hue = job.hue(item.label) + item.rng.normal(0, 0.12)
         path = f"{item.split}/{label}/{ident}_{start:06d}_{start + 10:06d}.mp4"
@@ -255,7 +263,7 @@ def _moments(job: Job) -> None:
     rows: dict[str, list[Sequence[Any]]] = {split: [] for split in SPLITS["moments_in_time"]}
     for item in job.items():
         label, motion, shape = MOMENTS[item.label]
-        name = f"{label}/yt-{_invented_id(item.rng)}_{int(item.rng.integers(1, 60))}.mp4"
+        name = f"{label}/yt-{invented_id(item.rng)}_{int(item.rng.integers(1, 60))}.mp4"
         job.save(f"{item.split}/{name}", _clip(job, item, motion, shape, item.rng.random()))
         rows[item.split].append((name, label, int(item.rng.integers(3, 6)), int(item.rng.integers(2))))
     for split, lines in rows.items():
@@ -280,7 +288,7 @@ def _audioset(job: Job) -> None:
     """audio/<split>_segments/<id>.(wav|flac), <split>_segments.csv, class_labels_indices.csv of 527 rows."""
     rows: dict[str, list[tuple[str, int, list[str]]]] = {split: [] for split in SPLITS["audioset"]}
     for item in job.items():
-        ident, start = _invented_id(item.rng), 5 * int(item.rng.integers(60))
+        ident, start = invented_id(item.rng), 5 * int(item.rng.integers(60))
         others = [k for k in item.rng.permutation(job.classes) if k != item.label]
         chosen = sorted([item.label, *others[: int(item.rng.integers(min(3, job.classes)))]])
         extension, content = _recording(item, [AUDIOSET[k][3] for k in chosen], 1.0)
@@ -309,7 +317,7 @@ def _vggsound(job: Job) -> None:
     rows: list[Sequence[Any]] = []
     for item in job.items():
         label, kind = VGGSOUND[item.label]
-        ident, start = _invented_id(item.rng), int(item.rng.integers(300))
+        ident, start = invented_id(item.rng), int(item.rng.integers(300))
         if item.index % 11 == 7:
             wave = media.mixture(item.rng, [kind], 2.0, 16_000, 1.5)
             extension, content = "mp4", media.encode_mp4(None, 0, wave, 16_000)

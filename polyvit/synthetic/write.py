@@ -1,10 +1,10 @@
-"""Writes the nine datasets at toy size, in their true on-disk layouts, for a tiny model to learn.
+"""Writes datasets at toy size, in their true on-disk layouts, for a tiny model to learn.
 
-In: a folder and a few numbers. Out: `<root>/<task>/...` as the real archives unpack, and a marker file. What
-is written is decided in `layouts` (files, tables) and `media` (pictures, clips, sounds); here are the arguments,
-the folder and the disk. The marker is written twice: first without counts
-(unfinished), at the end with them. Nothing is ever deleted: a repeated call overwrites the files of an
-interrupted one, because the same arguments give the same names. The command is `polyvit synth DIR`.
+In: a folder and a few numbers. Out: `<root>/<task>/...` as the real archives unpack, and a marker file. What is
+written is decided in `layouts` and `av_layouts` (files, tables), `media` and `av_media` (what is drawn); here are
+the arguments, the folder and the disk. The marker is written twice: first without counts (unfinished), at the end
+with them. Nothing is ever deleted: a repeated call overwrites the files of an interrupted one, because the same
+arguments give the same names. The command is `polyvit synth DIR`.
 """
 
 import json
@@ -17,7 +17,8 @@ import numpy as np
 
 from polyvit.errors import UserError
 from polyvit.synthetic import media
-from polyvit.synthetic.layouts import MAX_CLASSES, SPLITS, WRITERS, Job, Progress, csv_text, save
+from polyvit.synthetic.av_layouts import AV_WRITERS
+from polyvit.synthetic.layouts import AV_SPLITS, MAX_CLASSES, SPLITS, WRITERS, Job, Progress, csv_text, save
 
 MARKER = ".polyvit-synthetic.json"
 FORMAT = 1
@@ -39,11 +40,12 @@ def write_synthetic(
 ) -> Counts:
     """Write the datasets under `root`/<task> and return the examples per task and split.
 
-    tasks: some of `SPLITS`; None is all nine. classes: of each task, 2 to 8 (CIFAR-100: twice as many fine
-    classes). train, evaluation: examples of the training split and of each other split, over all classes.
-    side: pixels of pictures (smaller side) and clips; CIFAR stays 32. progress: called as (task, done, total)
-    after every example. Counts are keyed by the split names on disk (`SPLITS`).
-    The same arguments give the same bytes on the same machine; a second call with them does nothing.
+    tasks: some of `SPLITS` and `AV_SPLITS`; None is the nine of `SPLITS`. classes: of each task, 2 to 8
+    (CIFAR-100: twice as many fine classes). train, evaluation: examples of the training split and of each other
+    split, over all classes. side: pixels of pictures (smaller side) and clips; CIFAR stays 32. progress: called as
+    (task, done, total) after every example. Counts are keyed by the split names on disk (`SPLITS`); UCF-101's are
+    of its first list, ESC-50's of its first fold. The same arguments give the same bytes on the same machine; a
+    second call with them does nothing.
 
     Raises:
         UserError: arguments out of range, a folder with other things in it, or a disk that cannot be written.
@@ -57,7 +59,7 @@ def write_synthetic(
         counts: Counts = {}
         for task in chosen:
             job = Job(task, root / task, **numbers, progress=progress)
-            WRITERS[task](job)
+            (WRITERS | AV_WRITERS)[task](job)
             counts[task] = job.counts()
         _mark(root, {"tasks": chosen, **numbers}, counts)
     return counts
@@ -95,9 +97,10 @@ def write_example_pair(root: Path, *, seed: int = 0) -> Counts:
 def _checked(
     seed: int, tasks: Sequence[str] | None, classes: int, train: int, evaluation: int, side: int
 ) -> list[str]:
-    """The chosen tasks in the order of `SPLITS`. Raises UserError with every problem at once."""
-    chosen = list(SPLITS) if tasks is None else [task for task in SPLITS if task in tasks]
-    problems = [f"task {task!r} is not one of {', '.join(SPLITS)}" for task in tasks or () if task not in SPLITS]
+    """The chosen tasks in the order of the tables. Raises UserError with every problem at once."""
+    known = (*SPLITS, *AV_SPLITS)
+    chosen = list(SPLITS) if tasks is None else [task for task in known if task in tasks]
+    problems = [f"task {task!r} is not one of {', '.join(known)}" for task in tasks or () if task not in known]
     limits = {
         "seed": (seed, 0, 2**32),
         "classes": (classes, 2, MAX_CLASSES),

@@ -71,8 +71,11 @@ def read_sequence(
         first, last = segment(packets.times_s, *segment_s)
         zero_s = float(packets.times_s[first])
         times_s = packets.times_s[first:last] - zero_s
-        step_s = float(np.median(np.diff(packets.times_s))) if len(packets.times_s) > 1 else 1 / 25
-        starts_S = clip_starts(float(times_s[-1]) + step_s, plan, rng)
+        steps_s = np.diff(packets.times_s) if len(packets.times_s) > 1 else np.array([1 / 25])
+        step_s = float(np.median(steps_s))
+        # The last frame stands as long as the one before it, but no hole in the file's time stamps.
+        end = packets.times_s[last] - zero_s if last < len(packets.times_s) else times_s[-1] + min(steps_s[-1], 1)
+        starts_S = clip_starts(float(end), plan, rng)
         sound_SN = None
         if plan.streams == "both":
             with bad_media("audio"):

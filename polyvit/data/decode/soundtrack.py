@@ -50,8 +50,11 @@ class Track(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """When its last sample ends."""
-        return float(self.ends[-1]) / self.rate
+        """When its last sample ends, without what an encoder adds where the file says how long it is."""
+        ends, stream = float(self.ends[-1]) / self.rate, self.stream
+        return (
+            min(ends, float(stream.duration * stream.time_base)) if stream.duration and stream.time_base else ends
+        )
 
 
 class _Piece(NamedTuple):
@@ -79,6 +82,8 @@ def sound_track(container: InputContainer, packets: Sequence[av.Packet], zero_s:
     if not 0 < rate <= MAX_RATE:
         raise BadMedia(f"audio: {rate} samples a second; at most {MAX_RATE} are read")
     size, near = stream.codec_context.frame_size or 0, max(0.001, 2 * tick_s) * rate
+    if zero_s is None and stream.start_time is not None:
+        zero_s = stream.start_time * tick_s  # what an encoder puts before it is decoded, and not heard
     stamps, starts, at = list[int](), list[int](), 0
     for packet in stored:
         stamp = packet.dts if packet.pts is None else packet.pts
