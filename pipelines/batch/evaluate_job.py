@@ -30,7 +30,7 @@ from polyvit.data.index import Scan
 from polyvit.data.loading import Minibatch, Quarantined, Request, split_requests
 from polyvit.deploy import class_names
 from polyvit.errors import UserError
-from polyvit.evaluation import chance_level, evaluate, label_shares
+from polyvit.evaluation import chance_of, evaluate, label_shares
 from polyvit.model import MultiTaskModel
 from polyvit.training import SingleProcess
 
@@ -145,5 +145,5 @@ def _row(config: RunConfig, name: str, result: dict[str, Any], scan: Scan) -> di
         "modality": task.modality,
         "eval_split": task.eval_split,
         **result,
-        "chance": chance_level(task.metric, present, int((known > 0).sum())),
+        "chance": chance_of(task, result, present, int((known > 0).sum())),
     }

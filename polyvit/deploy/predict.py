@@ -27,6 +27,7 @@ from polyvit.data.loading import EVAL_BATCH, Arrays, check_readable, concatenate
 from polyvit.errors import BadMedia, UserError
 from polyvit.evaluation import average_views
 from polyvit.model import MultiTaskModel, normalise
+from polyvit.objectives import one_answer
 from polyvit.storage import LFS_POINTER, is_lfs_pointer
 
 TOP_K = 5
@@ -64,7 +65,15 @@ def check_tasks(config: RunConfig, tasks: Sequence[str], modality: Modality | No
         raise UserError(f"the model has no modality {modality!r}; it has {', '.join(config.modalities)}")
     if unknown := [name for name in tasks if name not in config.tasks]:
         raise UserError(f"the model has no task {unknown[0]!r}; it has {', '.join(config.tasks)}")
+    if idle := [name for name in tasks if config.tasks[name].loss == "contrastive"]:
+        have = ", ".join(tasks_with_classes(config)) or "none; train one from this checkpoint with init.path"
+        raise UserError(f"task {idle[0]} is pre-training, without classes; tasks that have some: {have}")
     return tuple(dict.fromkeys(tasks))
+
+
+def tasks_with_classes(config: RunConfig) -> list[str]:
+    """The tasks that can answer: all but contrastive ones."""
+    return [name for name, task in config.tasks.items() if task.loss != "contrastive"]
 
 
 def prepare(
@@ -79,7 +88,9 @@ def prepare(
     if modality is None:
         named = {config.tasks[name].modality for name in tasks}
         modality = "audio" if detected == "video" and named == {"audio"} else detected
-    wanted = [name for name in tasks or config.tasks if config.tasks[name].modality == modality]
+        if {config.tasks[name].modality for name in tasks or tasks_with_classes(config)} == {"audiovisual"}:
+            modality = "audiovisual"  # a video with its sound; a recording, or a silent video, for one CNN alone
+    wanted = [name for name in tasks or tasks_with_classes(config) if config.tasks[name].modality == modality]
     if not wanted:
         have = ", ".join(tasks) if tasks else ", ".join(config.modalities)
         what = "asked for" if tasks else "the model takes"
@@ -238,8 +249,9 @@ class Predictor:
         inputs = {name: normalise(torch.from_numpy(array).to(self.device)) for name, array in arrays.items()}
         half = self.config.train.precision == "bfloat16"
         with torch.autocast(self.device, torch.bfloat16, enabled=half):
-            features_WD = self.model.forward_features(inputs, modality)
-            return {name: self.model.heads[name](features_WD).float().cpu() for name in tasks}
+            answers = self.model.answers(inputs, modality, tasks)
+            losses = {name: self.config.tasks[name].loss for name in tasks}
+            return {name: one_answer(each.float(), losses[name]).cpu() for name, each in answers.items()}
 
     def best(self, task: str, logits_K: Tensor, top_k: int) -> list[dict[str, Any]]:
         """The `top_k` most probable classes, best first. logits_K: float32 [K].

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from polyvit.config import RunConfig
 from polyvit.model import normalise
 from polyvit.model.avbert import AVBert
+from polyvit.objectives import one_answer
 
 
 class SequenceTaskModel(nn.Module):
@@ -16,6 +17,7 @@ class SequenceTaskModel(nn.Module):
 
     def __init__(self, model: AVBert, config: RunConfig, task: str) -> None:
         super().__init__()
+        self.loss = config.tasks[task].loss
         self.spec, self.task = config.model.input(config.tasks[task].modality), task
         self.model = AVBert(model.config, {task: config.tasks[task]})
         kept = self.model.state_dict().keys()
@@ -26,4 +28,4 @@ class SequenceTaskModel(nn.Module):
         """Logits, float32 [B, K]."""
         # The feed rounds spectrograms to half floats.
         inputs = {"clips": normalise(clips), "spectrograms": normalise(spectrograms.half())}
-        return self.model(inputs, self.task)
+        return one_answer(self.model(inputs, self.task), self.loss)

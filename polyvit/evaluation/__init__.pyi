@@ -13,5 +13,6 @@ from .linear_probe import ProbeSettings as ProbeSettings
 from .linear_probe import probe as probe
 from .metrics import MetricState as MetricState
 from .metrics import chance_level as chance_level
+from .results import chance_of as chance_of
 from .results import label_shares as label_shares
 from .results import result_rows as result_rows

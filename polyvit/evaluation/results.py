@@ -43,7 +43,7 @@ def result_rows(
             "eval_examples": result.get("examples", 0),
             "metric": task.metric,
             "value": result.get("value"),
-            "chance": _chance(task, result, present, int((trained > 0).sum())),
+            "chance": chance_of(task, result, present, int((trained > 0).sum())),
             "majority": float(present[trained.argmax()]) if task.metric == "top1" else None,
             "loss": result.get("loss"),
             "top5": result.get("top5"),
@@ -51,7 +51,7 @@ def result_rows(
     return rows
 
 
-def _chance(task: TaskConfig, result: Mapping[str, Any], present: np.ndarray, classes: int) -> float | None:
+def chance_of(task: TaskConfig, result: Mapping[str, Any], present: np.ndarray, classes: int) -> float | None:
     """What a guess scores; of retrieval the evaluation says it, for it depends on the number of negatives."""
     if task.loss == "contrastive":
         return result.get("chance") if task.metric == "retrieval" else 0.5

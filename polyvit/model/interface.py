@@ -4,7 +4,7 @@ A model trains several tasks. It says which parameters a task reaches, and turns
 one task into logits. Legend: B batch, K classes, D width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,13 @@ class MultiTaskModel(nn.Module):
     ) -> Tensor:
         """Features [B, D] that heads and probes read; inputs and keep as `forward`."""
         raise NotImplementedError
+
+    def answers(
+        self, inputs: Mapping[str, Tensor], modality: Modality, tasks: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """What `forward` gives for several tasks of one modality, by task; they share the features."""
+        features = self.forward_features(inputs, modality)
+        return {name: self.heads[name](features) for name in tasks}
 
     def touched(self, task: str) -> dict[str, nn.Parameter]:
         """The parameters that a step of `task` reaches and trains, by name."""

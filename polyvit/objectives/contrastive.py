@@ -51,7 +51,7 @@ def sample_negatives(
         near = torch.where(allowed_MP, distances_MP, torch.inf).amin(dim=1, keepdim=True)
         scaled = (distances_MP - near) / (far - near).clamp(min=1e-12)
         weights = (1.0 - scaled if sampling == "similar" else scaled).clamp(0.0, 1.0) + FLOOR
-        cut = int(number * (1.0 - interval) / 2)
+        cut = min(round(number * (1.0 - interval) / 2), (number - 1) // 2)
         if cut:
             rank = torch.where(allowed_MP, distances_MP, torch.inf).argsort(dim=1).argsort(dim=1)
             drawable = allowed_MP & (rank >= cut) & (rank < number - cut)

@@ -8,7 +8,7 @@ Legend: B batch, S clips, N = 1 + S tokens, D width, K classes.
 Source: Lee et al., ICLR 2021; shapes and order from the official code (facts-av.md, section 1).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -136,6 +136,14 @@ class AVBert(MultiTaskModel):
         """Both summary tokens, [B, 2 D]. inputs, keep: as `forward`."""
         embedded = self.embed(*self._arrays(inputs))
         return self.contextualise(embedded.visual_BSD, embedded.audio_BSD, keep).summaries()
+
+    def answers(
+        self, inputs: Mapping[str, Tensor], modality: Modality, tasks: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """As the interface says; tasks whose heads read the summaries share them."""
+        sharing = [name for name in tasks if self.tasks[name].reads == "summaries"]
+        shared = super().answers(inputs, modality, sharing) if sharing else {}
+        return {name: shared[name] if name in shared else self(inputs, name) for name in tasks}
 
     def _arrays(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Pixels [B, S, 3, T, H, W] and sound [B, S, 1, mel, time], as `embed` takes them."""

@@ -91,13 +91,17 @@ class ContrastiveHead(nn.Module):
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
-        """Weights normal with variance 1 / inputs, no biases: scores of about the embeddings' size at any width.
-        Ours: with 0.02 a narrow model's scores are all alike at first, and it learns late."""
+        """Weights normal with variance 1 / inputs, W_I's smaller, so that scores are of about 1 at any width.
+
+        Ours: with 0.02 a narrow model's scores are all alike and it learns late; with large ones the embeddings
+        are drawn together at first."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 layer.weight.normal_(0.0, layer.in_features**-0.5, generator=generator)
                 if layer.bias is not None:
                     layer.bias.zero_()
+        for layer in self.compare.values():
+            layer.weight *= layer.in_features**-0.5  # type: ignore[operator,union-attr]
 
     def forward(self, outputs: dict[str, Tensor], pair: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """outputs: by stream [B, k, D]; pair: [B, 2 D] -> queries [B, k, D] and logits [B]."""

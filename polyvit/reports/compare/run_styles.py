@@ -13,7 +13,7 @@ SCHEDULE_COLOURS = {
     "accumulating": PALETTE[3],
 }  # fmt: skip
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
-METRIC_WORDS = {"top1": "top-1", "map": "mAP"}
+METRIC_WORDS = {"top1": "top-1", "map": "mAP", "retrieval": "retrieval", "pair_accuracy": "pairs"}
 
 
 def run_styles(comparison: Comparison) -> dict[str, tuple[str, Any]]:
