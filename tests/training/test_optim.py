@@ -224,3 +224,40 @@ def test_the_state_of_another_optimiser_is_refused(kind: str, other: str) -> Non
     one.step(0.1)
     with pytest.raises(UserError, match=r"optim\.kind"):
         build_optimiser(parameters(), OptimConfig.model_validate({"kind": other})).load_state(one.state())
+
+
+def test_amsgrad_is_torchs() -> None:
+    """Three steps with falling gradients, against torch.optim.AdamW(amsgrad=True)."""
+    weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    ours, theirs = (torch.nn.Parameter(weights.clone()) for _ in range(2))
+    config = OptimConfig(kind="adamw", amsgrad=True, betas=(0.9, 0.98), weight_decay=1e-2)
+    mine = build_optimiser({"p": ours}, config)
+    reference = torch.optim.AdamW([theirs], 0.1, (0.9, 0.98), 1e-8, 1e-2, amsgrad=True)
+    for factor in (1.0, 0.1, 0.01):
+        for parameter in (ours, theirs):
+            parameter.grad = factor * (weights + 1.0)
+        mine.step(0.1)
+        reference.step()
+    assert torch.equal(ours, theirs)
+    assert set(mine.state()) == {"step.p", "exp_avg.p", "exp_avg_sq.p", "max_exp_avg_sq.p"}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_parts_have_learning_rates_of_their_own(kind: str) -> None:
+    """The longest name that fits counts; what no name fits has the run's rate."""
+    names = ("heads.a.weight", "heads.b.weight", "cnn.weight")
+    apart = {name: torch.nn.Parameter(torch.zeros(2, 2)) for name in names}
+    document = {"kind": kind, "momentum": 0.0, "lr_coefs": {"heads": 10.0, "heads.b": 100.0}}
+    optimiser = build_optimiser(apart, OptimConfig.model_validate(document))
+    for parameter in apart.values():
+        parameter.grad = torch.ones(2, 2)
+    optimiser.step(1e-3)
+    moved = [float(-parameter.detach()[0, 0]) for parameter in apart.values()]
+    assert moved == pytest.approx([1e-2, 1e-1, 1e-3])
+    with pytest.raises(UserError, match="no part 'tail'"):
+        build_optimiser(apart, OptimConfig.model_validate({"kind": kind, "lr_coefs": {"tail": 2.0}}))
+
+
+def test_linear_decay() -> None:
+    factors = [lr_factor(step, 10, 2, "linear") for step in range(1, 11)]
+    assert factors == pytest.approx([0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
