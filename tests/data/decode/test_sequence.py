@@ -165,7 +165,7 @@ def drifting(wave: np.ndarray, slower: float) -> bytes:
 
     import av
 
-    source, out = av.open(io.BytesIO(encode_video(counting(100), FPS, wave, RATE))), io.BytesIO()
+    source, out = av.open(io.BytesIO(encode_video(counting(100), FPS, wave, RATE)), "r"), io.BytesIO()
     with source, av.open(out, "w", format="matroska") as box:
         streams = {stream.index: box.add_stream_from_template(stream) for stream in source.streams}
         for packet in source.demux():
