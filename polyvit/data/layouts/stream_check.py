@@ -17,6 +17,7 @@ import numpy as np
 
 from polyvit.config import TaskConfig
 from polyvit.data.index import Example, Examples, Problem, Scan
+from polyvit.errors import BadMedia
 from polyvit.storage import Root, StoreUnavailable, pool
 
 logger = logging.getLogger(__name__)
@@ -71,9 +72,7 @@ def _where(place: _Place) -> str:
 
 def _missing(root: Root, place: _Place, needed: frozenset[str]) -> str:
     """What a file lacks, or why its header cannot be read; '' where it has all."""
-    # Kept from start-up: decoders are loaded only where headers are read.
-    from polyvit.data.decode import bad_media, streams_of
-    from polyvit.errors import BadMedia
+    from polyvit.data.decode import bad_media, streams_of  # start-up: PyAV, where a task asks for headers only
 
     path, offset, length = place
     try:

@@ -99,8 +99,8 @@ def _add_list(
             context.skip("label", where, f"number {number.strip()!r} is not {folder}'s in {CLASSES}")
             continue
         stem = name.rpartition(".")[0]
-        found = context.by_stem(_join(top, folder)).get(stem, _join(top, file))
-        context.add(Example(f"{folder}/{stem}", found, (index,), split), where)
+        path_of = context.by_stem(_join(top, folder))
+        context.add(Example(f"{folder}/{stem}", path_of.get(stem, _join(top, file)), (index,), split), where)
 
 
 LAYOUT = Layout(scan_ucf101, EXPECTS)
