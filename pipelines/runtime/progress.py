@@ -119,44 +119,47 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def live_line(actor: Any) -> Iterator[None]:
-    """Show the actor's newest snapshot for as long as the block lasts."""
-    stop = threading.Event()
+def live_line(actor: Any) -> Iterator[threading.Event]:
+    """Show the actor's newest snapshot for as long as the block lasts; yields what is set at the first step."""
+    stop, stepping = threading.Event(), threading.Event()
     show = _redraw if console.is_terminal else _print_lines
-    thread = threading.Thread(target=show, args=(actor, stop), name="polyvit-progress", daemon=True)
+    thread = threading.Thread(target=show, args=(actor, stop, stepping), name="polyvit-progress", daemon=True)
     thread.start()
     try:
-        yield
+        yield stepping
     finally:
         stop.set()
         thread.join(timeout=5)
 
 
-def _read(actor: Any) -> dict[str, Any] | None:
+def _read(actor: Any, stepping: threading.Event) -> dict[str, Any] | None:
     try:
         for line in ray.get(actor.take_notices.remote(), timeout=5):
             console.print(line, style="yellow")
-        return ray.get(actor.read.remote(), timeout=5)
+        snapshot: dict[str, Any] = ray.get(actor.read.remote(), timeout=5)
     except Exception:  # display only: the cluster may be on its way out
         return None
+    if "step" in snapshot:
+        stepping.set()
+    return snapshot
 
 
-def _redraw(actor: Any, stop: threading.Event) -> None:
+def _redraw(actor: Any, stop: threading.Event, stepping: threading.Event) -> None:
     with Live(console=console, refresh_per_second=4) as live:
         while not stop.wait(0.3):
-            if (snapshot := _read(actor)) is not None:
+            if (snapshot := _read(actor, stepping)) is not None:
                 live.update(Text(render(snapshot), no_wrap=True, overflow="ellipsis"))
-        _read(actor)
+        _read(actor, stepping)
 
 
-def _print_lines(actor: Any, stop: threading.Event) -> None:
+def _print_lines(actor: Any, stop: threading.Event, stepping: threading.Event) -> None:
     shown, due = "", 0.0
     while not stop.wait(0.3):
-        snapshot = _read(actor)
+        snapshot = _read(actor, stepping)
         if snapshot is None or time.monotonic() < due:
             continue
         line = render(snapshot)
         if line != shown:
             console.print(line)
             shown, due = line, time.monotonic() + LOG_EVERY_S
-    _read(actor)
+    _read(actor, stepping)

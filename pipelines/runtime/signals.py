@@ -28,17 +28,19 @@ class StoppedAtOnce(KeyboardInterrupt):
 
 
 def stoppable(
-    work: Callable[[], Outcome], on_first: Callable[[], None], meanwhile: Callable[[], None] = lambda: None
-) -> tuple[Outcome, int | None]:
+    work: Callable[[], Outcome], on_first: Callable[[], None], meanwhile: Callable[[], None] = lambda: None,
+    later: Callable[[], None] = lambda: None, at: threading.Event | None = None,
+) -> tuple[Outcome, int | None]:  # fmt: skip
     """Run `work` in a thread. The first signal calls `on_first`; the second raises StoppedAtOnce.
 
-    `meanwhile` is called in this thread once `work` has begun; where it fails, it must
-    have told `work` to end: its error is raised then. Returns what `work` returned, and the signal if
-    there was one. A thread that cannot receive signals (a Tune trial) runs `meanwhile` and then `work`, and
-    nothing else.
+    `meanwhile` is called in this thread once `work` has begun, and `later` once `at` is set or `work` has ended
+    well. Where one of them fails, it must have told `work` to end: its error is raised then. Returns what `work`
+    returned, and the signal if there was one. A thread that cannot receive signals (a Tune trial) runs
+    `meanwhile`, `later` and then `work`, and nothing else.
     """
     if threading.current_thread() is not threading.main_thread():
         meanwhile()
+        later()
         return work(), None
     caught: list[int] = []
 
@@ -54,15 +56,20 @@ def stoppable(
         thread.start()
         try:
             meanwhile()
+            announced = done = False
+            while thread.is_alive():
+                thread.join(0.2)
+                if caught and not announced:
+                    announced = True
+                    on_first()
+                if at is not None and at.is_set() and not done:
+                    done = True
+                    later()
+            if not done and outcomes[0][1] is None:
+                later()
         except Exception:
             thread.join()
             raise
-        announced = False
-        while thread.is_alive():
-            thread.join(0.2)
-            if caught and not announced:
-                announced = True
-                on_first()
     finally:
         for signum, old in before.items():
             signal.signal(signum, old)

@@ -30,7 +30,7 @@ for _name in ("mlflow", "mlflow.tracking._model_registry.fluent", "mlflow.store.
 
 PREFIX = "models:/"
 REQUIREMENTS = (
-    "mlflow", "torch", "torchaudio", "numpy", "pandas", "lazy-loader", "pyarrow", "pydantic", "pyyaml",
+    "mlflow", "torch", "numpy", "scipy", "pandas", "lazy-loader", "pyarrow", "pydantic", "pyyaml",
     "safetensors", "av", "soundfile", "soxr", "simplejpeg", "opencv-python-headless", "pillow",
 )  # fmt: skip
 """What the logged code imports; the versions of this environment are written with it."""

@@ -22,7 +22,7 @@ from polyvit.errors import UserError
 from polyvit.evaluation import result_rows
 from polyvit.model import parameters_of
 from polyvit.reports import draw_schedule
-from polyvit.schedule import Schedule, build_schedule
+from polyvit.schedule import build_schedule
 from polyvit.storage import under, write_whole
 
 
@@ -58,10 +58,14 @@ def cotrain(
 
         def track() -> None:  # takes seconds, while the workers start
             trackers.append(_tracker(config, run_dir, run_id, trial_tags))
-            _log_plan(config, run_dir, schedule, trackers[0])
+            _log_plan(config, run_dir, trackers[0])
+
+        def draw() -> None:  # takes two seconds more, for which no step waits
+            draw_schedule(schedule, config, run_dir.folder / "schedule.png")
+            trackers[0].artifact(run_dir.folder / "schedule.png")
 
         try:
-            state, signum = fit(config, run_dir, trial_tags is not None, track)
+            state, signum = fit(config, run_dir, trial_tags is not None, track, draw)
             if state.stopped:
                 status = "KILLED"
                 raise _stopped(run_dir, state, signum or signal.SIGTERM)
@@ -116,19 +120,13 @@ def _last_evaluation(state: TrainState) -> dict[str, Any]:
     return state.evaluations[-1]["tasks"] if state.evaluations else {}
 
 
-def _log_plan(config: RunConfig, run_dir: RunDir, schedule: Schedule, tracker: Tracker) -> None:
+def _log_plan(config: RunConfig, run_dir: RunDir, tracker: Tracker) -> None:
     """What is known before the first step, to the folder and to MLflow."""
-    draw_schedule(schedule, config, run_dir.folder / "schedule.png")
     table = parameters_of(config)
     parameters = run_dir.write("parameters.json", {**table, "total": sum(table.values())})
     as_yaml = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     write_whole(run_dir.folder / "config.yaml", as_yaml)
-    for path in (
-        run_dir.folder / "schedule.png",
-        parameters,
-        run_dir.folder / "config.yaml",
-        run_dir.folder / "index.json",
-    ):
+    for path in (parameters, run_dir.folder / "config.yaml", run_dir.folder / "index.json"):
         tracker.artifact(path)
 
 

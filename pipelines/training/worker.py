@@ -31,6 +31,7 @@ from pipelines.runtime import (
     use_gpu,
 )
 from pipelines.tracking import Tracker
+from pipelines.training.process_group import WorkersOwnGroup, process_group
 from pipelines.training.reporting import TrainReporter
 from pipelines.training.run_dir import RunDir
 from polyvit.checkpoint import (
@@ -74,16 +75,17 @@ def train_fn(arguments: dict[str, Any]) -> dict[str, Any]:
     A user's mistake is returned and not raised, since Ray Train would restart the workers and meet it again.
     """
     try:
-        return {"state": _train(arguments)}
+        device = ray.train.torch.get_device()
+        with process_group(device):
+            return {"state": _train(arguments, device)}
     except UserError as error:
         return {"error": error.message, "problems": list(error.problems)}
 
 
-def _train(arguments: dict[str, Any]) -> TrainState:
+def _train(arguments: dict[str, Any], device: torch.device) -> TrainState:
     config = RunConfig.model_validate(arguments["config"])
     run_dir: RunDir = arguments["run_dir"]
     world = ProcessGroupCommunicator()
-    device = ray.train.torch.get_device()
     progress = ProgressReporter(arguments["progress"], world.rank)
     for name in ("polyvit", "pipelines"):
         logging.getLogger(name).addHandler(NoticeHandler(arguments["progress"]))
@@ -272,13 +274,14 @@ def _trial_callbacks() -> list[Any]:
 
 
 def fit(
-    config: RunConfig, run_dir: RunDir, trial: bool = False, meanwhile: Callable[[], None] = lambda: None
-) -> tuple[TrainState, int | None]:
+    config: RunConfig, run_dir: RunDir, trial: bool = False, meanwhile: Callable[[], None] = lambda: None,
+    later: Callable[[], None] = lambda: None,
+) -> tuple[TrainState, int | None]:  # fmt: skip
     """Run `train_fn` on the workers, with the live line. Returns the final state, and the signal that ended the
     run.
 
     config, run_dir: of the run. trial: whether this process runs a trial of Ray Tune. meanwhile: called while the
-    workers start; it writes run.json, for which they wait.
+    workers start; it writes run.json, for which they wait. later: called when they take steps.
 
     Raises UserError for the user's mistake. Anything else that ends the run is raised as Ray Train's error.
     """
@@ -288,6 +291,7 @@ def fit(
         train_loop_config={
             "config": config.model_dump(mode="json"), "run_dir": run_dir, "progress": progress_actor,
         },
+        torch_config=WorkersOwnGroup(),  # type: ignore[arg-type]
         scaling_config=scaling(config, use_gpu(config)),
         run_config=ray.train.RunConfig(
             name=run_dir.name,
@@ -302,15 +306,18 @@ def fit(
         console.print("stopping at the next step, with a checkpoint; once more to stop at once")
         progress_actor.stop.remote()
 
-    def prepare() -> None:
-        try:
-            meanwhile()
-        except Exception:
-            progress_actor.stop.remote()
-            raise
+    def or_stop(call: Callable[[], None]) -> Callable[[], None]:
+        def called() -> None:
+            try:
+                call()
+            except Exception:
+                progress_actor.stop.remote()
+                raise
 
-    with live_line(progress_actor):
-        result, signum = stoppable(trainer.fit, stop, prepare)
+        return called
+
+    with live_line(progress_actor) as stepping:
+        result, signum = stoppable(trainer.fit, stop, or_stop(meanwhile), or_stop(later), stepping)
     outcome = result.return_value  # type: ignore[attr-defined]
     if "error" in outcome:
         raise UserError(outcome["error"], outcome["problems"])

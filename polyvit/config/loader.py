@@ -26,6 +26,8 @@ from polyvit.config.tasks import TaskBase
 from polyvit.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+OF_THE_DATA = ("layout", "num_classes", "train_examples", "licence")
+"""Keys of a known task that are the same however its files are read."""
 NAME_BYTES = 255
 """Most bytes of a file's name, on the usual file systems."""
 MOST_BYTES, MOST_VALUES, DEEPEST = 1 << 20, 100_000, 50
@@ -131,11 +133,19 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     tasks = document.get("tasks")
     if isinstance(tasks, dict):
         document["tasks"] = {
-            name: _merge(KNOWN_TASKS.get(name, {}), task or {}) if isinstance(task, dict | None) else task
+            name: _merge(_known(name, task or {}), task or {}) if isinstance(task, dict | None) else task
             for name, task in tasks.items()
         }
     document.setdefault("name", Path(recipe).stem)
     return with_new_names(document)
+
+
+def _known(name: str, task: Mapping[str, Any]) -> dict[str, Any]:
+    """What KNOWN_TASKS says of a task; of one that is read as another modality, what its data are alone."""
+    known = KNOWN_TASKS.get(name, {})
+    if task.get("modality", known.get("modality")) == known.get("modality"):
+        return known
+    return {key: value for key, value in known.items() if key in OF_THE_DATA}
 
 
 def validate_config(document: dict[str, Any], known: Sequence[str] = ()) -> RunConfig:

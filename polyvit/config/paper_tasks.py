@@ -1,4 +1,4 @@
-"""The nine tasks of the paper, and two more of its datasets, as plain data.
+"""The nine tasks of the paper, two more of its datasets, and those of AVBert, as plain data.
 
 `PAPER_TASKS`: source of every number but `train_examples` of the image tasks: google-research/scenic @ 4a38d475,
 projects/polyvit/configs/polyvit_all.py. Those are the published sizes less the validation carve-out (1 % of
@@ -117,5 +117,64 @@ _OURS: dict[str, dict[str, Any]] = {
         "source": "ours: as balanced AudioSet in polyvit_all.py, 50 epochs and 2.5 of warmup, of 500,000 clips",
     },
 }
-KNOWN_TASKS = {**PAPER_TASKS, **_OURS}
+_AV_SOURCE = "classes and sizes: the datasets' own lists; schedule: ours"
+_AV: dict[str, dict[str, Any]] = {
+    "kinetics700": {
+        **_VIDEO,
+        "layout": "kinetics",
+        "num_classes": 700,
+        "steps": 250_000,
+        "warmup_steps": 21_000,
+        "lr_coef": 0.1,
+        "train_examples": 545_000,
+        "licence": "CC BY 4.0 (annotations)",
+        "source": "ours: as Kinetics-400's in polyvit_all.py, 30 epochs and 2.5 of warmup, of about 545,000 clips",
+    },
+    "kinetics_sounds": {
+        **_VIDEO,
+        "layout": "kinetics_sounds",
+        "num_classes": 32,
+        "steps": 10_000,
+        "warmup_steps": 800,
+        "lr_coef": 0.1,
+        "licence": "CC BY 4.0 (annotations)",
+        "source": _AV_SOURCE,
+    },
+    "ucf101": {
+        **_VIDEO,
+        "layout": "ucf101",
+        "num_classes": 101,
+        "steps": 4_500,
+        "warmup_steps": 370,
+        "lr_coef": 0.1,
+        "train_examples": 9_537,
+        "licence": "none stated; for research",
+        "source": f"{_AV_SOURCE}; train_examples: the first split",
+    },
+    "esc50": {
+        **_AUDIO,
+        "layout": "esc50",
+        "num_classes": 50,
+        "loss": "softmax",
+        "steps": 1_250,
+        "warmup_steps": 60,
+        "train_examples": 1_600,
+        "licence": "CC BY-NC 3.0",
+        "source": _AV_SOURCE,
+    },
+    "charades": {
+        **_VIDEO,
+        "layout": "charades",
+        "num_classes": 157,
+        "loss": "sigmoid",
+        "metric": "map",
+        "steps": 5_000,
+        "warmup_steps": 400,
+        "lr_coef": 0.1,
+        "train_examples": 7_985,
+        "licence": "non-commercial research",
+        "source": _AV_SOURCE,
+    },
+}
+KNOWN_TASKS = {**PAPER_TASKS, **_OURS, **_AV}
 """Every task that a recipe may name without saying what it is."""

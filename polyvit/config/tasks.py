@@ -101,7 +101,8 @@ class TaskBase(Section):
 
     layout: LayoutName
     """How the data lie on disk: imagenet, cifar10, cifar100, pets, resisc45, kinetics, moments, audioset,
-    vggsound, imagefolder, csv, webdataset, parquet, or one of `plugins.layouts`."""
+    vggsound, ucf101, esc50, kinetics_sounds, charades, imagefolder, csv, webdataset, parquet, or one of
+    `plugins.layouts`."""
     root: str | None = None
     """The dataset's folder or URL; null: `data.root` / the task's name."""
     num_classes: PositiveInt

@@ -38,9 +38,7 @@ class MultiTaskModel(nn.Module):
         """Features [B, D] that heads and probes read; inputs and keep as `forward`."""
         raise NotImplementedError
 
-    def answers(
-        self, inputs: Mapping[str, Tensor], modality: Modality, tasks: Sequence[str]
-    ) -> dict[str, Tensor]:
+    def answers(self, inputs: Mapping[str, Tensor], modality: Modality, tasks: Sequence[str]) -> dict[str, Tensor]:
         """What `forward` gives for several tasks of one modality, by task; they share the features."""
         features = self.forward_features(inputs, modality)
         return {name: self.heads[name](features) for name in tasks}

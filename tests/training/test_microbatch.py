@@ -8,6 +8,7 @@ import torch
 from small import ArrayFeed, fresh, small_config
 
 import polyvit.training.microbatch
+from polyvit.config import load_config
 from polyvit.distributed import SingleProcess
 from polyvit.model.polyvit import PolyViT
 from polyvit.training.microbatch import (
@@ -17,6 +18,7 @@ from polyvit.training.microbatch import (
     free_bytes,
     largest_fit,
     pass_peak,
+    sure_bytes,
 )
 from polyvit.training.step import parts, train_step
 
@@ -103,6 +105,15 @@ def test_a_fake_pass_has_the_peak_of_a_real_one(keys: tuple[str, ...]) -> None:
         model = PolyViT(config.model, {task: config.tasks[task]})
         model.activation_checkpointing = config.train.activation_checkpointing
         assert FakePass(config, task).peak(8) == pass_peak(model, config, task, 8)
+
+
+@pytest.mark.parametrize(
+    "keys", [(), ("model.width=2", "model.num_heads=1", "model.mlp_dim=1"), ("model.depth=1",)]
+)
+def test_what_is_surely_enough_is_more_than_the_peak(keys: tuple[str, ...]) -> None:
+    config = load_config("demo", keys)
+    for name in ("imagenet", "kinetics400", "audioset"):
+        assert FakePass(config, name).peak(8) < sure_bytes(config, name, 8) < 2e9
 
 
 def test_peak_bytes_by_hand() -> None:

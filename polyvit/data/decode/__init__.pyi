@@ -7,6 +7,7 @@ from .headers import audio_header as audio_header
 from .headers import container_size as container_size
 from .headers import image_header as image_header
 from .headers import picture_size as picture_size
+from .headers import streams_of as streams_of
 from .headers import video_header as video_header
 from .image import decode_image as decode_image
 from .media_type import UNKNOWN as UNKNOWN

@@ -20,12 +20,15 @@ CONTAINERS = (
 """FFmpeg's names of the containers that are read: files that hold their media. A playlist or a list of files, that
 would have it open other files and addresses, is none of them, nor is a subtitle or a game's format."""
 
+READABLE = {"format_whitelist": ",".join(CONTAINERS)}
+"""FFmpeg's options that say so."""
+
 
 def open_container(data: bytes) -> "InputContainer":
     """Raises FFmpeg's error where the bytes are none of `CONTAINERS`."""
     import av
 
-    return av.open(io.BytesIO(data), "r", options={"format_whitelist": ",".join(CONTAINERS)})
+    return av.open(io.BytesIO(data), "r", options=READABLE)
 
 
 def moving_pictures(container: "InputContainer") -> "list[VideoStream]":

@@ -4,13 +4,13 @@ In: the bytes of a file. Out: what its header tells; a library's own exception w
 """
 
 import io
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import soundfile
 from PIL import Image
 
-from polyvit.data.decode.containers import moving_pictures, open_container
+from polyvit.data.decode.containers import READABLE, moving_pictures, open_container
 from polyvit.errors import BadMedia
 
 
@@ -60,6 +60,17 @@ def container_size(data: bytes) -> tuple[int, int, float]:
             context = streams[0].codec_context
             width, height = context.width, context.height
         return width, height, (container.duration or 0) / av.time_base
+
+
+def streams_of(file: BinaryIO) -> frozenset[str]:
+    """Of `visual` and `audio`: what a container holds by its header; cover art is no picture.
+
+    file: open and seekable; no more is read of it than FFmpeg needs to know its streams. Raises FFmpeg's error
+    where the bytes are none of the containers that are read.
+    """
+    with av.open(file, "r", options=READABLE) as container:
+        streams = {"visual": moving_pictures(container), "audio": container.streams.audio}
+        return frozenset(name for name, held in streams.items() if held)
 
 
 def picture_size(data: bytes) -> tuple[int, int]:

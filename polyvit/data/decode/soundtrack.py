@@ -21,20 +21,15 @@ import soxr
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
+from polyvit.data.decode.audio import GAP_S, LOUDEST, MAX_RATE
 from polyvit.errors import BadMedia
 
-GAP_S = 0.05
-"""Seconds between time stamps and samples that are a hole; less is rounding, or drift."""
 WARM_UP_S = 0.1
 """Decoded before a piece and thrown away: an MP3 refers to 0.04 s before, Opus needs 0.08 s to settle."""
 MARGIN_S = 0.02
 """Read at both ends of a piece that is resampled; the filter is shorter."""
 LEAST_SHARE = 0.9
 """A track of whose packets less than this share can be decoded is damaged."""
-MAX_RATE = 768_000
-"""Hz; twice the fastest of real recorders."""
-LOUDEST = 2.0**32
-"""Above any scale of whole numbers that was not divided out; the powers of far larger ones are infinite."""
 
 
 class Track(NamedTuple):

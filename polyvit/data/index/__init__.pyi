@@ -7,6 +7,7 @@ from .examples import ExampleWriter as ExampleWriter
 from .examples import Split as Split
 from .examples import examples_at as examples_at
 from .io import Problem as Problem
+from .io import ProblemKind as ProblemKind
 from .io import Scan as Scan
 from .io import beside_name as beside_name
 from .io import finish_scan as finish_scan

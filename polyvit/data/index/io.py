@@ -29,6 +29,7 @@ __all__ = [
     "Example",
     "Examples",
     "Problem",
+    "ProblemKind",
     "Scan",
     "Split",
     "beside_name",
@@ -43,15 +44,18 @@ __all__ = [
 ]  # fmt: skip
 
 
+ProblemKind = Literal["missing", "label", "broken", "duplicate", "stream"]
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One file or row that a scan left out, and why. `where` is a file, or file:line.
 
     kind: `missing` (listed, not on disk), `label` (unknown or malformed), `broken` (cannot be read),
-        `duplicate` (the same key again).
+        `duplicate` (the same key again), `stream` (without the sound track or the pictures that the task reads).
     """
 
-    kind: Literal["missing", "label", "broken", "duplicate"]
+    kind: ProblemKind
     where: str
     reason: str
 

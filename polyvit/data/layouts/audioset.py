@@ -7,7 +7,8 @@ name>/<YTID>.wav` (.flac, .mp3, .m4a, .mp4, .ogg, .webm, .mkv ...), or flat in `
 be a wrong label set. The same YTID twice in one list: the first row stays. Train lists are train, eval is
 validation.
 
-Options: train = `balanced` (default), `unbalanced` or `all`; folder = `audio`, where the media are.
+Options: train = `balanced` (default), `unbalanced` or `all`; folder, where the media are: `audio`, or for a task
+on videos (with or without their sound) `video`, and `audio` where there is no such folder.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from polyvit.data.index import Example, Scan, Split
 from polyvit.data.layouts.scanning import (
     Layout,
     ScanContext,
+    media_folder,
     name_problem,
     need_columns,
     ordered_names,
@@ -27,7 +29,7 @@ from polyvit.errors import UserError
 
 CLASSES = "class_labels_indices.csv"
 EXPECTS = f"balanced_train_segments.csv, eval_segments.csv, {CLASSES} and audio/<list's name>/<YTID>.wav"
-OPTIONS = {"train": "balanced", "folder": "audio"}
+OPTIONS = {"train": "balanced", "folder": ""}
 TRAIN_LISTS = {
     "balanced": ("balanced_train_segments",),
     "unbalanced": ("unbalanced_train_segments",),
@@ -48,7 +50,7 @@ def scan_audioset(context: ScanContext) -> Scan:
     indices = {mid: index for index, mid in enumerate(mids)}
     lists: list[tuple[str, Split]] = [(name, "train") for name in TRAIN_LISTS[options["train"]]]
     for name, split in [*lists, ("eval_segments", "validation")]:
-        _add_list(context, name, split, indices, options["folder"])
+        _add_list(context, name, split, indices, options["folder"] or media_folder(context))
     return context.finish(context.classes if context.classes is not None else names)
 
 
@@ -64,8 +66,8 @@ def _classes(context: ScanContext) -> tuple[list[str], list[str]]:
 
 def _add_list(context: ScanContext, name: str, split: Split, indices: dict[str, int], folder: str) -> None:
     media: dict[str, str] = {}
-    for media_folder in (folder, f"{folder}/{name.removesuffix('_segments')}", f"{folder}/{name}"):
-        media |= context.by_stem(media_folder)
+    for place in (folder, f"{folder}/{name.removesuffix('_segments')}", f"{folder}/{name}"):
+        media |= context.by_stem(place)
     for where, (ytid, start, end, labels) in read_rows(context, f"{name}.csv", FIELDS, comment="#"):
         numbers = [context.label(mid.strip(), indices, where) for mid in labels.split(",")]
         known = tuple(sorted({index for index in numbers if index is not None}))

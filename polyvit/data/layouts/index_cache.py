@@ -3,8 +3,9 @@
 In: a task and its location. Out: its index as a file, scanned or taken from the cache. An index carries the stamps
 of every folder and file that its scan read (inode, size and times of a local one, size and time of an object's);
 it is used again only where all of them are the same. A folder's stamp covers its entries and not what is in a
-media file, which no index depends on. A file that changed within two seconds before it was read has no stamp, and
-then the scan is not used again.
+media file. No index depends on that but those of tasks that need streams (`stream_check`): a file that is written
+over in place, its sound gone, is met by the run, as one that was damaged since. A file that changed within two
+seconds before it was read has no stamp, and then the scan is not used again.
 """
 
 import contextlib
@@ -71,7 +72,7 @@ def _key(task: TaskConfig, root: Root, name: str) -> str:
     """The name of a task's index, a hash of all that a scan depends on, its code included, but not of the data."""
     dependencies = [
         root.at(""), task.layout, task.modality, task.num_classes, task.options, read_classes(task, root, name),
-        task.extensions, _code_digest(),
+        task.extensions, sorted(task.needed_streams), _code_digest(),
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()
     return f"{name}-{digest[:24]}"

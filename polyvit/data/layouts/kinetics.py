@@ -25,11 +25,11 @@ LISTS: dict[Split, tuple[str, ...]] = {
 _Row = dict[str, str]
 
 
-def scan_kinetics(context: ScanContext) -> Scan:
+def scan_kinetics(context: ScanContext, others: bool = False) -> Scan:
     """Train, validation and test from the lists.
 
-    Raises UserError where `train.csv` is missing and `task.classes` is not given: an index made from another
-    list would be a wrong one.
+    others: rows of other classes than `task.classes` are expected, and no problems. Raises UserError where
+    `train.csv` is missing and `task.classes` is not given: an index made from another list would be a wrong one.
     """
     read_options(context, {})
     rows = {split: _read(context, split) for split in LISTS}
@@ -43,6 +43,8 @@ def scan_kinetics(context: ScanContext) -> Scan:
     for split, split_rows in rows.items():
         clips = _clips(context, split)
         for where, row in split_rows:
+            if others and row["label"] and row["label"] not in indices:
+                continue
             _add(context, split, row, where, indices, clips)
     return context.finish(names)
 

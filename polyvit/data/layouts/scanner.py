@@ -12,6 +12,7 @@ from pathlib import Path
 from polyvit.config import LAYOUTS, TaskConfig, load_attribute
 from polyvit.data.index import Scan
 from polyvit.data.layouts.scanning import Layout, ScanContext
+from polyvit.data.layouts.stream_check import with_streams
 from polyvit.errors import UserError
 from polyvit.storage import Location, Root, StoreUnavailable, open_root
 
@@ -62,7 +63,7 @@ def scan_with_stamps(
     context = ScanContext(name, task, root, read_classes(task, root, name), shard_cache)
     try:
         with _no_collections():
-            result = layout.scan(context)
+            result = with_streams(layout.scan(context), task, root, name)
     except StoreUnavailable as error:
         raise UserError(f"tasks.{name}: {error}") from None
     _check(result, task, root, name, layout.expects)

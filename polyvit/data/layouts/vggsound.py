@@ -4,15 +4,16 @@ Rows are `ytid,start,label,train|test`; a label with a comma is quoted. Media ma
 (its sound track) and others. Label index: sorted unique labels of the train rows, on disk or not, or
 `task.classes`. `test` becomes the validation split: VGGSound has these two only, and the paper reports on it.
 
-Options: folder = `audio`, where the media are.
+Options: folder, where the media are: `audio`, or for a task on videos (with or without their sound) `video`, and
+`audio` where there is no such folder.
 """
 
 from polyvit.data.index import Example, Scan, Split
-from polyvit.data.layouts.scanning import Layout, ScanContext, name_problem, read_options, read_rows
+from polyvit.data.layouts.scanning import Layout, ScanContext, media_folder, name_problem, read_options, read_rows
 
 LIST = "vggsound.csv"
 EXPECTS = f"{LIST} and audio/<ytid>_<start:06d>.(wav|flac|mp4|...)"
-OPTIONS = {"folder": "audio"}
+OPTIONS = {"folder": ""}
 SPLITS: dict[str, Split] = {"train": "train", "test": "validation"}
 FIELDS = 4
 
@@ -23,7 +24,7 @@ def scan_vggsound(context: ScanContext) -> Scan:
     rows = list(read_rows(context, LIST, FIELDS))
     names = context.names(label for _, (_, _, label, split) in rows if split == "train")
     indices = {name: index for index, name in enumerate(names)}
-    folder = options["folder"]
+    folder = options["folder"] or media_folder(context)
     media = context.by_stem(folder)
     for where, (ytid, start, label, split_word) in rows:
         split = SPLITS.get(split_word)

@@ -137,9 +137,7 @@ class AVBert(MultiTaskModel):
         embedded = self.embed(*self._arrays(inputs))
         return self.contextualise(embedded.visual_BSD, embedded.audio_BSD, keep).summaries()
 
-    def answers(
-        self, inputs: Mapping[str, Tensor], modality: Modality, tasks: Sequence[str]
-    ) -> dict[str, Tensor]:
+    def answers(self, inputs: Mapping[str, Tensor], modality: Modality, tasks: Sequence[str]) -> dict[str, Tensor]:
         """As the interface says; tasks whose heads read the summaries share them."""
         sharing = [name for name in tasks if self.tasks[name].reads == "summaries"]
         shared = super().answers(inputs, modality, sharing) if sharing else {}

@@ -31,6 +31,7 @@ _LEFT_OUT = {
     "label": "Correct the labels, or set tasks.{name}.classes to a file of class names in index order.",
     "broken": "Replace or delete them; a run goes on without them.",
     "duplicate": "List each once, in one split; the first of each counts.",
+    "stream": "Nothing; or get copies that have both. tasks.{name}.streams says what the task reads.",
 }
 
 
@@ -59,6 +60,7 @@ def left_out(report: TaskReport) -> list[Finding]:
         "label": "label that is unknown or malformed",
         "broken": "empty, or cannot be read",
         "duplicate": "key listed before, in this split or another",
+        "stream": "without a sound track, or without pictures, which the task reads",
     }
     total = sum(report.examples.values())
     findings = []

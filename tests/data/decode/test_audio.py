@@ -19,7 +19,9 @@ from polyvit.data.decode.audio import (
     eval_audio,
     eval_waveform,
     log_mel,
+    mel_filters,
     num_mel_frames,
+    periodic_hann,
     train_audio,
     train_waveform,
 )
@@ -177,6 +179,16 @@ def test_log_mel_equals_torchaudio(noise_S: np.ndarray) -> None:
     found = log_mel(noise_S, spec)
     assert found.shape == (250, 128)
     assert np.abs(found - expected[:250]).max() < 1e-4
+
+
+@pytest.mark.parametrize(("fft_size", "rate", "bins"), [(512, 16000, 64), (1024, 16000, 128), (2048, 44100, 80)])
+def test_mel_filters_and_the_window_equal_torchaudios(fft_size: int, rate: int, bins: int) -> None:
+    expected = torchaudio.functional.melscale_fbanks(
+        fft_size // 2 + 1, 20.0, rate / 2, bins, rate, norm=None, mel_scale="htk"
+    )
+    np.testing.assert_allclose(mel_filters(fft_size, 20.0, rate, bins), expected.numpy(), atol=2e-5)
+    for window in (1, 400, 401):
+        np.testing.assert_allclose(periodic_hann(window), torch.hann_window(window).numpy(), atol=5e-7)
 
 
 @pytest.mark.parametrize(("samples", "frames"), [(1, 1), (160, 1), (161, 2), (128_000, 800), (16_000, 100)])

@@ -135,10 +135,11 @@ def test_foreign_errors_become_bad_media_but_memory_errors_and_interrupts_pass()
             raise error
 
 
-def test_a_process_that_decodes_images_loads_no_torch() -> None:
+@pytest.mark.parametrize("codec", ["image", "video", "audio"])
+def test_a_decoding_process_loads_no_torch(codec: str) -> None:
     script = (
-        "import sys; import polyvit.data.loading.example, polyvit.data.decode.image;"
-        "print(*{'torch', 'decord', 'torchaudio'} & set(sys.modules))"
+        f"import sys; import polyvit.data.loading.isolated, polyvit.data.loading.codecs.{codec};"
+        "print(*{'torch', 'torchaudio'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

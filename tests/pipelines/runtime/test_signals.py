@@ -50,5 +50,30 @@ def test_what_fails_meanwhile_waits_for_the_work_to_end() -> None:
     assert ended == [True]
 
 
+@pytest.mark.parametrize("announced", [True, False])
+def test_what_can_wait_is_done_at_the_first_step_or_at_the_end(announced: bool) -> None:
+    at, done = threading.Event(), threading.Event()
+
+    def work() -> bool:
+        if announced:
+            at.set()
+            assert done.wait(10)
+        return done.is_set()
+
+    assert stoppable(work, lambda: None, lambda: None, done.set, at) == (announced, None)
+    assert done.is_set()
+
+
+def test_what_can_wait_does_not_hide_why_the_work_failed() -> None:
+    def work() -> None:
+        raise KeyError("the work")
+
+    def later() -> None:
+        raise AssertionError("not called")
+
+    with pytest.raises(KeyError, match="the work"):
+        stoppable(work, lambda: None, lambda: None, later, threading.Event())
+
+
 def test_the_second_signal_is_an_interrupt() -> None:
     assert issubclass(StoppedAtOnce, KeyboardInterrupt)

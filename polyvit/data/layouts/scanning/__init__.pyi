@@ -10,6 +10,7 @@ from .context import carve as carve
 from .context import carve_fractions as carve_fractions
 from .context import inside as inside
 from .context import is_utf8 as is_utf8
+from .context import media_folder as media_folder
 from .context import name_problem as name_problem
 from .context import read_options as read_options
 from .context import split_of as split_of

@@ -15,12 +15,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from polyvit.config import TaskConfig
-from polyvit.data.index import Example, ExampleWriter, Problem, Scan, Split, finish_scan, key_fraction
+from polyvit.data.index import (
+    Example,
+    ExampleWriter,
+    Problem,
+    ProblemKind,
+    Scan,
+    Split,
+    finish_scan,
+    key_fraction,
+)
 from polyvit.errors import UserError
 from polyvit.storage import DANGLING, Folder, Root, StoreUnavailable, pool
 
@@ -72,7 +81,7 @@ class ScanContext:
         self._folders: dict[str, Folder] = {}
         self._coming: dict[str, Future[Folder]] = {}
 
-    def skip(self, kind: Literal["missing", "label", "broken", "duplicate"], where: str, reason: str) -> None:
+    def skip(self, kind: ProblemKind, where: str, reason: str) -> None:
         """Leave one file or row out, and say which and why."""
         self.problems.append(Problem(kind, where, reason))
 
@@ -321,6 +330,11 @@ def split_of(name: str) -> Split | None:
     words = re.findall(r"[a-z]+", name.lower())
     splits = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
     return splits.pop() if len(splits) == 1 else None
+
+
+def media_folder(context: ScanContext) -> str:
+    """`audio`, or for a task on videos `video` where there is such a folder."""
+    return "video" if context.task.modality != "audio" and "video" in context.folder("").folders else "audio"
 
 
 def read_options(context: ScanContext, defaults: Mapping[str, Any]) -> dict[str, Any]:
