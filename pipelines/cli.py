@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint: any split, several views, a table and JSON",
     "probe": "linear probes: new heads on the frozen features of a checkpoint",
     "predict": "labels for media files: a few, or millions as a Ray job",
+    "neighbours": "a picture of which clips a pre-trained AVBert takes for alike, across picture and sound",
     "register": "register a model with MLflow; move and list aliases",
     "export": "cut one task out: torch.export, ONNX, int8, with figures",
     "bench": "measure the training step and co-training against peers",

@@ -13,6 +13,8 @@ from .linear_probe import ProbeSettings as ProbeSettings
 from .linear_probe import probe as probe
 from .metrics import MetricState as MetricState
 from .metrics import chance_level as chance_level
+from .neighbours import ClipSpaces as ClipSpaces
+from .neighbours import clip_spaces as clip_spaces
 from .results import chance_of as chance_of
 from .results import label_shares as label_shares
 from .results import result_rows as result_rows

@@ -3,9 +3,11 @@ from .convert import state_to_official as state_to_official
 from .model import AVBert as AVBert
 from .model import Sequences as Sequences
 from .pretraining import STREAMS as STREAMS
+from .pretraining import ContrastiveHead as ContrastiveHead
 from .pretraining import Draws as Draws
 from .pretraining import Exchange as Exchange
 from .pretraining import Predictions as Predictions
 from .pretraining import draw as draw
+from .pretraining import with_masks as with_masks
 from .resnet import synced as synced
 from .transformer import mixed as mixed

@@ -118,12 +118,12 @@ class AVBert(MultiTaskModel):
         if settings.reads == "summaries":
             return head(dropout(self.forward_features(inputs, self.modality[task], keep), own, 0, rate))
         if settings.reads in ("visual_cnn", "audio_cnn"):
-            pixels, sound = self._arrays(inputs)
+            pixels, sound = self.arrays(inputs)
             cnn = (self.visual_cnn, pixels) if settings.reads == "visual_cnn" else (self.audio_cnn, sound)
             pooled = self._pooled(*cnn).unflatten(0, pixels.shape[:2])
             return head(dropout(pooled, own, 0, rate))[:, None]
         assert isinstance(head, ClipsAndSequence)
-        embedded = self.embed(*self._arrays(inputs))
+        embedded = self.embed(*self.arrays(inputs))
         sequences = self.contextualise(embedded.visual_BSD, embedded.audio_BSD, keep)
         assert sequences.multimodal is not None
         pooled = torch.cat([embedded.visual_pooled, embedded.audio_pooled], dim=-1)
@@ -134,7 +134,7 @@ class AVBert(MultiTaskModel):
         self, inputs: Mapping[str, Tensor], modality: Modality, keep: Tensor | None = None
     ) -> Tensor:
         """Both summary tokens, [B, 2 D]. inputs, keep: as `forward`."""
-        embedded = self.embed(*self._arrays(inputs))
+        embedded = self.embed(*self.arrays(inputs))
         return self.contextualise(embedded.visual_BSD, embedded.audio_BSD, keep).summaries()
 
     def answers(self, inputs: Mapping[str, Tensor], modality: Modality, tasks: Sequence[str]) -> dict[str, Tensor]:
@@ -143,7 +143,7 @@ class AVBert(MultiTaskModel):
         shared = super().answers(inputs, modality, sharing) if sharing else {}
         return {name: shared[name] if name in shared else self(inputs, name) for name in tasks}
 
-    def _arrays(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def arrays(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Pixels [B, S, 3, T, H, W] and sound [B, S, 1, mel, time], as `embed` takes them."""
         pixels = inputs["clips"].movedim(-1, 2)
         # The feed's pixels are in [-1, 1]; the release's are (v - mean) / std of v in [0, 1].
@@ -158,7 +158,7 @@ class AVBert(MultiTaskModel):
         Of swapped examples the sound that the multimodal transformer hears is another's, after its own audio
         transformer; other examples' masked clips alone count there.
         """
-        embedded = self.embed(*self._arrays(inputs))
+        embedded = self.embed(*self.arrays(inputs))
         both = embedded.visual_BSD, embedded.audio_BSD
         own = draws.rows(len(both[0]))
         assert self.masks is not None

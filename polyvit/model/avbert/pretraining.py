@@ -103,9 +103,13 @@ class ContrastiveHead(nn.Module):
         for layer in self.compare.values():
             layer.weight *= layer.in_features**-0.5  # type: ignore[operator,union-attr]
 
+    def query(self, stream: str, output: Tensor) -> Tensor:
+        """What a stream's outputs are compared with: [..., D] -> [..., D]."""
+        return self.compare[stream](self.outer[stream](F.gelu(self.inner[stream](output))))
+
     def forward(self, outputs: dict[str, Tensor], pair: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """outputs: by stream [B, k, D]; pair: [B, 2 D] -> queries [B, k, D] and logits [B]."""
-        queries = {s: self.compare[s](self.outer[s](F.gelu(self.inner[s](outputs[s])))) for s in self.streams}
+        queries = {stream: self.query(stream, outputs[stream]) for stream in self.streams}
         return queries, self.pair_outer(F.gelu(self.pair_inner(pair)))[:, 0]
 
 
