@@ -31,9 +31,13 @@ NEGATIVES = 64
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit neighbours`."""
-    parser = command_line.parser("neighbours", "Draw the nearest clips of a pre-trained AVBert, across modalities.")
+    parser = command_line.parser(
+        "neighbours", "Draw the nearest clips of a pre-trained AVBert, across modalities."
+    )
     parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
-    parser.add_argument("--data", required=True, metavar="ROOT", type=Path, help="holds a folder NAME for the task")
+    parser.add_argument(
+        "--data", required=True, metavar="ROOT", type=Path, help="holds a folder NAME for the task"
+    )
     parser.add_argument("--out", required=True, metavar="FILE", type=Path, help="the picture, a .png")
     parser.add_argument("--task", metavar="NAME", help="a contrastive task (default: the model's first)")
     parser.add_argument("--clips", type=int, default=6, metavar="N", help="rows of the picture (default: 6)")

@@ -73,7 +73,7 @@ class InitConfig(Section):
     path: str | None = None
     """An .npz (vision_transformer, AugReg, big_vision, Scenic), a .safetensors (timm, Hugging Face) or a folder
     with one, that every worker can read; of model.kind=avbert a file of the official code. Or a checkpoint of
-    ours, taken over by name. Null: random weights."""
+    ours, or a run (its newest), taken over by name. Null: random weights."""
     kernel_init: KernelInit = "central"
     """How the patch kernel becomes the tubelet kernel; `central` is the official config's."""
     grid: tuple[PositiveInt, PositiveInt] | None = None

@@ -24,7 +24,9 @@ COLUMNS = {
 def draw_neighbours(spaces: ClipSpaces, clips: list[int], count: int, path: Path, about: str = "") -> None:
     """PNG: a row for each of `clips` (places in `spaces`), with its `count` nearest clips in each space."""
     wide = 1 + len(COLUMNS) * count
-    with picture(path, 0.3 + 0.95 * wide, 0.9 + 1.75 * len(clips), "Nearest clips of other videos", about) as figure:
+    with picture(
+        path, 0.3 + 0.95 * wide, 0.9 + 1.75 * len(clips), "Nearest clips of other videos", about
+    ) as figure:
         gaps = [1.0, *([0.12, *([1.0] * count)] * len(COLUMNS))]
         grid = figure.add_gridspec(2 * len(clips), len(gaps), width_ratios=gaps, wspace=0.04, hspace=0.06)
         for row, clip in enumerate(clips):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from polyvit.checkpoint import read_document
+from polyvit.checkpoint import find_checkpoint, read_document
 from polyvit.config import AVBertConfig, Modality, ModelConfig, RunConfig, flatten
 from polyvit.errors import UserError
 from polyvit.model import MultiTaskModel, PolyViT
@@ -43,7 +43,7 @@ def init_problems(config: RunConfig) -> list[str]:
     problems: list[str] = []
     try:
         if is_checkpoint(path):
-            problems = checkpoint_problems(Path(path), model)
+            problems = checkpoint_problems(find_checkpoint(Path(path)), model)
         elif isinstance(model, AVBertConfig):
             avbert_values(path, model)
         else:
@@ -70,7 +70,7 @@ def initialise_model(model: MultiTaskModel, config: RunConfig) -> LoadReport:
     if init.path is None:
         raise UserError("init.path is null: there is nothing to start from")
     if is_checkpoint(init.path):
-        return copy_checkpoint(model, Path(init.path))
+        return copy_checkpoint(model, find_checkpoint(Path(init.path)))
     if isinstance(model, AVBert):
         return initialise_avbert(model, init.path)
     assert isinstance(model, PolyViT)
@@ -78,8 +78,8 @@ def initialise_model(model: MultiTaskModel, config: RunConfig) -> LoadReport:
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether `init.path` names one of our checkpoints rather than another project's file."""
-    return (Path(path) / "state.json").is_file()
+    """Whether `init.path` names one of our checkpoints, or a run with some, rather than another project's file."""
+    return any((Path(path) / name).is_file() for name in ("state.json", "run.json"))
 
 
 def checkpoint_problems(path: Path, config: ModelConfig | AVBertConfig) -> list[str]:

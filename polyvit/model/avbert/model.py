@@ -29,6 +29,8 @@ from polyvit.model.sharing import LowRankLinear, owner_of, reset_low_rank
 
 INIT_STD = 0.02
 """Ours: the release names this number and never applies it (facts-av.md, section 4)."""
+PUBLISHED_WIDTH = 768
+"""A narrower model's numbers are larger, by the square root, so that a map's gain is the same: ours too."""
 PIXEL_MEAN, PIXEL_STD = 0.45, 0.225
 """Of pixels in [0, 1]; source: the official code."""
 
@@ -293,7 +295,7 @@ class AVBert(MultiTaskModel):
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Linear maps, tables and summaries truncated normal 0.02, no biases, convolutions He, last norms of
         residual branches without scale. Ours: the release leaves it open how pre-training was initialised."""
-        std = INIT_STD
+        std = INIT_STD * (PUBLISHED_WIDTH / self.config.width) ** 0.5
         for cnn in (self.visual_cnn, self.audio_cnn):
             reset_cnn(cnn, generator)
         for module in self.modules():
