@@ -5,8 +5,8 @@
 
 MODEL is a checkpoint's folder, a run's, or `models:/name@alias`; its task must be contrastive. Sequences of the
 task's evaluation split in ROOT/NAME are decoded in this process. For each clip there are the nearest ones of other
-videos by picture, by sound, and across: the pictures that its sound alone calls for, and the sounds that its picture
-does. The figures: how often the other modality finds a clip among so many of other videos, and what a guess finds.
+videos by picture, by sound, and across: the pictures that its sound alone calls for, and the sounds that its
+picture does. The figures: how often the other modality finds a clip among those of other videos.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     found = {m: spaces.found(m, NEGATIVES, config.seed) for m in ("visual", "audio")}
     chance = 1 / (1 + min(NEGATIVES, len(spaces.sequences) - each))
     words = (
-        f"{len(spaces.sequences)} clips of {len(spaces.keys)} videos of {task}. The sound alone finds its picture in"
+        f"{len(spaces.sequences)} clips of {len(spaces.keys)} videos of {task}. Sound alone finds its picture in"
         f" {100 * found['visual']:.0f} % of cases among {NEGATIVES},\nthe picture its sound in"
         f" {100 * found['audio']:.0f} %; a guess finds it in {100 * chance:.1f} %."
     )

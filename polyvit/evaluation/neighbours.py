@@ -64,8 +64,8 @@ class ClipSpaces:
 
 @torch.no_grad()
 def clip_spaces(model: MultiTaskModel, task: str, minibatches: Iterable[Minibatch]) -> ClipSpaces:
-    """The clips of a contrastive task's minibatches. Raises UserError for a model without a multimodal transformer,
-    and where there are fewer than two sequences."""
+    """The clips of a contrastive task's minibatches. Raises UserError for a model without a multimodal
+    transformer, and where there are fewer than two sequences."""
     head = model.heads[task]
     if not isinstance(model, AVBert) or not isinstance(head, ContrastiveHead):
         raise UserError(f"task {task} is not contrastive: its model has nothing to compare clips by")

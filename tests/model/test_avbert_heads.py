@@ -1,4 +1,4 @@
-"""Heads on one CNN, and on clips and sequence: the official code's numbers, what a step reaches, frozen batch norm."""
+"""Heads on one CNN, and on clips and sequence: the official code's numbers, what a step reaches, frozen norms."""
 
 import copy
 from typing import Any
@@ -42,14 +42,11 @@ def test_parity_of_clips_and_sequence() -> None:
         "clip": "concat_head.projection", "visual": "concat_seq_head.fc1", "audio": "concat_seq_head.fc2",
         "norm": "concat_seq_head.ln", "sequence": "concat_seq_head.projection",
     }  # fmt: skip
-    head.load_state_dict(
-        {f"{ours}.{key}": weights[f"{theirs}.{key}"] for ours, theirs in names.items() for key in ("weight", "bias")
-         if f"{theirs}.{key}" in weights}
-    )  # fmt: skip
+    official = {f"{ours}.{key}": f"{theirs}.{key}" for ours, theirs in names.items() for key in ("weight", "bias")}
+    head.load_state_dict({ours: weights[theirs] for ours, theirs in official.items() if theirs in weights})
     logits = head(torch.cat([visual, audio], dim=1).unflatten(0, (batch, -1)), multimodal)
     clip, sequence = logits.unbind(1)
-    # In training the statistics of batch norm are the batch's, and so are the values behind the head: evaluation
-    # alone can be compared from the middle on.
+    # The middle values are those of evaluation; in training batch norm has other statistics.
     kit.close(clip.softmax(-1).flatten(0, 1), kit.arrays("head_multimodal")["out/eval_clip_probability"], 1e-5)
     found = sequence.softmax(-1).flatten(0, 1)
     kit.close(found, kit.arrays("head_multimodal")["out/eval_sequence_probability"], 1e-5)

@@ -59,7 +59,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits() -> None:
     """After step 2 a new process takes parameters, optimiser and running averages, and goes on."""
     run = config()
     whole, resumed = fresh(run), fresh(run)
-    state, heard = run_from(whole, TrainState(), run)
+    state, _ = run_from(whole, TrainState(), run)
 
     kept: dict[str, Any] = {}
 
