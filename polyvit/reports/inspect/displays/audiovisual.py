@@ -14,7 +14,14 @@ import cv2
 import numpy as np
 
 from polyvit.config import AudiovisualTask, SequenceInput
-from polyvit.data.decode import SequencePlan, audio_header, clip_log_mel, read_sequence, video_header
+from polyvit.data.decode import (
+    SequencePlan,
+    audio_header,
+    clip_log_mel,
+    container_size,
+    read_sequence,
+    video_header,
+)
 from polyvit.data.loading import Media
 from polyvit.reports.inspect.display import Panel
 from polyvit.reports.inspect.displays import pixels
@@ -48,6 +55,9 @@ def examine(
             sound = audio_header(data)
             known.update(form=known.get("form", sound["form"]))
             known.update(sample_rate=sound["sample_rate"], channels=sound["channels"])
+    if "seconds" not in known:
+        with contextlib.suppress(Exception):
+            known["seconds"] = container_size(data)[2]
     if known.get("seconds"):
         start_s, end_s = segment_s
         known["seconds"] = max(0.0, (min(end_s, known["seconds"]) if end_s >= 0 else known["seconds"]) - start_s)
