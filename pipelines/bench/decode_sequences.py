@@ -26,9 +26,9 @@ SETTINGS: dict[str, tuple[SequenceInput, dict[str, Any]]] = {
 TASK = {"modality": "audiovisual", "layout": "csv", "num_classes": 2, "steps": 1, "batch": 1}
 
 
-def long_video(seed: int, seconds: float = SECONDS) -> bytes:
-    """The bytes of one of the videos."""
-    clip_THWC, wave = song(np.random.default_rng(seed), seed % 8, SIZE, FPS, seconds, RATE)
+def long_video(seed: int, seconds: float | None = None) -> bytes:
+    """The bytes of one of the videos; seconds: None: `SECONDS`."""
+    clip_THWC, wave = song(np.random.default_rng(seed), seed % 8, SIZE, FPS, seconds or SECONDS, RATE)
     return encode_video(clip_THWC, FPS, wave, RATE)
 
 

@@ -1,6 +1,6 @@
 from .audio import decode_waveform as decode_waveform
 from .audio import log_mel as log_mel
-from .clip_log_mel import clip_log_mel as clip_log_mel
+from .clip_spectrogram import clip_log_mel as clip_log_mel
 from .containers import bad_media as bad_media
 from .containers import moving_pictures as moving_pictures
 from .containers import open_container as open_container
