@@ -1,4 +1,5 @@
-"""Decoding against peers: JPEG to tokens, H.264 to clips, sound to log-mel. A section of `polyvit bench feed`.
+"""Decoding against peers: JPEG to tokens, H.264 to clips, sound to log-mel, videos with sound to sequences. A
+section of `polyvit bench feed`.
 
     python -m pipelines.bench.decode --data DIR [--rounds N] [--photos N] [--clips N] [--opens N] [--json FILE]
 
@@ -22,6 +23,7 @@ import torch
 
 from pipelines.bench import decode_media, kit
 from pipelines.bench import decode_peers as peers
+from pipelines.bench.decode_sequences import sequence_tables
 from pipelines.bench.kit import Rows, Runs, decode_machine, print_table, psnr, timed_items
 from pipelines.runtime import command_line, console
 from polyvit.config import (
@@ -40,6 +42,8 @@ from polyvit.data.transforms import Box, example_rng, inception_box, patchify_vi
 from polyvit.errors import UserError
 
 FRAMES, STRIDE = 32, 2
+SEQUENCES = 2
+"""Long videos at most; making one takes 20 s of CPU time."""
 TASK = {"layout": "csv", "num_classes": 2, "steps": 1, "batch": 1}
 
 
@@ -88,6 +92,7 @@ def decode_section(
                 "image": image_tables(pictures, rounds, seed),
                 "video": video_tables(pictures[:clips], Path(folder), rounds, seed),
                 "audio": audio_tables(data, rounds, seed),
+                "audiovisual": sequence_tables(min(clips, SEQUENCES), rounds, seed),
                 "opens": video_opens(pictures[0], opens, seed) if opens else None,
             }  # fmt: skip
     finally:

@@ -16,6 +16,7 @@ import torch
 import torch.utils.data
 
 from pipelines.bench import decode_media
+from pipelines.bench.decode_sequences import long_video
 from pipelines.feed import minibatches
 from pipelines.index import Indexes
 from polyvit.config import Modality, RunConfig
@@ -24,7 +25,7 @@ from polyvit.data.loading import Decoder, Minibatch, Request, blank_arrays, mult
 from polyvit.synthetic import SOUNDS, encode_image, encode_sound, mixture, textured_shape
 
 SIDES = ("dataloader", "ray_core", "ray_data")
-SUFFIXES = {"image": "jpg", "video": "mp4", "audio": "flac"}
+SUFFIXES = {"image": "jpg", "video": "mp4", "audio": "flac", "audiovisual": "mp4"}
 Side = Callable[[Sequence[Request]], Iterator[int]]
 
 
@@ -159,7 +160,8 @@ def memory_mb() -> float:
 
 
 def write_data(folder: Path, config: RunConfig, clips: int) -> Indexes:
-    """Write photos of 500 x 375, clips of 10 s in H.264 at 340 x 256 and FLACs of 10 s; returns their indexes.
+    """Write photos of 500 x 375, clips of 10 s in H.264 at 340 x 256, FLACs of 10 s and
+    videos of 12 s with sound; returns their indexes.
 
     Tasks of a modality share the files. clips: how many clips.
     """
@@ -177,6 +179,7 @@ def write_data(folder: Path, config: RunConfig, clips: int) -> Indexes:
             encode_sound(mixture(rng, [SOUNDS[i % len(SOUNDS)]], 10.0, 22050), 22050, "FLAC") for i in range(32)
         ],
     }
+    content["audiovisual"] = lambda: [long_video(i, 12.0) for i in range(clips)]
     names: dict[Modality, list[str]] = {modality: [] for modality in config.modalities}
     for modality, written in names.items():
         for i, data in enumerate(content[modality]()):

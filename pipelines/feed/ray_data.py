@@ -4,15 +4,17 @@ One chunk (`data/loading/chunks.py`) is one row and one block, and their order i
 before the current one ends, so that no step waits for it.
 """
 
+import math
 import pickle
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
-from ray.data.block import Block, BlockAccessor
 
+from pipelines.runtime import tried_before
 from polyvit.config import RunConfig
 from polyvit.data.loading import (
     DecodeChunk,
@@ -25,83 +27,106 @@ from polyvit.data.loading import (
     whole_minibatches,
 )
 
-ROW_BYTES, ROW_MINIBATCHES = 256 * 2**20, 32
-"""Most bytes and minibatches of a row. Ray Data starts tasks every 0.1 s only, so rows that take less than a
-second to decode would leave CPUs idle."""
-ALIGNED = 64
-"""Arrays in a row begin at multiples of this many bytes."""
+ROW_BYTES, ROW_MINIBATCHES = 128 * 2**20, 16
+"""Most bytes and minibatches that are put together in a row: tenths of a second to decode, where Ray Data's
+executor takes a hundredth."""
+LEAD = 32
+"""Minibatches before the end of a segment at which the next one starts."""
+STORE_SHARE = 0.5
+"""Of the object store that all feeds together may fill with what is decoded ahead."""
+IN_BAND = 2**12
+"""Arrays of fewer bytes are pickled with the rest, such as labels."""
 
 
-def decode_row(batch: dict[str, np.ndarray], decoder: Decoder) -> dict[str, np.ndarray]:
-    """Row in: a pickled `DecodeChunk`. Row out: its minibatches, pickled, with their arrays apart as uint8 [1,
-    B].
+def decode_row(batch: pa.Table, decoder: Decoder) -> pa.Table:
+    """Row in: a pickled `DecodeChunk`. Rows out: its minibatches, pickled in the first row's `head`, and their
+    arrays, one in each row's `array`.
 
-    Ray Data would copy tokens whose shapes differ between blocks into arrays of objects; bytes are not copied.
+    Arrays are neither copied nor joined here: Ray Data would copy tokens whose shapes differ between blocks into
+    arrays of objects.
     """
-    minibatches = decode_chunk(decoder, pickle.loads(batch["chunk"][0]), careful=tried_before())
-    arrays: list[np.ndarray] = []
+    minibatches = decode_chunk(decoder, pickle.loads(batch["chunk"][0].as_py()), careful=tried_before())
+    arrays: list[pa.Array] = []
 
-    def take_out(buffer: pickle.PickleBuffer) -> None:
-        array = np.frombuffer(buffer.raw(), np.uint8)
-        arrays.append(np.pad(array, (0, -len(array) % ALIGNED)) if len(array) % ALIGNED else array)
-        lengths.append(len(array))
+    def take_out(buffer: pickle.PickleBuffer) -> bool:
+        small = buffer.raw().nbytes < IN_BAND
+        if not small:
+            arrays.append(_as_binary(buffer.raw()))
+        return small
 
-    lengths: list[int] = []
     head = pickle.dumps(minibatches, protocol=5, buffer_callback=take_out)
-    return {
-        "bytes": np.concatenate(arrays)[None],
-        "head": np.array([pickle.dumps((lengths, head))], dtype=object),
-    }
+    arrays = arrays or [_as_binary(b"")]
+    heads = pa.array([head, *(b"" for _ in arrays[1:])], pa.binary())
+    return pa.table({"head": heads, "array": pa.chunked_array(arrays)})
 
 
-def to_minibatches(block: Block) -> list[Minibatch]:
+def _as_binary(data: memoryview | bytes) -> pa.Array:
+    """One value of bytes, not copied."""
+    ends = pa.py_buffer(np.array([0, len(data)], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(data)])
+
+
+def to_minibatches(table: pa.Table) -> list[Minibatch]:
     """The minibatches that `decode_row` packed; their arrays are read-only views of the object store."""
-    row = BlockAccessor.for_block(block).to_numpy()
-    (data,), (lengths, head) = row["bytes"], pickle.loads(row["head"][0])
-    starts = np.cumsum([0, *(length + -length % ALIGNED for length in lengths)])
-    views = [data[start : start + length] for start, length in zip(starts, lengths, strict=False)]
-    return pickle.loads(head, buffers=views)
+    arrays = [value.as_buffer() for chunk in table["array"].chunks for value in chunk]
+    return pickle.loads(table["head"][0].as_py(), buffers=arrays)
 
 
-def decode_dataset(chunks: Sequence[DecodeChunk], decoder: Decoder, config: RunConfig) -> "ray.data.Dataset":
-    """A dataset with one row and one block for each chunk, in their order."""
+def decode_dataset(
+    chunks: Sequence[DecodeChunk], decoder: Decoder, config: RunConfig, decoders: int
+) -> "ray.data.Dataset":
+    """A dataset with one block for each chunk, in their order, by one task more than `decoders` processes.
+
+    Ray Data hands out work every 0.1 s only (ray#42377): the task more has work when another one ends. Together
+    they hold the CPUs of `decoders`, so workers, evaluations and trials leave each other theirs.
+    """
     rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
+    cpus = config.data.decode_cpus * decoders / (decoders + 1)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         decode_row,  # type: ignore[arg-type]
-        batch_size=1,
-        batch_format="numpy",
+        batch_size=None,
+        batch_format="pyarrow",
         fn_args=(decoder,),
-        num_cpus=config.data.decode_cpus,
+        num_cpus=math.floor(cpus * 1000) / 1000,
+        concurrency=min(decoders + 1, len(rows)),
         label_selector=dict(config.data.decode_node_labels) or None,
     )
+    dataset.context.scheduling_strategy = "DEFAULT"  # near the train worker where there is room, not spread
     dataset.context.execution_options.preserve_order = True
+    dataset.context.execution_options.resource_limits = _limits(config, decoders)
     dataset.context.execution_no_progress_timeout_s = -1
     dataset.context.enable_progress_bars = False
     dataset.context.max_errored_blocks = 0  # a lost block would shift the ranks apart
+    dataset.context.target_max_block_size = None  # a chunk is a block, whatever its size
     return dataset
 
 
-def tried_before() -> bool:
-    """Whether Ray runs this task again because the process that ran it before died or was lost."""
-    worker = ray._private.worker.global_worker
-    return worker.core_worker.get_current_task_attempt_number() > 0  # type: ignore[attr-defined]
+def _limits(config: RunConfig, decoders: int) -> ray.data.ExecutionResources:
+    """The CPUs of so many decoding processes, and their share of the object store."""
+    cluster, cpus = ray.cluster_resources(), decoders * config.data.decode_cpus
+    share = min(1.0, cpus / cluster.get("CPU", cpus))
+    return ray.data.ExecutionResources(
+        cpu=cpus, object_store_memory=STORE_SHARE * share * cluster.get("object_store_memory", math.inf)
+    )
 
 
 def ray_data_minibatches(
-    requests: Iterable[Request], decoder: Decoder, config: RunConfig
+    requests: Iterable[Request], decoder: Decoder, config: RunConfig, decoders: int
 ) -> Generator[Minibatch, None, None]:
-    """The minibatch of each request, in their order."""
+    """The minibatch of each request, in their order, by `decoders` processes."""
     remaining, length = iter(requests), config.feed.segment_steps
 
     def segment() -> PrefetchIterator[Minibatch]:
-        return PrefetchIterator(_minibatches(islice(remaining, length), decoder, config), config.feed.prefetch)
+        return PrefetchIterator(
+            _minibatches(islice(remaining, length), decoder, config, decoders), config.feed.prefetch
+        )
 
     current, following = segment(), None
     try:
         while True:
             count = 0
             for count, minibatch in enumerate(current, start=1):
-                if count == length - length // 4:
+                if count == length - min(length // 4, LEAD):
                     following = segment()
                 yield minibatch
             if following is None:
@@ -113,9 +138,11 @@ def ray_data_minibatches(
             following.close()
 
 
-def _minibatches(requests: Iterable[Request], decoder: Decoder, config: RunConfig) -> Iterator[Minibatch]:
-    # For one decoder nothing is cut: a row may be as long as the longest minibatch.
-    if chunks := list(chunk_requests(requests, decoder, 1, ROW_BYTES, ROW_MINIBATCHES)):
-        bundles = decode_dataset(chunks, decoder, config).iter_internal_ref_bundles()
-        references = (reference for bundle in bundles for reference in bundle.block_refs)
-        yield from whole_minibatches(zip(chunks, map(to_minibatches, map(ray.get, references)), strict=True))
+def _minibatches(
+    requests: Iterable[Request], decoder: Decoder, config: RunConfig, decoders: int
+) -> Iterator[Minibatch]:
+    if chunks := list(chunk_requests(requests, decoder, decoders, ROW_BYTES, ROW_MINIBATCHES)):
+        blocks = decode_dataset(chunks, decoder, config, decoders).iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=2
+        )
+        yield from whole_minibatches(zip(chunks, map(to_minibatches, blocks), strict=True))

@@ -25,10 +25,8 @@ def minibatches(
     It starts at once. Another thread takes the requests as they are needed. `world_size`: how many such streams
     share the cluster.
     """
-    if config.feed.backend == "ray_data":
-        return PrefetchIterator(ray_data_minibatches(requests, decoder, config), 1)
-    decoders = decoders_of_a_worker(config, world_size)
-    return PrefetchIterator(ray_core_minibatches(requests, decoder, config, decoders), 1)
+    backend = ray_data_minibatches if config.feed.backend == "ray_data" else ray_core_minibatches
+    return PrefetchIterator(backend(requests, decoder, config, decoders_of_a_worker(config, world_size)), 1)
 
 
 def decoders_of_a_worker(config: RunConfig, world_size: int) -> int:

@@ -19,7 +19,10 @@ import torch
 from pipelines.feed import RayFeed
 from pipelines.index import load_indexes
 from pipelines.runtime import (
+    DATASETS,
+    PLACEMENT_GROUP_CLEANER,
     POST_EVERY_S,
+    FewerCallbacks,
     NoticeHandler,
     ProgressActor,
     ProgressReporter,
@@ -251,19 +254,8 @@ def initialise_all(
             tracker.artifact(report)
 
 
-class _Trainer(ray.train.torch.TorchTrainer):
-    """TorchTrainer without two processes of Ray's that a run does not need.
-
-    One splits Ray Data's datasets: each worker has its own feed. The other frees the workers' resources when Tune
-    ends a trial; those of a run of its own are freed when its driver ends, and then this process would stay.
-    """
-
-    trial = False
-
-    def _create_default_callbacks(self) -> list[Any]:
-        unused = {"DatasetsCallback"} if self.trial else {"DatasetsCallback", "PlacementGroupCleanerCallback"}
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in callbacks if type(callback).__name__ not in unused]
+class _Trainer(FewerCallbacks, ray.train.torch.TorchTrainer):
+    """TorchTrainer without the processes of Ray's that a run does not need."""
 
 
 def _trial_callbacks() -> list[Any]:
@@ -300,7 +292,7 @@ def fit(
             callbacks=_trial_callbacks() if trial else [],
         ),
     )  # fmt: skip
-    trainer.trial = trial
+    trainer.unused = frozenset({DATASETS} if trial else {DATASETS, PLACEMENT_GROUP_CLEANER})
 
     def stop() -> None:
         console.print("stopping at the next step, with a checkpoint; once more to stop at once")

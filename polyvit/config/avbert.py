@@ -21,6 +21,7 @@ class SequenceInput(InputSection):
     """Long videos as a sequence of short clips, each with its log-mel spectrogram."""
 
     codec: ClassVar[str] = "polyvit.data.loading.codecs.audiovisual"
+    display: ClassVar[str | None] = "polyvit.reports.inspect.displays.audiovisual"
     size_keys: ClassVar[tuple[str, ...]] = ("clips", "frames", "size")
     sides: ClassVar[tuple[str, ...]] = ("clips", "frames", "height", "width")
 

@@ -118,6 +118,7 @@ _OURS: dict[str, dict[str, Any]] = {
     },
 }
 _AV_SOURCE = "classes and sizes: the datasets' own lists; schedule: ours"
+# Only keys that tasks of every modality have: `modality: audiovisual` makes them AVBert's.
 _AV: dict[str, dict[str, Any]] = {
     "kinetics700": {
         **_VIDEO,
@@ -152,7 +153,9 @@ _AV: dict[str, dict[str, Any]] = {
         "source": f"{_AV_SOURCE}; train_examples: the first split",
     },
     "esc50": {
-        **_AUDIO,
+        "modality": "audio",
+        "batch": 64,
+        "lr_coef": 0.5,
         "layout": "esc50",
         "num_classes": 50,
         "loss": "softmax",

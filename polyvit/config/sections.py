@@ -157,16 +157,17 @@ class DataConfig(Section):
 class FeedConfig(Section):
     """What brings minibatches from the cluster's decoding processes to each worker, in step order."""
 
-    backend: Literal["ray_core", "ray_data"] = "ray_core"
-    """`ray_core`: plain Ray tasks of some 8 MB of tokens. `ray_data`: a Ray Data pipeline, rows of up to 256 MB,
-    several of which are in the object store at a time. The bytes are the same (`polyvit bench feed`)."""
+    backend: Literal["ray_data", "ray_core"] = "ray_data"
+    """`ray_data`: a Ray Data pipeline, rows of up to 128 MB of tokens, several of which are in the object store at
+    a time. `ray_core`: plain Ray tasks. The bytes are the same (`polyvit bench feed`)."""
     prefetch: PositiveInt = 4
     """Minibatches under way or ready for each worker."""
     decode_workers: PositiveInt | None = None
-    """`ray_core`: decoding processes that each worker keeps supplied with work. Null: its share of the CPUs that
-    the cluster has for decoding. Ray starts as many as there are free CPUs."""
+    """Decoding processes that each worker keeps supplied with work (`ray_data`: and one more, on the same CPUs).
+    Null: its share of the CPUs that the cluster has for decoding."""
     segment_steps: PositiveInt = 1000
-    """`ray_data`: minibatches planned into one execution of the pipeline, which takes seconds to start and end."""
+    """`ray_data`: minibatches planned into one execution of the pipeline, which takes tenths of a second to
+    start."""
 
 
 class TrainConfig(Section):

@@ -2,7 +2,7 @@
 
 In: the bytes of a picture, video or recording. Out: uint8 RGB pixels or a float32 spectrogram of the
 model's size.
-Read: media_type, containers, headers, image, video, audio, sequence, soundtrack, clip_log_mel.
+Read: media_type, containers, headers, image, video, audio, sequence, soundtrack, clip_spectrogram.
 """
 
 import lazy_loader

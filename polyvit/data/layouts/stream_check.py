@@ -75,14 +75,19 @@ def _missing(root: Root, place: _Place, needed: frozenset[str]) -> str:
     from polyvit.data.decode import bad_media, streams_of  # start-up: PyAV, where a task asks for headers only
 
     path, offset, length = place
+    away: StoreUnavailable | None = None
     try:
-        with bad_media("header"), root.open(path) as file:
-            window = file if length < 0 else io.BufferedReader(_Window(file, offset, length))
-            held = streams_of(window)  # type: ignore[arg-type]
-    except StoreUnavailable:
-        raise
+        with bad_media("header"):
+            try:
+                with root.open(path) as file:
+                    window = file if length < 0 else io.BufferedReader(_Window(file, offset, length))
+                    held = streams_of(window)  # type: ignore[arg-type]
+            except StoreUnavailable as error:
+                away = error
     except BadMedia as error:
         return error.reason
+    if away:
+        raise away
     return next((WORDS[stream] for stream in sorted(needed) if stream not in held), "")
 
 

@@ -1,7 +1,7 @@
-"""What one decoding process is given at a time: some small minibatches, or a part of a large one.
+"""What one decoding process is given at a time: some small minibatches, or a part of a huge one.
 
-Both come to some 8 MB of arrays, tens to hundreds of milliseconds of decoding, where a task of Ray's costs one or
-two and a block of Ray Data's twenty. Put together again they have the bytes of whole minibatches.
+Put together again, parts have the bytes of whole minibatches. That is a copy of every byte, so minibatches are cut
+only at the beginning, when all processes work for the first one, and where they are far too large for a process.
 
 What a decoding process runs is here, and not beside what sends it there, as each process imports this module:
 without Ray's libraries it is there a second or two earlier.
@@ -17,9 +17,13 @@ from polyvit.data.loading.example import concatenated, example_bytes
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Request
 
 CHUNK_BYTES = 8 * 2**20
-"""Bytes of a chunk's arrays: some 20 images of 384 x 384, 2 clips or 40 recordings."""
+"""Bytes of minibatches that are put together: some 40 recordings; tens of milliseconds, where a task costs two."""
 CHUNK_MINIBATCHES = 8
 """Minibatches in one chunk: tiny pictures cost more time than their bytes say."""
+FIRST_BYTES = 2**20
+"""Of the parts of the first minibatches: a few pictures."""
+PART_BYTES = 128 * 2**20
+"""Of the parts of any other one."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +51,23 @@ def chunk_requests(
     chunk_bytes: int = CHUNK_BYTES,
     chunk_minibatches: int = CHUNK_MINIBATCHES,
 ) -> Iterator[DecodeChunk]:
-    """The work in its order. Large requests are cut, so that `decoders` processes share them.
+    """The work in its order, for `decoders` processes.
 
-    Small ones are put together, few at the beginning: the first minibatch is not kept waiting for others.
+    The first is cut among them and few are put together at the beginning: the first minibatch is not kept waiting.
     """
     together: list[Request] = []
     held, chunks_given = 0, 0
     for request in requests:
-        size, number = _array_bytes(request, decoder), number_of_parts(request, decoder, decoders)
+        size = _array_bytes(request, decoder)
+        first = chunks_given + bool(together) < decoders
+        parts = number_of_parts(request, size, decoders, FIRST_BYTES if first else PART_BYTES)
         most = min(chunk_minibatches, 2 ** min(chunks_given // decoders, 10))
-        if together and (number > 1 or held + size > chunk_bytes or len(together) >= most):
+        if together and (parts > 1 or held + size > chunk_bytes or len(together) >= most):
             yield DecodeChunk(tuple(together))
             together, held, chunks_given = [], 0, chunks_given + 1
-        if number > 1:
-            yield from (DecodeChunk((part,), number) for part in cut(request, number))
-            chunks_given += number
+        if parts > 1:
+            yield from (DecodeChunk((part,), parts) for part in cut(request, parts))
+            chunks_given += parts
         else:
             together.append(request)
             held += size
@@ -82,9 +88,12 @@ def whole_minibatches(decoded: Iterable[tuple[DecodeChunk, Sequence[Minibatch]]]
             parts = []
 
 
-def number_of_parts(request: Request, decoder: Decoder, decoders: int) -> int:
-    """As many as there are processes to decode them, none much smaller than CHUNK_BYTES."""
-    return max(1, min(decoders, len(request.examples), _array_bytes(request, decoder) // CHUNK_BYTES))
+def number_of_parts(request: Request, size: int, decoders: int, part_bytes: int) -> int:
+    """As many as there are processes to decode them, none much smaller than `part_bytes`.
+
+    size: bytes of the request's arrays.
+    """
+    return max(1, min(decoders, len(request.examples), size // part_bytes))
 
 
 def _array_bytes(request: Request, decoder: Decoder) -> int:

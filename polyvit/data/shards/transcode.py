@@ -6,6 +6,7 @@ decoded.
 """
 
 import io
+from collections.abc import Sequence
 
 import av
 import cv2
@@ -40,12 +41,13 @@ def _sides(image_HWC: np.ndarray, size: int) -> tuple[int, int]:
     return (height, width) if scale == 1 else (max(size, round(height * scale)), max(size, round(width * scale)))
 
 
-def smaller_video(data: bytes, size: int) -> bytes | None:
-    """An MP4 (H.264, no sound) with a short side of `size` pixels at most and a key frame every 32 frames.
+def smaller_video(data: bytes, size: int, sound: bool = False) -> bytes | None:
+    """An MP4 (H.264; with `sound` the first sound track's packets as they are, else none) with a short side of
+    `size` pixels at most and a key frame every 32 frames.
 
     The same number of frames at the same times, upright, sides rounded up to even numbers. None: it is small
     enough already, or the file is damaged, of an unusual format or has frames without times, so that a copy might
-    differ.
+    differ, or a sound track that MP4 cannot hold.
     """
     with bad_media("video"), open_container(data) as source:
         packets = video.walk(source)
@@ -58,18 +60,27 @@ def smaller_video(data: bytes, size: int) -> bytes | None:
     if not packets.whole or (small and codec == "h264"):
         return None
     try:
-        smaller = _encoded(data, size, rate or 25)
+        smaller = _encoded(data, size, rate or 25, packets.sound if sound else [])
         with open_container(smaller) as target:
             encoded = video.walk(target)
-    except (av.error.FFmpegError, BadMedia):
+    except (av.error.FFmpegError, BadMedia, ValueError):  # PyAV: a codec that the container cannot hold
         return None
     same = len(encoded.times_s) == len(packets.times_s) and bool(
         np.abs(encoded.times_s - packets.times_s).max() < 2e-3
     )
+    if sound:
+        same = same and np.allclose(_sound_times(encoded), _sound_times(packets), atol=2e-3)
     return smaller if same and encoded.whole else None
 
 
-def _encoded(data: bytes, size: int, rate: object) -> bytes:
+def _sound_times(packets: video.Packets) -> tuple[float, float]:
+    """How many sound packets there are, and how long after the first picture the first of them starts."""
+    first = next((packet for packet in packets.sound if packet.pts is not None), None)
+    start = float((first.pts or 0) * first.time_base) - packets.zero_s if first and first.time_base else 0.0
+    return len(packets.sound), start
+
+
+def _encoded(data: bytes, size: int, rate: object, sound: Sequence[av.Packet]) -> bytes:
     buffer, colours = io.BytesIO(), VideoReformatter()
     with open_container(data) as source, av.open(buffer, "w", format="mp4") as target:
         stream = moving_pictures(source)[0]
@@ -77,6 +88,7 @@ def _encoded(data: bytes, size: int, rate: object) -> bytes:
         output = target.add_stream("libx264", rate=rate, options=X264)  # type: ignore[call-overload]
         output.pix_fmt, output.codec_context.thread_count = "yuv420p", 1
         output.time_base = output.codec_context.time_base = stream.time_base
+        track = target.add_stream_from_template(source.streams.audio[0]) if sound else None
         for frame in source.decode(stream):
             frame_HWC = video.upright(frame, colours)  # the pixels that training would see
             height, width = (side + side % 2 for side in _sides(frame_HWC, size))
@@ -88,6 +100,9 @@ def _encoded(data: bytes, size: int, rate: object) -> bytes:
             small.pts, small.time_base = frame.pts, stream.time_base
             target.mux(output.encode(small))
         target.mux(output.encode())
+        for packet in sound:
+            packet.stream = track
+            target.mux(packet)
     return buffer.getvalue()
 
 

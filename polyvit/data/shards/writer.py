@@ -34,7 +34,7 @@ from polyvit.errors import BadMedia, UserError
 from polyvit.storage import Location, Root, StoreUnavailable, is_url, open_root
 
 FORMAT = 1
-PER_SHARD: dict[Modality, int] = {"image": 2000, "video": 200, "audio": 1000}
+PER_SHARD: dict[Modality, int] = {"image": 2000, "video": 200, "audio": 1000, "audiovisual": 100}
 """Examples of a shard unless the user says otherwise: some hundred megabytes."""
 
 
@@ -43,7 +43,8 @@ class ShardOptions:
     """How to write.
 
     size: short side in pixels of pictures that are larger, re-encoded as JPEG 4:2:0 of `quality`, and of clips,
-        re-encoded as H.264 with a key frame every 32 frames; None: all bytes as they are.
+        re-encoded as H.264 with a key frame every 32 frames, with their sound where the task reads it; None:
+        all bytes as they are.
     sample_rate: Hz of recordings, re-encoded as mono FLAC; None: all bytes as they are.
     """
 
@@ -204,11 +205,9 @@ def _transcoded(data: bytes, modality: Modality, options: ShardOptions) -> bytes
         return smaller_audio(data, options.sample_rate) if options.sample_rate else None
     if options.size is None:
         return None
-    return (
-        smaller_video(data, options.size)
-        if modality == "video"
-        else smaller_image(data, options.size, options.quality)
-    )
+    if modality in ("video", "audiovisual"):
+        return smaller_video(data, options.size, sound=modality == "audiovisual")
+    return smaller_image(data, options.size, options.quality)
 
 
 _MAGIC: tuple[tuple[bytes, int, str], ...] = (
@@ -217,7 +216,7 @@ _MAGIC: tuple[tuple[bytes, int, str], ...] = (
     (b"OggS", 0, "ogg"), (b"ID3", 0, "mp3"), (b"AVI ", 8, "avi"), (b"\x1a\x45\xdf\xa3", 0, "mkv"),
     (b"ftypM4A", 4, "m4a"), (b"ftyp", 4, "mp4"),
 )  # fmt: skip
-_USUAL: dict[Modality, str] = {"image": "jpg", "video": "mp4", "audio": "wav"}
+_USUAL: dict[Modality, str] = {"image": "jpg", "video": "mp4", "audio": "wav", "audiovisual": "mp4"}
 
 
 def extension_of(content: bytes, modality: Modality) -> str:

@@ -91,7 +91,8 @@ def model_views(name: str, sample: Sample, task: TaskConfig, spec: InputSection,
 
     def view(rng: np.random.Generator | None) -> np.ndarray:
         arrays = example_arrays(sample.media, one_view, spec, rng, sample.start_s, sample.end_s)
-        return display.model_view(arrays["tokens"][0], spec)
+        one = {key: array[0] for key, array in arrays.items()}
+        return display.model_view(one["tokens"] if set(one) == {"tokens"} else one, spec)
 
     training = [view(example_rng(seed, name, epoch, sample.key)) for epoch in range(display.TRAINING_VIEWS)]
     return [view(None), *training]
@@ -125,7 +126,8 @@ def _draw(
     wide = tall * shape[1] / shape[0] * (min(FRAMES, len(model)) if strip else 1)
     first = 1.35 * wide  # a whole recording is longer, and stored frames are often wider
     if not sound and not strip:
-        first = tall * min(1.5, max(panels[0].shape[1] / panels[0].shape[0] for panels in rows))
+        widest = max(panels[0].shape[1] / panels[0].shape[0] for panels in rows)
+        first = min(max(1.5 * tall, 1.35 * wide), tall * widest)
     across = max(MARGIN + first + (wide + gap) * views + 0.15, 0.4 + 0.083 * len(says))
     height = top + 0.05 + (tall + gap) * len(rows)
     figure = Figure(figsize=(across, height), facecolor="white")

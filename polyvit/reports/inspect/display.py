@@ -32,8 +32,11 @@ class Display(Protocol):
     def stored(self, media: Media, task: Any, spec: Any, segment_s: tuple[float, float]) -> np.ndarray:
         """The media before anything is done to them: image_HWC, video_THWC or spectrogram_TF. Raises BadMedia."""
 
-    def model_view(self, tokens_NP: np.ndarray, spec: Any) -> np.ndarray:
-        """An array like `stored`'s, put together from the tokens of one view; patches must not overlap."""
+    def model_view(self, arrays: Any, spec: Any) -> np.ndarray:
+        """An array like `stored`'s, put together from the tokens_NP of one view; patches must not overlap.
+
+        arrays: the tokens; of a modality that has other arrays, all of them by name.
+        """
 
     def sheet_title(self, name: str, task: Any, spec: Any) -> str:
         """What a contact sheet shows, in a sentence."""

@@ -20,9 +20,10 @@ MEASURES = {
     "image": ("width", "height", "bytes"),
     "video": ("width", "height", "seconds", "fps", "frames", "bytes"),
     "audio": ("seconds", "sample_rate", "channels", "level_db", "bytes"),
+    "audiovisual": ("width", "height", "seconds", "fps", "frames", "sample_rate", "channels", "level_db", "bytes"),
 }
 """The fields of `MediaInfo` that are drawn as distributions, by modality."""
-_IDS = {"kinetics": 11, "audioset": 11, "vggsound": 11}
+_IDS = {"kinetics": 11, "kinetics_sounds": 11, "audioset": 11, "vggsound": 11}
 """Layouts whose file names begin with a YouTube id of so many letters."""
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from polyvit.data.decode import sequence, soundtrack, video
 from polyvit.data.decode.audio import mel_filters
-from polyvit.data.decode.clip_log_mel import clip_log_mel
+from polyvit.data.decode.clip_spectrogram import clip_log_mel
 from polyvit.data.decode.sequence import SequencePlan, clip_starts, frame_times, read_sequence, shown_frames
 from polyvit.errors import BadMedia
 from polyvit.synthetic import encode_video

@@ -1,5 +1,6 @@
 """UCF-101, ESC-50, Kinetics-Sounds, Charades and videos with sound: true folders, and what is wrong in them."""
 
+import os
 import re
 import tarfile
 from collections import Counter
@@ -9,11 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from kit import DATA_DIR, needs_data, rows, task, write
+from s3_kit import s3_server
 
-from polyvit.data.index import Scan
+from polyvit.data.index import Scan, read_index
 from polyvit.data.layouts import scan
+from polyvit.data.layouts.index_cache import write_task_index
 from polyvit.data.layouts.kinetics_sounds import CLASSES
 from polyvit.errors import UserError
+from polyvit.storage import StoreUnavailable, open_root, under
+from polyvit.storage.local import LocalRoot
 from polyvit.synthetic import AV_SPLITS, encode_video
 from polyvit.synthetic.write import write_synthetic
 
@@ -134,6 +139,49 @@ def test_members_of_shards_are_looked_at_in_place(tmp_path: Path) -> None:
     found = scan(task("webdataset", 1, "audiovisual"), tmp_path)
     assert len(found.examples) == 2
     assert reasons(found)["stream"] == 1
+
+
+def test_headers_in_a_bucket_are_read_too(tmp_path: Path) -> None:
+    """Of files and of the members of shards, a few ranges of each."""
+    with tarfile.open(tmp_path / "train-000.tar", "w") as tar:
+        for name, content in {"a.mp4": BOTH, "b.mp4": SILENT}.items():
+            for path, data in ((name, content), (name.replace("mp4", "cls"), b"0")):
+                write(tmp_path / "parts", {path: data})
+                tar.add(tmp_path / "parts" / path, path)
+    with s3_server() as url:
+        files = {f"set/train/a/{n}.mp4": BOTH if n % 3 else SILENT for n in range(6)}
+        files["shards/train-000.tar"] = (tmp_path / "train-000.tar").read_bytes()
+        for name, content in files.items():
+            write(tmp_path / "up", {"file": content})
+            open_root(url).write(name, tmp_path / "up" / "file")
+        found = scan(task("imagefolder", 2, "audiovisual"), under(url, "set"))
+        assert (len(found.examples), reasons(found)) == (4, {"stream": 2})
+        found = scan(task("webdataset", 1, "audiovisual"), under(url, "shards"))
+        assert (len(found.examples), reasons(found)["stream"]) == (1, 1)
+
+
+def test_a_store_that_does_not_answer_is_no_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise StoreUnavailable("the store is away")
+
+    write(tmp_path, {"train/a/b.mp4": BOTH})
+    monkeypatch.setattr(LocalRoot, "open", away)
+    with pytest.raises(UserError, match="the store is away"):
+        scan(task("imagefolder", 2, "audiovisual"), tmp_path)
+
+
+def test_an_index_of_other_streams_is_another_index(tmp_path: Path) -> None:
+    write(tmp_path / "set", {"train/a/b.mp4": BOTH, "train/a/p.mp4": SILENT})
+    os.utime(tmp_path / "set/train/a", (0, 0))
+    counts: list[int] = []
+    for streams in ("both", "visual", "both"):
+        target = tmp_path / f"{len(counts)}.parquet"
+        section = task("imagefolder", 2, "audiovisual", streams=streams)
+        write_task_index(section, tmp_path / "set", "t", target, tmp_path / "cache")
+        counts.append(len(read_index(target).examples))
+    assert counts == [1, 2, 1]
 
 
 def test_videos_of_audioset_lie_in_their_own_folder(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -20,6 +21,7 @@ from polyvit.data.decode.containers import open_container
 from polyvit.data.decode.video import read_clip, walk
 from polyvit.data.shards.transcode import KEY_FRAMES, smaller_audio, smaller_image, smaller_video
 from polyvit.errors import BadMedia
+from polyvit.synthetic import encode_video
 
 RATE = 16_000
 
@@ -164,3 +166,25 @@ def test_a_picture_that_is_small_enough_stays() -> None:
     smaller = smaller_image(data, 20, 90)
     assert smaller is not None
     assert cv2.imdecode(np.frombuffer(smaller, np.uint8), cv2.IMREAD_COLOR).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize(("container", "delay"), [("mp4", 0.0), ("mkv", 0.5)])
+def test_sound_is_copied_where_it_is_asked_for(container: Any, delay: float) -> None:
+    """Bit by bit, and at the same times after the first picture."""
+    wave = np.random.default_rng(0).normal(0, 0.1, 16_000)
+    clip = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
+    data = encode_video(clip, 20, wave, 8000, container, delay)
+    assert smaller_video(data, 32) is not None
+    smaller = smaller_video(data, 32, sound=True)
+    assert smaller is not None
+    walked = []
+    for content in (data, smaller):
+        with open_container(content) as source:
+            packets = walk(source)
+            walked.append([bytes(packet) for packet in packets.sound])
+            first = packets.sound[0]
+            assert first.time_base is not None
+            start = float((first.pts or 0) * first.time_base) - packets.zero_s
+            assert start == pytest.approx(delay - 0.128, abs=2e-3)  # AAC's delay of 1024 samples
+    assert walked[0] == walked[1]
+    assert smaller_video(smaller, 32, sound=True) is None

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from pipelines.bench import decode, decode_media, decode_peers
+from pipelines.bench import decode, decode_media, decode_peers, decode_sequences
 from pipelines.bench.kit import psnr, timed_items
 
 
@@ -40,6 +40,8 @@ def files_open(*_: object) -> int:
 def test_every_table(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in (("SIZE", (64, 80)), ("SECONDS", 3), ("LARGE", (480, 640))):
         monkeypatch.setattr(decode_media, name, value)
+    monkeypatch.setattr(decode_sequences, "SIZE", (32, 48))
+    monkeypatch.setattr(decode_sequences, "SECONDS", 3.0)
     monkeypatch.setattr("psutil.Process.num_fds", files_open)
     monkeypatch.setattr(decode_peers, "absent", lambda: {"torchcodec": "gone", "torchvision": "gone too"})
     file = folder / "decode.json"
@@ -64,6 +66,8 @@ def test_every_table(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert [kind["kind"] for kind in document["audio"]["kinds"]] == list(decode_media.RECORDINGS)
     assert document["audio"]["difference_noise"] < 1e-4
     assert document["audio"]["resampling"]["ours"]["signal_to_error_db"]["7000"] > 60
+    for table in document["audiovisual"]:
+        assert table["stages"]["example"]["median_ms"] > table["stages"]["log-mel"]["median_ms"] > 0
     assert document["opens"]["pyav"]["fds_after"] == document["opens"]["pyav"]["fds"]
     assert {"load_average", "cores", "versions"} <= document["machine"].keys()
     assert document["machine"]["versions"]["decord"] == "0.6.0"

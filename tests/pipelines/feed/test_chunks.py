@@ -39,17 +39,17 @@ def test_parts_of_a_request_make_the_whole(config: RunConfig, indexes: Indexes) 
 
 def test_large_minibatches_are_cut_among_the_decoders(config: RunConfig, indexes: Indexes) -> None:
     """A picture of 768 bytes of tokens, 8 a minibatch."""
-    decoder = make_decoder(config, indexes)
     (request,) = Requests.of(config, planned(config, indexes), indexes.scans, 0, 1).at(1)
-    assert chunks.number_of_parts(request, decoder, 16) == 1
-    large = replace(request, examples=request.examples * 8192, epochs=request.epochs * 8192)  # 48 MB
-    assert [chunks.number_of_parts(large, decoder, n) for n in (1, 4, 16)] == [1, 4, 6]
+    assert chunks.number_of_parts(request, 6144, 16, 2**20) == 1
+    assert [chunks.number_of_parts(request, 48 * 2**20, n, 8 * 2**20) for n in (1, 4, 16)] == [1, 4, 6]
+    assert chunks.number_of_parts(request, 2**40, 16, 2**20) == 8  # no part without an example
 
 
-def test_small_minibatches_are_decoded_together_and_large_ones_apart(config: RunConfig, indexes: Indexes) -> None:
+def test_the_first_minibatch_is_cut_and_small_ones_are_put_together(config: RunConfig, indexes: Indexes) -> None:
     decoder, plan = make_decoder(config, indexes), planned(config, indexes)
     (small,) = Requests.of(config, plan, indexes.scans, 0, 1).at(1)  # 6 kB of tokens
     large = replace(small, examples=small.examples * 8192, epochs=small.epochs * 8192)  # 48 MB
+    huge = replace(small, examples=small.examples * 65536, epochs=small.epochs * 65536)  # 384 MB
 
     def sizes(requests: list[Request], decoders: int, *limits: int) -> list[tuple[int, int]]:
         return [
@@ -60,9 +60,12 @@ def test_small_minibatches_are_decoded_together_and_large_ones_apart(config: Run
     assert sizes([small] * 22, 1) == [(1, 1), (2, 1), (4, 1), (8, 1), (7, 1)]
     assert sizes([small] * 5, 2) == [(1, 1), (1, 1), (2, 1), (1, 1)]
     assert sizes([small] * 22, 1, 3 * 6144) == [(1, 1), (2, 1), *[(3, 1)] * 6, (1, 1)]
-    assert sizes([small, large, small, small], 2) == [(1, 1), *[(1, 2)] * 2, (2, 1)]
-    assert sizes([large, large], 1) == [(1, 1), (1, 1)]
+    assert sizes([large] * 3, 4) == [*[(1, 4)] * 4, (1, 1), (1, 1)]
+    assert sizes([small, small, large, small, small], 2) == [(1, 1), (1, 1), (1, 1), (2, 1)]
+    assert sizes([small, huge], 1) == [(1, 1), (1, 1)]
+    assert sizes([small, small, small, huge], 4) == [(1, 1), (1, 1), (1, 1), *[(1, 4)] * 4]
+    assert sizes([*[small] * 3, huge], 2) == [(1, 1), (1, 1), (1, 1), *[(1, 2)] * 2]
     assert sizes([], 2) == []
-    mixed = [replace(large if i % 3 == 1 else small, step=i) for i in range(12)]
-    steps = [r.step for piece in chunks.chunk_requests(mixed, decoder, 4) for r in piece.requests]
-    assert steps == sorted(step for step in range(12) for _ in range(4 if step % 3 == 1 else 1))
+    mixed = [replace(huge if i % 3 == 1 else small, step=i) for i in range(12)]
+    steps = [r.step for piece in chunks.chunk_requests(mixed, decoder, 3) for r in piece.requests]
+    assert steps == sorted(step for step in range(12) for _ in range(3 if step % 3 == 1 else 1))

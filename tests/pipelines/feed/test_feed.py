@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,8 @@ def indexes(config: RunConfig) -> Indexes:
 @pytest.fixture
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Minibatches of a few kilobytes are decoded in parts, as large ones are."""
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 512)
+    for name in ("CHUNK_BYTES", "FIRST_BYTES", "PART_BYTES"):
+        monkeypatch.setattr(chunks, name, 512)
 
 
 def with_feed(config: RunConfig, **keys: object) -> RunConfig:
@@ -124,10 +126,11 @@ def test_evaluation_brings_every_held_out_example_once(
         assert len(keys) == 12
 
 
-def test_an_evaluation_while_training_waits_on_one_cpu(config: RunConfig, indexes: Indexes) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_evaluation_while_training_waits_on_one_cpu(config: RunConfig, indexes: Indexes, backend: str) -> None:
     """Both feeds need the cluster's only decoding process: the one that idles does not hold it."""
     data = config.data.model_copy(update={"decode_cpus": 5.0})
-    chosen = feed(config.model_copy(update={"data": data}), indexes)
+    chosen = feed(with_feed(config.model_copy(update={"data": data}), backend=backend), indexes)
     training = chosen.train(1)
     next(training)
     assert len(list(chosen.evaluation())) == 2
@@ -167,11 +170,12 @@ def test_a_feed_that_is_left_stops_reading(
     assert_that_threads_come_to(0)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_feed_that_is_left_interrupts_no_process(
-    config: RunConfig, indexes: Indexes, in_parts: None, tmp_path: Path
+    config: RunConfig, indexes: Indexes, in_parts: None, tmp_path: Path, backend: str
 ) -> None:
     """Which may be in the middle of an import, and could never do it again."""
-    left = feed(with_feed(config, decode_workers=1), indexes)
+    left = feed(with_feed(config, decode_workers=1, backend=backend), indexes)
     left.decoder = Noted(*(getattr(left.decoder, name) for name in Decoder.__dataclass_fields__), tmp_path)
     stream = left.train(1)
     next(stream)
@@ -196,7 +200,29 @@ def test_the_share_of_the_clusters_decoders(config: RunConfig) -> None:
     assert decoders_of_a_worker(with_feed(config, decode_workers=7), 2) == 7
 
 
-def test_a_trial_whose_placement_group_is_full_is_fed_all_the_same(config: RunConfig, indexes: Indexes) -> None:
+def test_two_workers_of_two_trials_share_four_cpus(config: RunConfig, indexes: Indexes) -> None:
+    """Each would take all four, and waits for the others in the middle: none that is idle holds a CPU."""
+    data = config.data.model_copy(update={"decode_cpus": 1.25})  # of the five that there are
+    chosen = with_feed(config.model_copy(update={"data": data}), backend="ray_data", decode_workers=4)
+    middle = threading.Barrier(4)
+
+    def consume(rank: int) -> list[int]:
+        steps = []
+        for (minibatch,) in feed(chosen, indexes, rank, 2).train(1):
+            steps.append(minibatch.step)
+            if minibatch.step == STEPS // 2:
+                middle.wait(300)
+        return steps
+
+    with ThreadPoolExecutor(4) as trials:
+        made = list(trials.map(consume, [0, 1, 0, 1]))
+    assert made == [list(range(1, STEPS + 1))] * 4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_trial_whose_placement_group_is_full_is_fed_all_the_same(
+    config: RunConfig, indexes: Indexes, backend: str
+) -> None:
     """What Tune starts hands its placement group on to the tasks that it starts; there is no room in it."""
     group = placement_group([{"CPU": 1}])
     ray.get(group.ready(), timeout=300)
@@ -205,6 +231,8 @@ def test_a_trial_whose_placement_group_is_full_is_fed_all_the_same(config: RunCo
     trial = ray.remote(Fed).options(num_cpus=1, scheduling_strategy=inside).remote()
     try:
         # Without room it would wait for ever; on a busy machine its processes alone take a minute to start.
-        assert ray.get(trial.steps.remote(feed(config, indexes)), timeout=300) == list(range(1, STEPS + 1))
+        assert ray.get(trial.steps.remote(feed(with_feed(config, backend=backend), indexes)), timeout=300) == list(
+            range(1, STEPS + 1)
+        )
     finally:
         remove_placement_group(group)

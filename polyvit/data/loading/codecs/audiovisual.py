@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from polyvit.config import AudiovisualTask, SequenceInput
-from polyvit.data.decode.clip_log_mel import clip_log_mel
+from polyvit.data.decode.clip_spectrogram import clip_log_mel
 from polyvit.data.decode.sequence import Cut, SequencePlan, read_sequence
 from polyvit.data.loading.codecs.views import bytes_only
 from polyvit.data.transforms import mask_bands, resized_crop

@@ -1,10 +1,10 @@
 """Log-mel spectrograms of clips, as the released fine-tuning of AVBert takes them.
 
-In: sound_SN, float32 mono. Out: spectrogram_STF, float32 (S clips, T frames, F mel bins).
-Source: avbert's audio loader. The FFT's length follows from the clip's: n_fft = 2 * (N // T + 1), every n_fft / 2
-samples, periodic Hann windows around each frame's middle, reflected at both ends; power; HTK mel filters from 0 to
-half the sample rate without area normalisation; ln(1e-6 + x); cut, or padded with `fill`, to T frames.
-Where the FFT is short, a mel filter may lie between two frequencies: its bin is always ln(1e-6), as in the release.
+In: sound_SN, float32 mono. Out: spectrogram_STF, float32 (S clips, T frames, F mel bins). Source: avbert's audio
+loader. The FFT's length follows from the clip's: n_fft = 2 * (N // T + 1), every n_fft / 2 samples, periodic Hann
+windows around each frame's middle, reflected at both ends; power; HTK mel filters from 0 to half the sample rate
+without area normalisation; ln(1e-6 + x); cut, or padded with `fill`, to T frames. Where the FFT is short, a mel
+filter may lie between two frequencies: its bin is always ln(1e-6), as in the release.
 """
 
 from functools import lru_cache
