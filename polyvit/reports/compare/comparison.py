@@ -13,6 +13,7 @@ from typing import Any
 from polyvit.config import RunConfig, flatten, modalities_of
 from polyvit.errors import UserError
 from polyvit.reports.compare.run_summary import RunSummary, read_run, read_runs
+from polyvit.reports.compare.spread import spread_notes
 
 __all__ = [
     "Baseline",
@@ -111,7 +112,7 @@ def compare(runs: Sequence[RunSummary], baselines: Sequence[RunSummary] = ()) ->
         tasks=_task_order(several),
         shared=tuple(task for task in shared if task in measured),
         objective="worst_regression" if baseline_of and wish == {"worst_regression"} else "mean",
-        notes=_notes(several, measured),
+        notes=(*_notes(several, measured), *spread_notes(several, keys)),
     )
     return replace(comparison, runs=tuple(sorted(several, key=lambda run: _rank(comparison, run))))
 
