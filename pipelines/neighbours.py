@@ -65,12 +65,12 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     places = np.linspace(0, len(spaces.keys) - 1, min(arguments.clips, len(spaces.keys))).astype(int)
     each = len(spaces.sequences) // len(spaces.keys)
     chosen = [int(place) * each + each // 2 for place in places]
-    found = {m: spaces.found(m, NEGATIVES, config.seed) for m in ("visual", "audio")}
+    rates = {m: spaces.hit_rate(m, NEGATIVES, config.seed) for m in ("visual", "audio")}
     chance = 1 / (1 + min(NEGATIVES, len(spaces.sequences) - each))
     words = (
         f"{len(spaces.sequences)} clips of {len(spaces.keys)} videos of {task}. Sound alone finds its picture in"
-        f" {100 * found['visual']:.0f} % of cases among {NEGATIVES},\nthe picture its sound in"
-        f" {100 * found['audio']:.0f} %; a guess finds it in {100 * chance:.1f} %."
+        f" {100 * rates['visual']:.0f} % of cases among {NEGATIVES},\nthe picture its sound in"
+        f" {100 * rates['audio']:.0f} %; a guess finds it in {100 * chance:.1f} %."
     )
     try:
         draw_neighbours(spaces, chosen, arguments.nearest, arguments.out, words)
@@ -80,8 +80,8 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     console.print(f"picture     {arguments.out}")
     return {
         "model": arguments.model, "task": task, "picture": str(arguments.out), "clips": len(spaces.sequences),
-        "videos": len(spaces.keys), "picture_found_by_sound": found["visual"],
-        "sound_found_by_picture": found["audio"], "chance": chance,
+        "videos": len(spaces.keys), "picture_found_by_sound": rates["visual"],
+        "sound_found_by_picture": rates["audio"], "chance": chance,
     }  # fmt: skip
 
 

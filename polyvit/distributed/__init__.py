@@ -1,7 +1,7 @@
 """The ranks that train together: sums of gradients, divided parameters. Needs torch alone.
 
 In: parameters with gradients of this rank. Out: the same, summed over ranks.
-Read: communicator, reducer, fsdp.
+Read: communicator, reducer, exchange, fsdp.
 """
 
 import lazy_loader

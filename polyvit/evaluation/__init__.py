@@ -1,7 +1,7 @@
 """What a trained model scores.
 
-In: minibatches and a model. Out: metrics of each task, features, linear probes.
-Read: metrics, evaluator, results, features, linear_probe.
+In: minibatches and a model. Out: metrics of each task, features, linear probes, nearest clips.
+Read: metrics, contrastive, evaluator, results, features, linear_probe, neighbours.
 """
 
 import lazy_loader

@@ -51,7 +51,7 @@ class ClipSpaces:
         scores = scores.masked_fill(torch.from_numpy(self.sequences == self.sequences[clip]), -torch.inf)
         return scores.topk(min(count, int(scores.isfinite().sum()))).indices.tolist()
 
-    def found(self, sought: str, negatives: int, seed: int) -> float:
+    def hit_rate(self, sought: str, negatives: int, seed: int) -> float:
         """How often the other modality alone finds a clip among `negatives` clips of other sequences, drawn anew
         for each: 0 to 1; a guess finds 1 / (1 + negatives)."""
         rng, hits = np.random.default_rng(seed), 0
@@ -71,7 +71,7 @@ def clip_spaces(model: MultiTaskModel, task: str, minibatches: Iterable[Minibatc
         raise UserError(f"task {task} is not contrastive: its model has nothing to compare clips by")
     if "multimodal" not in model.config.roles:
         raise UserError("model.fusion=late: there is no multimodal transformer to look across modalities with")
-    found: dict[str, list[Tensor]] = {f"{kind}.{m}": [] for kind in ("embedding", "query") for m in MODALITIES}
+    gathered: dict[str, list[Tensor]] = {f"{kind}.{m}": [] for kind in ("embedding", "query") for m in MODALITIES}
     frames, spectrograms, keys = [], [], list[str]()
     model.eval()
     for minibatch in minibatches:
@@ -79,7 +79,7 @@ def clip_spaces(model: MultiTaskModel, task: str, minibatches: Iterable[Minibatc
             continue
         inputs = {n: normalise(a) for n, a in tensors(minibatch, device_of(model))[0].items()}
         for name, value in _of_a_minibatch(model, head, inputs).items():
-            found[name].append(value.flatten(0, 1).float().cpu())
+            gathered[name].append(value.flatten(0, 1).float().cpu())
         clips = minibatch.inputs["clips"]
         frames.append(clips[:, :, clips.shape[2] // 2].reshape(-1, *clips.shape[3:]))
         sound = minibatch.inputs["spectrograms"].astype(np.float32)
@@ -87,7 +87,7 @@ def clip_spaces(model: MultiTaskModel, task: str, minibatches: Iterable[Minibatc
         keys += minibatch.keys
     if len(keys) < 2:
         raise UserError(f"task {task}: {len(keys)} sequences could be read; neighbours need two or more")
-    joined = {name: torch.cat(values) for name, values in found.items()}
+    joined = {name: torch.cat(values) for name, values in gathered.items()}
     clips_each = len(joined["embedding.visual"]) // len(keys)
     return ClipSpaces(
         {m: joined[f"embedding.{m}"] for m in MODALITIES}, {m: joined[f"query.{m}"] for m in MODALITIES},

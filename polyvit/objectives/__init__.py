@@ -1,7 +1,7 @@
 """What a task is trained for.
 
-In: logits [B, K] and labels [B, K]. Out: a loss for each example [B].
-Read: losses.
+In: logits [B, K] and labels [B, K], or predictions of masked clips. Out: a loss for each example [B], or one.
+Read: losses, contrastive, pretraining.
 """
 
 import lazy_loader

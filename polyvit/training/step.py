@@ -110,11 +110,9 @@ def train_step(
     average_buffers(model, world)
     values = extra.tolist()
     bad = tuple(int(n) for n in values[count : 2 * count])
-    tables = extra[2 * count : -2].view(count, 2, -1) if len(extra) > 2 * count + 2 else ()
-    measures = {m.task: measured(table) for m, table in zip(minibatches, tables, strict=False) if table.any()}
     return StepResult(
         tuple(values[:count]), float(norm), bad, flag=values[-1], examples=int(values[-2]), reduced_bytes=moved,
-        measures=measures,
+        measures=_measures(minibatches, extra),
     )  # fmt: skip
 
 
@@ -131,6 +129,15 @@ def _counts(minibatches: Sequence[Minibatch], flag: float, config: RunConfig, de
     any_contrastive = any(is_contrastive(config, minibatch.task) for minibatch in minibatches)
     tables = [0.0] * (2 * len(MEASURES) * len(minibatches) if any_contrastive else 0)
     return torch.tensor([*(0.0 for _ in bad), *bad, *tables, examples, flag], device=device)
+
+
+def _measures(minibatches: Sequence[Minibatch], extra: Tensor) -> dict[str, dict[str, float]]:
+    """Means of what was measured, by task, from the sums over ranks."""
+    tables = extra[2 * len(minibatches) : -2]
+    if not len(tables):
+        return {}
+    each = zip(minibatches, tables.view(len(minibatches), 2, -1), strict=True)
+    return {minibatch.task: measured(table) for minibatch, table in each if table.any()}
 
 
 def _count_pass(extra: Tensor, i: int, count: int, loss: Tensor, table: Tensor | None) -> None:
