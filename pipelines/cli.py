@@ -11,6 +11,7 @@ COMMANDS = {
     "index": "scan the data of a config and say what is there and what is not",
     "inspect": "a report on the data: counts, classes, broken files, duplicates, contact sheets",
     "shard": "write tasks as WebDataset tar shards with their index",
+    "tokenize": "decode tasks once, into Parquet files of tensors",
     "plan": "look before you spend: steps, probabilities, epochs, parameters, missing data",
     "cotrain": "co-train one model on all tasks of a config",
     "sweep": "try values of any keys, report, register the best model",

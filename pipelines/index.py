@@ -26,7 +26,8 @@ from pipelines.runtime import cluster, command_line, console, living_nodes
 from polyvit.config import RunConfig, load_config
 from polyvit.data.index import Scan, index_hash, read_index
 from polyvit.data.layouts import scan_task
-from polyvit.errors import UserError
+from polyvit.data.loading import example_arrays, load_for_decoding
+from polyvit.errors import BadMedia, UserError
 from polyvit.storage import Location, StoreUnavailable, as_location, is_url, open_root, under
 
 HERE_S = 2.0
@@ -103,7 +104,7 @@ def build_indexes(config: RunConfig, folder: Path, train: bool = True, fresh: bo
     done = _scan_all(arguments, config)
     errors = {name: problem for name, (_, problem) in done.items() if problem}
     scans = {name: read_index(target) for name, target in targets.items() if name not in errors}
-    problems = [*errors.values(), *split_problems(config, scans, train)]
+    problems = [*errors.values(), *split_problems(config, scans, train), *token_problems(config, scans, roots)]
     if problems:
         raise UserError("the data do not fit the config:", problems)
     for note in class_notes(config, scans):
@@ -169,6 +170,19 @@ def split_problems(config: RunConfig, scans: Mapping[str, Scan], train: bool = T
                 f"tasks.{name}: eval_split={split} is empty (found: {have}{left_out}); set tasks.{name}.eval_split"
                 + ("" if train else ", or name the other tasks with --only")
             )
+    return problems
+
+
+def token_problems(config: RunConfig, scans: Mapping[str, Scan], roots: Mapping[str, Location]) -> list[str]:
+    """A line for each task of layout `tokens` whose arrays are not those that the model takes."""
+    problems = []
+    for name, scan in scans.items():
+        if config.tasks[name].layout == "tokens":
+            spec, example = config.model.input(config.tasks[name].modality), scan.examples[0]
+            try:
+                example_arrays(load_for_decoding(example, roots[name]), config.tasks[name], spec, None)
+            except (UserError, BadMedia) as error:
+                problems.append(f"tasks.{name}: {example.key}: {error}")
     return problems
 
 

@@ -10,6 +10,7 @@ options, is not written again: a run that was stopped goes on where it was.
 import argparse
 import json
 import pickle
+import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -178,8 +179,8 @@ def _print(tasks: Mapping[str, dict[str, Any]], arguments: argparse.Namespace, o
                 f"{name}: {entry['left_out']} examples have no bytes and are in no shard: the plan on the shards"
                 " is another than on the originals"
             )
-    shown = " ".join(f"'{text}'" if set(text) & set("?&{}*") else text for text in overrides)
-    console.print(f"next        {command_line.tool('polyvit')} cotrain {arguments.config} {shown}")
+    shown = shlex.join([str(arguments.config), *overrides])
+    console.print(f"next        {command_line.tool('polyvit')} cotrain {shown}", markup=False)
 
 
 if __name__ == "__main__":

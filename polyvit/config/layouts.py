@@ -26,6 +26,7 @@ LAYOUTS: dict[str, str] = {
     "csv": "polyvit.data.layouts.csvfile:LAYOUT",
     "webdataset": "polyvit.data.layouts.webdataset:LAYOUT",
     "parquet": "polyvit.data.layouts.parquet:LAYOUT",
+    "tokens": "polyvit.data.layouts.tokens:LAYOUT",
 }
 """{name: where its `Layout` is}."""
 

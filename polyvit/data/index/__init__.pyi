@@ -6,6 +6,7 @@ from .examples import Examples as Examples
 from .examples import ExampleWriter as ExampleWriter
 from .examples import Split as Split
 from .examples import examples_at as examples_at
+from .examples import whole as whole
 from .io import Problem as Problem
 from .io import ProblemKind as ProblemKind
 from .io import Scan as Scan

@@ -25,7 +25,8 @@ class Example:
     """Where the bytes of one example lie, with its labels and split.
 
     container: `file` (the whole file), `tar` (`length` bytes at `offset`), `parquet` (row `row` of
-        the column whose number in the table is `offset`) or `cifar` (row `row` of a python batch).
+        the column whose number in the table is `offset`), `cifar` (row `row` of a python batch) or `tokens` (row
+        `row` of a table of decoded arrays).
     path: relative to the task's root, with '/' separators.
     start, end: seconds inside the recording or video; end < 0 means up to its end.
     """
@@ -34,7 +35,7 @@ class Example:
     path: str
     labels: tuple[int, ...]
     split: Split
-    container: Literal["file", "tar", "parquet", "cifar"] = "file"
+    container: Literal["file", "tar", "parquet", "cifar", "tokens"] = "file"
     offset: int = 0
     length: int = -1
     row: int = -1

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 SPLITS = ("train", "validation", "test")
-CONTAINERS = ("file", "tar", "parquet", "cifar")
+CONTAINERS = ("file", "tar", "parquet", "cifar", "tokens")
 
 
 def row_problem(table: pa.Table, classes: Sequence[str]) -> str | None:
@@ -34,7 +34,7 @@ def row_problem(table: pa.Table, classes: Sequence[str]) -> str | None:
     needed = {
         "offset": pc.or_(in_tar, pc.equal(container, "parquet")),
         "length": in_tar,
-        "row": pc.is_in(container, pa.array(["parquet", "cifar"])),
+        "row": pc.is_in(container, pa.array(["parquet", "cifar", "tokens"])),
     }
     for name, rows in needed.items():
         if pc.any(pc.and_(rows, pc.less(table.column(name), 0))).as_py():

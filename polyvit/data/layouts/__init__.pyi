@@ -3,4 +3,5 @@ from .index_cache import scan_task as scan_task
 from .scanner import load_layout as load_layout
 from .scanner import scan as scan
 from .scanning import Layout as Layout
+from .tokens import TOKENS_METADATA as TOKENS_METADATA
 from .webdataset import INDEX as INDEX

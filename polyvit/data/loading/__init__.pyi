@@ -24,6 +24,7 @@ from .minibatch import Request as Request
 from .minibatch import multi_hot as multi_hot
 from .prefetch import PrefetchIterator as PrefetchIterator
 from .reader import load as load
+from .reader import load_for_decoding as load_for_decoding
 from .reader import load_many as load_many
 from .requests import EVAL_BATCH as EVAL_BATCH
 from .requests import Requests as Requests

@@ -18,9 +18,10 @@ import numpy as np
 from polyvit.config import MODALITIES, InputSection, RunConfig, TaskConfig
 from polyvit.errors import UserError
 
-Media = bytes | np.ndarray
 Arrays = dict[str, np.ndarray]
 """Named arrays of one example or minibatch; the first axis is the view or the example."""
+Media = bytes | np.ndarray
+"""A file, or pixels that need no decoding."""
 
 
 class Codec(Protocol):
@@ -72,7 +73,7 @@ def _is_there(module: str) -> bool:
 
 
 def example_arrays(
-    media: Media,
+    media: Media | Arrays,
     task: TaskConfig,
     spec: InputSection,
     rng: np.random.Generator | None,
@@ -81,7 +82,8 @@ def example_arrays(
 ) -> Arrays:
     """Named arrays [views, ...] of one example of `task`.
 
-    media: the file's bytes, or uint8 pixels [H, W, 3].
+    media: the file's bytes; uint8 pixels [H, W, 3]; arrays that were decoded before, which are given back as they
+    are, the middle view for training.
     rng: the example's own generator (`augment.example_rng`) for training, one view; None: every evaluation view.
     start_s, end_s: seconds inside the recording or video; end_s < 0 is its end.
 
@@ -90,10 +92,24 @@ def example_arrays(
     entry = MODALITIES.get(task.modality)
     if entry and not isinstance(spec, entry.input):
         raise TypeError(f"a task of modality {task.modality} cannot take a {type(spec).__name__}")
+    if isinstance(media, dict):
+        return _decoded_before(media, spec, training=rng is not None)
     codec = codec_of(spec)
     if rng is None:
         return codec.evaluation_arrays(media, task, spec, (start_s, end_s))
     return codec.training_arrays(media, task, spec, rng, (start_s, end_s))
+
+
+def _decoded_before(arrays: Arrays, spec: InputSection, training: bool) -> Arrays:
+    found = {name: (array.shape[1:], array.dtype.name) for name, array in arrays.items()}
+    expected = {name: (each.shape, each.dtype) for name, each in spec.arrays.items()}
+    if found != expected:
+        raise UserError(
+            f"the tokens are {found}, the config's model takes {expected}; run `polyvit tokenize` with this"
+            " config, or set the model's input sizes to those of the tokens"
+        )
+    middle = len(next(iter(arrays.values()))) // 2
+    return {name: array[middle : middle + 1] for name, array in arrays.items()} if training else arrays
 
 
 def blank_arrays(spec: InputSection, rows: int) -> Arrays:

@@ -30,7 +30,7 @@ from polyvit.data.isolation import (
 )
 from polyvit.data.layouts.scanning import inside
 from polyvit.data.loading.example import Arrays, Media, from_bytes, to_bytes
-from polyvit.data.loading.reader import load
+from polyvit.data.loading.reader import load_for_decoding
 from polyvit.errors import BadMedia
 from polyvit.storage import Location, is_url
 
@@ -57,7 +57,7 @@ class ExampleDecoder(Protocol):
 
     def arrays(
         self, task_name: str, example: Example, epoch: int | None, seed_key: str,
-        seconds: float | None = None, read: Callable[[], None] | None = None, media: Media | None = None,
+        seconds: float | None = None, read: Callable[[], None] | None = None, media: Media | Arrays | None = None,
     ) -> Arrays:  # fmt: skip
         """See `Decoder.arrays`."""
 
@@ -78,7 +78,8 @@ def isolated_arrays(decoder: ExampleDecoder, task: str, examples: Sequence[Examp
 
     def arrays(task: str, example: Example, epoch: int | None, seed_key: str) -> Arrays:
         """`Decoder.arrays` in the child: asks, and raises what it answers."""
-        media = load(example, place) if is_url(place) else None  # the child has neither network nor credentials
+        # The child has neither network nor credentials.
+        media = load_for_decoding(example, place) if is_url(place) else None
         question = pickle.dumps((task, example, epoch, seed_key, {} if media is None else {"media": media}))
         answer, payload = child.ask({}, question, decoder.decode_timeout_s, reads=True)
         if "bug" in answer:

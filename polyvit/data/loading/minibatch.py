@@ -16,7 +16,7 @@ from polyvit.data.index import Example, examples_at
 from polyvit.data.isolation import TimeLimit, import_uninterrupted
 from polyvit.data.loading.example import Arrays, Media, blank_arrays, concatenated, example_arrays
 from polyvit.data.loading.isolated import ArraysOf, isolated_arrays
-from polyvit.data.loading.reader import load, reading_ahead
+from polyvit.data.loading.reader import load_for_decoding, reading_ahead
 from polyvit.data.transforms import example_rng
 from polyvit.errors import BadMedia
 from polyvit.schedule import PlannedBatch
@@ -157,7 +157,7 @@ class Decoder:
         seed_key: str,
         seconds: float | None = None,
         read: Callable[[], None] | None = None,
-        media: Media | None = None,
+        media: Media | Arrays | None = None,
     ) -> Arrays:
         """Named arrays [views, ...] of one example. Raises BadMedia.
 
@@ -166,7 +166,7 @@ class Decoder:
         when the bytes are there. Reading has no limit: a slow disk is not the file's fault. media: the bytes, if
         they were read before.
         """
-        media = load(example, self.roots[task_name]) if media is None else media
+        media = load_for_decoding(example, self.roots[task_name]) if media is None else media
         if read:
             read()
         task, spec = self.tasks[task_name], self.inputs[task_name]

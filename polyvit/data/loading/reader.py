@@ -1,8 +1,8 @@
-"""The bytes of one example, from where its index row says: file, tar shard, Parquet row, CIFAR batch.
+"""The bytes of one example, from where its index row says: file, tar shard, Parquet row, CIFAR batch, tokens.
 
-In: an `Example` and the place of its task's data, a folder or a URL. Out: encoded bytes, or for CIFAR the pixels,
-uint8 [32, 32, 3]. What cannot be read is `BadMedia` with a short reason that names no path of this machine, so
-that it is the same anywhere.
+In: an `Example` and the place of its task's data, a folder or a URL. Out: encoded bytes; for CIFAR the pixels,
+uint8 [32, 32, 3]; for tokens named arrays [views, ...] that are decoded already. What cannot be read is `BadMedia`
+with a short reason that names no path of this machine, so that it is the same anywhere.
 """
 
 import os
@@ -16,13 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyvit.data.index import Example
+from polyvit.data.index import Example, whole
 from polyvit.data.layouts import pixels_NHWC
 from polyvit.data.layouts.scanning import EMPTY, OUTSIDE, BadPickle, inside, load_plain
 from polyvit.errors import BadMedia
 from polyvit.storage import LFS_POINTER, Location, Root, StoreUnavailable, is_lfs_pointer, open_root, pool
 
 Media = bytes | np.ndarray
+Loaded = Media | dict[str, np.ndarray]
+DECODED = "its media are decoded already (layout tokens); give the originals"
 AHEAD = 32
 """Examples that are read from an object store before they are asked for; what they hold is in memory."""
 CIFAR_BATCHES = 6
@@ -38,6 +40,14 @@ def load(example: Example, place: Location | Root) -> Media:
     path leaves the root (judged by its letters: links are followed, datasets are often links to a shared
     disk). Raises StoreUnavailable where an object store does not answer: that is no fault of the example.
     """
+    media = load_for_decoding(example, place)
+    if isinstance(media, dict):
+        raise BadMedia(DECODED)
+    return media
+
+
+def load_for_decoding(example: Example, place: Location | Root) -> Loaded:
+    """As `load`; of layout `tokens` named arrays [views, ...] that are decoded already."""
     root = open_root(place)
     if root.remote and (ahead := _AHEAD.get()) is not None and ahead.root is root:
         media = ahead.take(example)
@@ -47,13 +57,15 @@ def load(example: Example, place: Location | Root) -> Media:
     return _load(example, root)
 
 
-def _load(example: Example, root: Root) -> Media:
+def _load(example: Example, root: Root) -> Loaded:
     path = inside(example.path)
     if path is None:
         raise BadMedia(OUTSIDE)
     try:
         if example.container == "cifar":
             return _cifar_HWC(root, path, example.row)
+        if example.container == "tokens":
+            return _tokens(root, path, example.row)
         if example.container == "parquet":
             content = _parquet(root, path, example.offset, example.row)
         elif example.container == "tar":
@@ -80,7 +92,8 @@ def load_many(examples: Sequence[Example], place: Location | Root) -> Iterator[M
     ahead = _Ahead(examples, open_root(place))
     try:
         for example in examples:
-            yield ahead.take(example)
+            media = ahead.take(example)
+            yield BadMedia(DECODED) if isinstance(media, dict) else media
     finally:
         ahead.close()
 
@@ -111,7 +124,7 @@ class _Ahead:
     def __init__(self, examples: Sequence[Example], root: Root) -> None:
         self.root = root
         self._left = iter(examples if root.remote else ())
-        self._coming: dict[Example, Future[Media | BadMedia]] = {}
+        self._coming: dict[Example, Future[Loaded | BadMedia]] = {}
         self._fill()
 
     def _fill(self) -> None:
@@ -119,7 +132,7 @@ class _Ahead:
             if example not in self._coming:
                 self._coming[example] = pool().submit(_load_or_bad, example, self.root)
 
-    def take(self, example: Example) -> Media | BadMedia:
+    def take(self, example: Example) -> Loaded | BadMedia:
         coming = self._coming.pop(example, None)
         self._fill()
         return coming.result() if coming else _load_or_bad(example, self.root)
@@ -132,7 +145,7 @@ class _Ahead:
 _AHEAD: ContextVar[_Ahead | None] = ContextVar("polyvit_reading_ahead", default=None)
 
 
-def _load_or_bad(example: Example, root: Root) -> Media | BadMedia:
+def _load_or_bad(example: Example, root: Root) -> Loaded | BadMedia:
     try:
         return _load(example, root)
     except BadMedia as error:
@@ -156,18 +169,37 @@ def _cifar_batch_NHWC(root: Root, path: str) -> np.ndarray:
 
 def _parquet(root: Root, path: str, column: int, row: int) -> bytes:
     try:
-        _, starts = _parquet_groups(root, path)
-        if not 0 <= row < starts[-1]:
-            raise BadMedia("table has fewer rows than its index says")
-        group = int(np.searchsorted(starts, row, side="right")) - 1
-        values = _row_group(root, path, group, column)
-        value = values[row - int(starts[group])].as_py()
+        group, place = _place(root, path, row)
+        value = _row_group(root, path, group, column)[place].as_py()
     except (pa.ArrowException, IndexError, UnicodeDecodeError):
         raise BadMedia("Parquet file is damaged") from None
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
         raise BadMedia("row holds no bytes")
     return content
+
+
+def _place(root: Root, path: str, row: int) -> tuple[int, int]:
+    """The row group that a row lies in, and which of its rows it is."""
+    _, starts = _parquet_groups(root, path)
+    if not 0 <= row < starts[-1]:
+        raise BadMedia("table has fewer rows than its index says")
+    group = int(np.searchsorted(starts, row, side="right")) - 1
+    return group, row - int(starts[group])
+
+
+def _tokens(root: Root, path: str, row: int) -> dict[str, np.ndarray]:
+    """Named arrays [views, ...] of one row of what `polyvit tokenize` wrote; its row groups are a row or few."""
+    try:
+        group, place = _place(root, path, row)
+        with root.open(path) as opened:
+            file = pq.ParquetFile(opened, metadata=_parquet_groups(root, path)[0], pre_buffer=root.remote)
+            names = [field.name for field in file.schema_arrow if isinstance(field.type, pa.FixedShapeTensorType)]
+            table = file.read_row_group(group, columns=names)
+        columns = {name: whole(table.column(name)).slice(place, 1) for name in names}
+        return {name: column.to_numpy_ndarray()[0] for name, column in columns.items()}
+    except (pa.ArrowException, IndexError, KeyError, TypeError):
+        raise BadMedia("file of tokens is damaged") from None
 
 
 @lru_cache(maxsize=256)

@@ -1,3 +1,7 @@
+from .tokens import TokenReport as TokenReport
+from .tokens import TokenSpec as TokenSpec
+from .tokens import token_specs as token_specs
+from .tokens import write_tokens as write_tokens
 from .writer import ShardOptions as ShardOptions
 from .writer import ShardReport as ShardReport
 from .writer import shard_specs as shard_specs
