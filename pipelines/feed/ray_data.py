@@ -6,7 +6,7 @@ before the current one ends, so that no step waits for it.
 
 import math
 import pickle
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -81,9 +81,14 @@ def decode_dataset(
     they hold the CPUs of `decoders`, so workers, evaluations and trials leave each other theirs.
     """
     rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
+
+    def decode(batch: pa.Table, decoder: Decoder) -> pa.Table:
+        return decode_row(batch, decoder)
+
+    decode.__name__ = _name_of(chunks)  # what the dashboard and the statistics show
     cpus = config.data.decode_cpus * decoders / (decoders + 1)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        decode_row,  # type: ignore[arg-type]
+        decode,  # type: ignore[arg-type]
         batch_size=None,
         batch_format="pyarrow",
         fn_args=(decoder,),
@@ -101,6 +106,14 @@ def decode_dataset(
     return dataset
 
 
+def _name_of(chunks: Sequence[DecodeChunk]) -> str:
+    """The task, or how many there are, and what is done: decoding, and augmentation in training."""
+    requests = [request for chunk in chunks for request in chunk.requests]
+    tasks = {request.task for request in requests}
+    what = "decode+augment" if requests[0].epochs else "decode"
+    return f"{min(tasks) if len(tasks) == 1 else f'{len(tasks)} tasks'}: {what}"
+
+
 def _limits(config: RunConfig, decoders: int) -> ray.data.ExecutionResources:
     """The CPUs of so many decoding processes, and their share of the object store."""
     cluster, cpus = ray.cluster_resources(), decoders * config.data.decode_cpus
@@ -111,14 +124,18 @@ def _limits(config: RunConfig, decoders: int) -> ray.data.ExecutionResources:
 
 
 def ray_data_minibatches(
-    requests: Iterable[Request], decoder: Decoder, config: RunConfig, decoders: int
-) -> Generator[Minibatch, None, None]:
-    """The minibatch of each request, in their order, by `decoders` processes."""
+    requests: Iterable[Request], decoder: Decoder, config: RunConfig, decoders: int,
+    report: Callable[[str], None] = lambda statistics: None,
+) -> Generator[Minibatch, None, None]:  # fmt: skip
+    """The minibatch of each request, in their order, by `decoders` processes.
+
+    report: called with Ray Data's statistics of each segment that came to its end.
+    """
     remaining, length = iter(requests), config.feed.segment_steps
 
     def segment() -> PrefetchIterator[Minibatch]:
         return PrefetchIterator(
-            _minibatches(islice(remaining, length), decoder, config, decoders), config.feed.prefetch
+            _minibatches(islice(remaining, length), decoder, config, decoders, report), config.feed.prefetch
         )
 
     current, following = segment(), None
@@ -139,10 +156,11 @@ def ray_data_minibatches(
 
 
 def _minibatches(
-    requests: Iterable[Request], decoder: Decoder, config: RunConfig, decoders: int
-) -> Iterator[Minibatch]:
+    requests: Iterable[Request], decoder: Decoder, config: RunConfig, decoders: int,
+    report: Callable[[str], None],
+) -> Iterator[Minibatch]:  # fmt: skip
     if chunks := list(chunk_requests(requests, decoder, decoders, ROW_BYTES, ROW_MINIBATCHES)):
-        blocks = decode_dataset(chunks, decoder, config, decoders).iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=2
-        )
+        dataset = decode_dataset(chunks, decoder, config, decoders)
+        blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
         yield from whole_minibatches(zip(chunks, map(to_minibatches, blocks), strict=True))
+        report(dataset.stats())

@@ -5,7 +5,8 @@ Each worker has one feed, which begins at the step where training begins. `feed.
 `streaming_split` datasets.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 
 from pipelines.feed.ray_data import ray_data_minibatches
@@ -16,17 +17,23 @@ from polyvit.config import RunConfig
 from polyvit.data.loading import Decoder, Minibatch, PrefetchIterator, Request, Requests
 from polyvit.schedule import Plan
 
+KEPT = 20
+"""Statistics of pipelines that are kept, the last ones."""
+
 
 def minibatches(
-    requests: Iterable[Request], decoder: Decoder, config: RunConfig, world_size: int = 1
-) -> PrefetchIterator[Minibatch]:
+    requests: Iterable[Request], decoder: Decoder, config: RunConfig, world_size: int = 1,
+    report: Callable[[str], None] = lambda statistics: None,
+) -> PrefetchIterator[Minibatch]:  # fmt: skip
     """The minibatch of each request, in their order, from processes of the cluster; close it when done.
 
     It starts at once. Another thread takes the requests as they are needed. `world_size`: how many such streams
-    share the cluster.
+    share the cluster. `report`: called with Ray Data's statistics of each segment of the pipeline that ends.
     """
-    backend = ray_data_minibatches if config.feed.backend == "ray_data" else ray_core_minibatches
-    return PrefetchIterator(backend(requests, decoder, config, decoders_of_a_worker(config, world_size)), 1)
+    decoders = decoders_of_a_worker(config, world_size)
+    if config.feed.backend == "ray_data":
+        return PrefetchIterator(ray_data_minibatches(requests, decoder, config, decoders, report), 1)
+    return PrefetchIterator(ray_core_minibatches(requests, decoder, config, decoders), 1)
 
 
 def decoders_of_a_worker(config: RunConfig, world_size: int) -> int:
@@ -46,12 +53,14 @@ class RayFeed:
     """The feed of one train worker.
 
     config, indexes: of the run. plan: which examples each step takes. rank, world_size: of this worker.
+    statistics: Ray Data's, of the last segments and evaluations.
     """
 
     def __init__(self, config: RunConfig, plan: Plan, indexes: Indexes, rank: int, world_size: int) -> None:
         self.config, self.total = config, len(plan.schedule)
         self.requests = Requests.of(config, plan, indexes.scans, rank, world_size)
         self.decoder = make_decoder(config, indexes)
+        self.statistics: deque[str] = deque(maxlen=KEPT)
         self._begun: dict[int, closing[PrefetchIterator[Minibatch]]] = {}
 
     def begin(self, start_step: int) -> None:
@@ -80,7 +89,8 @@ class RayFeed:
                 yield minibatch
 
     def _minibatches(self, requests: Iterable[Request]) -> "closing[PrefetchIterator[Minibatch]]":
-        return closing(minibatches(requests, self.decoder, self.config, self.requests.world_size))
+        world_size = self.requests.world_size
+        return closing(minibatches(requests, self.decoder, self.config, world_size, self.statistics.append))
 
 
 def make_decoder(config: RunConfig, indexes: Indexes) -> Decoder:

@@ -117,9 +117,14 @@ def _train(arguments: dict[str, Any], device: torch.device) -> TrainState:
     )
     try:
         progress({"phase": "starting the feed ..."}, urgent=True)
-        return train(learner, schedule, feed, config, world, state, reporter)
+        state = train(learner, schedule, feed, config, world, state, reporter)
     finally:
         reporter.close()
+    if tracker and feed.statistics:
+        statistics = run_dir.folder / "feed_statistics.txt"
+        write_whole(statistics, "\n".join(feed.statistics))
+        tracker.artifact(statistics)
+    return state
 
 
 def run_tracker(config: RunConfig, run_dir: RunDir, progress: ProgressReporter) -> Tracker:

@@ -98,8 +98,9 @@ def encode_video(
     sound_delay_s: float = 0.0,
     frame_times_s: Floats | None = None,
 ) -> bytes:
-    """The bytes of a video file: H.264 and AAC in MP4 and MKV, MPEG-4 and MP3 in AVI, on one thread each.
+    """The bytes of a video file: H.264 and AAC in MP4 and MKV, MPEG-4 and PCM in AVI, on one thread each.
 
+    In an AVI the delay of MP3's encoder would shift the sound, and nothing in the file would say so.
     clip_THWC: uint8 frames with even sides; None: sound alone. fps: frames a second. wave: float [S] in [-1, 1],
     or None. rate: of the wave, in Hz. sound_delay_s: by how much the sound starts later than the picture.
     frame_times_s: when each frame is shown, where that is not even.
@@ -123,9 +124,10 @@ def encode_video(
         if wave is not None:
             quick = {} if container == "avi" else {"aac_coder": "fast"}
             audio = box.add_stream(
-                "libmp3lame" if container == "avi" else "aac", rate=rate, layout="mono", options=quick
+                "pcm_s16le" if container == "avi" else "aac", rate=rate, layout="mono", options=quick
             )
-            audio.bit_rate = 48_000
+            if container != "avi":
+                audio.bit_rate = 48_000
         packets = [
             *_video_packets(video, clip_THWC, frame_times_s),
             *_sound_packets(audio, wave, rate, sound_delay_s),
@@ -146,10 +148,13 @@ def _video_packets(stream: Any, clip_THWC: Pixels | None, times_s: Floats | None
 
 
 def _sound_packets(stream: Any, wave: Floats | None, rate: int, delay_s: float) -> list[Any]:
-    packets, step = [], 1152  # samples of one MP3 frame; AAC's encoder gathers its own 1024
+    packets, step = [], 1024  # samples of one AAC frame
     for start in range(0, 0 if wave is None else len(wave), step):
         samples = np.asarray(wave)[None, start : start + step].astype(np.float32)
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        form = stream.codec_context.format.name
+        if form == "s16":
+            samples = (np.clip(samples, -1, 1) * 32767).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(samples, format=form, layout="mono")
         frame.sample_rate, frame.pts = rate, start + round(delay_s * rate)
         frame.time_base = Fraction(1, rate)
         packets += stream.encode(frame)

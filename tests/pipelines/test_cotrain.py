@@ -153,8 +153,9 @@ def test_the_mlflow_run(straight: dict[str, Any], recipe: Path) -> None:
     assert run.data.params["model.width"] == "32"
     assert {f.path for f in tracking.list_artifacts(run_id)} == {
         "schedule.png", "parameters.json", "quarantine.json", "checkpoint", "config.yaml", "index.json",
-        "result.json",
+        "result.json", "feed_statistics.txt",
     }  # fmt: skip
+    assert ": decode+augment" in Path(document["checkpoint"]).with_name("feed_statistics.txt").read_text()
     inside = {f.path for f in tracking.list_artifacts(run_id, "checkpoint")}
     assert inside == {f"checkpoint/{p.name}" for p in Path(document["checkpoint"]).iterdir()}
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
