@@ -20,9 +20,9 @@ LAYOUTS: dict[str, str] = {
     "vggsound": "polyvit.data.layouts.vggsound:LAYOUT",
     "imagefolder": "polyvit.data.layouts.imagefolder:LAYOUT",
     "csv": "polyvit.data.layouts.csvfile:LAYOUT",
+    "tokens": "polyvit.data.layouts.tokens:LAYOUT",
     "webdataset": "polyvit.data.layouts.webdataset:LAYOUT",
     "parquet": "polyvit.data.layouts.parquet:LAYOUT",
-    "tokens": "polyvit.data.layouts.tokens:LAYOUT",
 }
 """{name: where its `Layout` is}."""
 

@@ -1,7 +1,7 @@
 """A data set's folder or bucket, as its users hold it, to a `Scan`: one file a layout.
 
 In: a task and its location. Out: a `Scan`, or its index file from the cache.
-Read: scanner, scanning/, imagefolder, csvfile, webdataset, parquet, imagenet, cifar, pets, resisc45, kinetics,
+Read: scanner, scanning/, imagefolder, csvfile, webdataset, parquet, tokens, imagenet, cifar, pets, resisc45, kinetics,
 moments, audioset, vggsound, index_cache.
 """
 
