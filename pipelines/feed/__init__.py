@@ -1,7 +1,7 @@
 """Minibatches from the cluster's decoding processes to each train worker, in step order.
 
 In: the plan's requests. Out: minibatches; the bytes are the same for every backend.
-Read: worker_feed, ray_data, ray_tasks.
+Read: worker_feed, ray_data, ray_tasks, task_dataset.
 """
 
 import lazy_loader

@@ -59,15 +59,15 @@ def dataset(
 
     decode.__name__ = f"{task}: decode"  # what the dashboard shows
     decoder = make_decoder(config.model_copy(update={"tasks": {task: section}}), indexes)
-    made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+    rows_of_task = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         decode,  # type: ignore[arg-type]
         batch_size=None,
         fn_args=(decoder,),
         num_cpus=config.data.decode_cpus,
         label_selector=dict(config.data.decode_node_labels) or None,
     )
-    made.context.execution_options.preserve_order = True
-    return made
+    rows_of_task.context.execution_options.preserve_order = True
+    return rows_of_task
 
 
 def decode_rows(request: Request, decoder: Decoder) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A co-training run on Ray Train.
 
 In: a config and a run's folder. Out: indexes, checkpoints, curves and results in the folder and in MLflow.
-Read: run_dir, driver, worker, reporting.
+Read: run_dir, driver, worker, process_group, reporting.
 """
 
 import lazy_loader

@@ -24,9 +24,9 @@ LAYOUTS: dict[str, str] = {
     "charades": "polyvit.data.layouts.charades:LAYOUT",
     "imagefolder": "polyvit.data.layouts.imagefolder:LAYOUT",
     "csv": "polyvit.data.layouts.csvfile:LAYOUT",
+    "tokens": "polyvit.data.layouts.tokens:LAYOUT",
     "webdataset": "polyvit.data.layouts.webdataset:LAYOUT",
     "parquet": "polyvit.data.layouts.parquet:LAYOUT",
-    "tokens": "polyvit.data.layouts.tokens:LAYOUT",
 }
 """{name: where its `Layout` is}."""
 

@@ -1,8 +1,8 @@
 """A data set's folder or bucket, as its users hold it, to a `Scan`: one file a layout.
 
 In: a task and its location. Out: a `Scan`, or its index file from the cache.
-Read: scanner, scanning/, imagefolder, csvfile, webdataset, parquet, imagenet, cifar, pets, resisc45, kinetics,
-moments, audioset, vggsound, ucf101, esc50, kinetics_sounds, charades, stream_check, index_cache.
+Read: scanner, scanning/, imagefolder, csvfile, webdataset, parquet, tokens, imagenet, cifar, pets, resisc45,
+kinetics, moments, audioset, vggsound, ucf101, esc50, kinetics_sounds, charades, stream_check, index_cache.
 """
 
 import lazy_loader

@@ -101,11 +101,11 @@ def example_arrays(
 
 
 def _decoded_before(arrays: Arrays, spec: InputSection, training: bool) -> Arrays:
-    found = {name: (array.shape[1:], array.dtype.name) for name, array in arrays.items()}
+    given = {name: (array.shape[1:], array.dtype.name) for name, array in arrays.items()}
     expected = {name: (each.shape, each.dtype) for name, each in spec.arrays.items()}
-    if found != expected:
+    if given != expected:
         raise UserError(
-            f"the tokens are {found}, the config's model takes {expected}; run `polyvit tokenize` with this"
+            f"the tokens are {given}, the config's model takes {expected}; run `polyvit tokenize` with this"
             " config, or set the model's input sizes to those of the tokens"
         )
     middle = len(next(iter(arrays.values()))) // 2

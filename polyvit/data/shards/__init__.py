@@ -1,7 +1,7 @@
 """A task's examples written as WebDataset tar shards with their index.
 
 In: a `Scan` and where its data lie. Out: shards below a folder or URL, which layout `webdataset` reads.
-Read: writer, transcode.
+Read: writer, transcode, tokens.
 """
 
 import lazy_loader
