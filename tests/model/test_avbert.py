@@ -151,7 +151,7 @@ SHARED = {"-layers": 21_263_616, "-full": 7_087_872, "-unshared": 127_581_696}
 
 @pytest.mark.parametrize("name", HEADS)
 def test_recipes_are_built_on_the_meta_device(name: str) -> None:
-    """43,778,080 is the official code's count of the method; every other sharing changes the transformers alone."""
+    """43,778,080 is the official code's count of the method; other sharing changes the transformers alone."""
     config = load_config(name)
     positions = config.model.positions  # type: ignore[union-attr]
     sharing = next((count for end, count in SHARED.items() if name.endswith(end)), 3_843_840)
