@@ -9,10 +9,11 @@ not changed are not read again (`polyvit.data.layouts.index_cache`).
 import argparse
 import contextlib
 import os
+import pickle
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ from polyvit.storage import Location, StoreUnavailable, as_location, is_url, ope
 
 HERE_S = 2.0
 """How long the driver begins scans of its own."""
+AT_ONCE = 256
+"""Shards or headers that one process reads in one go, at most."""
 SHOWN_CLASSES = 10
 """Class names that are printed of each task."""
 
@@ -100,7 +103,10 @@ def build_indexes(config: RunConfig, folder: Path, train: bool = True, fresh: bo
     roots = task_roots(config)
     cache = None if fresh else index_cache(config)
     targets = {name: folder / f"{name}.parquet" for name in config.tasks}
-    arguments = {name: (config.tasks[name], roots[name], name, targets[name], cache) for name in config.tasks}
+    spread = RayDataSpread(config.data.decode_node_labels)
+    arguments = {
+        name: (config.tasks[name], roots[name], name, targets[name], cache, spread) for name in config.tasks
+    }
     done = _scan_all(arguments, config)
     errors = {name: problem for name, (_, problem) in done.items() if problem}
     scans = {name: read_index(target) for name, target in targets.items() if name not in errors}
@@ -137,6 +143,38 @@ def _scan_all(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str, tu
 
 def _single_machine() -> bool:
     return len(living_nodes()) == 1 if ray.is_initialized() else not os.environ.get("RAY_ADDRESS")
+
+
+class RayDataSpread:
+    """What is many times the same within one task's scan (shards, headers of videos), as one Ray Data pipeline.
+
+    It asks for no CPUs, as the scan that waits for it may hold the last one. Answers are streamed, in order.
+    """
+
+    def __init__(self, node_labels: Mapping[str, str]) -> None:
+        self.node_labels = dict(node_labels)
+
+    def __call__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        """The answers of `function`."""
+        with cluster():
+            import ray.data  # start-up: only large scans need it
+
+            size = max(1, min(AT_ONCE, len(items) // 64))
+            rows = [{"items": pickle.dumps(items[i : i + size])} for i in range(0, len(items), size)]
+
+            def read(row: dict[str, Any]) -> dict[str, Any]:
+                return {"answers": pickle.dumps([function(item) for item in pickle.loads(row["items"])])}
+
+            read.__name__ = "index: read"
+            answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+                read,
+                num_cpus=0,
+                concurrency=int(ray.cluster_resources().get("CPU", 1)),
+                label_selector=self.node_labels or None,
+            )
+            answers.context.execution_options.preserve_order = True
+            for row in answers.iter_rows():
+                yield from pickle.loads(row["answers"])
 
 
 def _scan_by_ray(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str, tuple[bool, str]]:

@@ -6,6 +6,7 @@ before the current one ends, so that no step waits for it.
 
 import math
 import pickle
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -85,7 +86,7 @@ def decode_dataset(
     def decode(batch: pa.Table, decoder: Decoder) -> pa.Table:
         return decode_row(batch, decoder)
 
-    decode.__name__ = _name_of(chunks)  # what the dashboard and the statistics show
+    decode.__name__ = name = _name_of(chunks)  # what the dashboard and the statistics show
     cpus = config.data.decode_cpus * decoders / (decoders + 1)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         decode,  # type: ignore[arg-type]
@@ -96,6 +97,7 @@ def decode_dataset(
         concurrency=min(decoders + 1, len(rows)),
         label_selector=dict(config.data.decode_node_labels) or None,
     )
+    dataset.set_name(re.sub(r"\W+", "_", name))
     dataset.context.scheduling_strategy = "DEFAULT"  # near the train worker where there is room, not spread
     dataset.context.execution_options.preserve_order = True
     dataset.context.execution_options.resource_limits = _limits(config, decoders)

@@ -1,15 +1,21 @@
 """Indexes through a real Ray: what is found, and every problem of every task at once."""
 
+import io
 import json
+import tarfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from kit import task
 from pipelines_kit import pair_config, scanned
 
 import pipelines.index
 from pipelines import cli
 from pipelines.index import (
+    RayDataSpread,
     build_indexes,
     class_notes,
     index_report,
@@ -19,6 +25,7 @@ from pipelines.index import (
     task_roots,
 )
 from polyvit.data.index.io import Example, Problem, Scan
+from polyvit.data.layouts.scanner import scan_with_stamps
 from polyvit.errors import UserError
 
 
@@ -169,3 +176,42 @@ def test_fewer_classes_than_the_head_has_are_said(
     given = [command, f"{tmp_path}/pair.yaml", f"storage={tmp_path}/runs", "tasks.shapes.num_classes=7"]
     assert cli.main([*given, *(["--no-measure"] if command == "plan" else [])]) == 0
     assert "tasks.shapes: only 3 of num_classes=7 classes have examples" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_shards_and_headers_of_a_large_task_are_read_by_ray_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a cluster reads is what one process reads: rows, problems and stamps."""
+    for number in range(5):
+        with tarfile.open(tmp_path / f"train-{number:03d}.tar", "w") as tar:
+            for name, content in {f"{number}.mp4": b"no video", f"{number}.cls": b"0", "x.mp4": b""}.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    shards = task("webdataset", 1, "video")
+    plain, stamps = scan_with_stamps(shards, tmp_path, "clips")
+    asked: list[int] = []
+
+    class Counted(RayDataSpread):
+        def __call__(self, function: Any, items: Sequence[Any]) -> Iterator[Any]:
+            asked.append(len(items))
+            return super().__call__(function, items)
+
+    monkeypatch.setattr("polyvit.data.layouts.webdataset.MANY", 1)
+    monkeypatch.setattr("polyvit.data.layouts.stream_check.MANY", 1)
+    assert scan_with_stamps(shards, tmp_path, "clips", spread=Counted({})) == (plain, stamps)
+    assert asked == [5]
+    with pytest.raises(UserError, match="no usable example"):
+        scan_with_stamps(task("webdataset", 1, "audiovisual"), tmp_path, "clips", spread=Counted({}))
+    assert asked == [5, 5, 5]  # its headers too
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_answers_of_ray_data_come_in_order_and_errors_are_raised() -> None:
+    spread = RayDataSpread({})
+    assert list(spread(abs, [*range(-300, 0)])) == [*range(300, 0, -1)]
+    with pytest.raises(Exception, match="bad operand"):
+        list(spread(abs, ["text"]))

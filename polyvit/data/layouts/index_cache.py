@@ -19,6 +19,7 @@ import polyvit.data
 from polyvit.config import TaskConfig
 from polyvit.data.index import beside_name, read_metadata, write_index
 from polyvit.data.layouts.scanner import Stamps, read_classes, scan_with_stamps
+from polyvit.data.layouts.scanning import Spread
 from polyvit.errors import UserError
 from polyvit.storage import Location, Root, open_root, pool
 
@@ -28,12 +29,15 @@ KEPT_PARTS = 20_000
 """Tar shards without an index whose rows stay in the cache, the latest read."""
 
 
-def write_task_index(task: TaskConfig, location: Location, name: str, target: Path, cache: Path | None) -> bool:
+def write_task_index(
+    task: TaskConfig, location: Location, name: str, target: Path, cache: Path | None, spread: Spread | None = None
+) -> bool:
     """Write the index of task `name` to `target`; True where it was taken from the cache.
 
     task: what to scan. location: its folder or URL. name: of the task. target: the file to write. cache: its
-    folder, created where it is missing; None: always scan and keep nothing. Several runs may share a cache at the
-    same time: files are renamed into place. Raises UserError as `scan`.
+    folder, created where it is missing; None: always scan and keep nothing.
+    spread: see `scan_with_stamps`. Several runs may share a cache at the same time: files are renamed into place.
+    Raises UserError as `scan`.
     """
     root = open_root(location)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +48,7 @@ def write_task_index(task: TaskConfig, location: Location, name: str, target: Pa
             os.utime(cached)
             return True
     shard_cache = None if cache is None else cache / f"parts-{_code_digest()[:12]}"
-    scan, stamps = scan_with_stamps(task, location, name, shard_cache)
+    scan, stamps = scan_with_stamps(task, location, name, shard_cache, spread)
     write_index(scan, target, {"stamps": stamps})
     if cached is not None and stamps is not None:
         with contextlib.suppress(OSError):  # a cache that cannot be written costs the next run a scan
@@ -57,11 +61,11 @@ def write_task_index(task: TaskConfig, location: Location, name: str, target: Pa
 
 
 def scan_task(
-    task: TaskConfig, location: Location, name: str, target: Path, cache: Path | None
+    task: TaskConfig, location: Location, name: str, target: Path, cache: Path | None, spread: Spread | None = None
 ) -> tuple[bool, str]:
     """As `write_task_index`, with the message of a UserError or OSError ('' for none) in place of raising it."""
     try:
-        return write_task_index(task, location, name, target, cache), ""
+        return write_task_index(task, location, name, target, cache, spread), ""
     except UserError as error:
         return False, f"{'' if f'tasks.{name}' in error.message else f'tasks.{name}: '}{error}"
     except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from polyvit.config import LAYOUTS, TaskConfig, load_attribute
 from polyvit.data.index import Scan
-from polyvit.data.layouts.scanning import Layout, ScanContext
+from polyvit.data.layouts.scanning import Layout, ScanContext, Spread
 from polyvit.data.layouts.stream_check import with_streams
 from polyvit.errors import UserError
 from polyvit.storage import Location, Root, StoreUnavailable, open_root
@@ -41,12 +41,16 @@ def scan(task: TaskConfig, location: Location | Root, name: str = "<name>") -> S
 
 
 def scan_with_stamps(
-    task: TaskConfig, location: Location | Root, name: str = "<name>", shard_cache: Path | None = None
+    task: TaskConfig,
+    location: Location | Root,
+    name: str = "<name>",
+    shard_cache: Path | None = None,
+    spread: Spread | None = None,
 ) -> tuple[Scan, Stamps | None]:
     """As `scan`, with the stamps of all that was read, None where they cannot be trusted yet.
 
     task: what to scan. location: its folder or URL. name: of the task, for messages. shard_cache: a folder where
-    the rows of single shards are kept for the next scan.
+    the rows of single shards are kept for the next scan. spread: does what is many times the same elsewhere.
     """
     root = open_root(location)
     layout = load_layout(task.layout)
@@ -60,10 +64,10 @@ def scan_with_stamps(
             f" in it: {layout.expects}. Put the data there, or set tasks.{name}.root (or data.root, the folder"
             f" that holds {name}/)"
         )
-    context = ScanContext(name, task, root, read_classes(task, root, name), shard_cache)
+    context = ScanContext(name, task, root, read_classes(task, root, name), shard_cache, spread)
     try:
         with _no_collections():
-            result = with_streams(layout.scan(context), task, root, name)
+            result = with_streams(layout.scan(context), task, root, name, spread)
     except StoreUnavailable as error:
         raise UserError(f"tasks.{name}: {error}") from None
     _check(result, task, root, name, layout.expects)

@@ -10,42 +10,37 @@ import io
 import logging
 import os
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
 
 from polyvit.config import TaskConfig
 from polyvit.data.index import Example, Examples, Problem, Scan
+from polyvit.data.layouts.scanning import Spread, spread_over
 from polyvit.errors import BadMedia
-from polyvit.storage import Root, StoreUnavailable, pool
+from polyvit.storage import Root, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 WORDS = {"audio": "no sound track", "visual": "no pictures"}
-THREADS = min(16, 2 * (os.cpu_count() or 1))
-"""Headers of local files that are read at a time; of an object store, as many as it answers (`storage.pool`)."""
+MANY = 4096
+"""Headers that take a machine some seconds."""
 _CHECKED = ("file", "tar")
 _Place = tuple[str, int, int]
 
 
-def with_streams(scan: Scan, task: TaskConfig, root: Root, name: str) -> Scan:
+def with_streams(scan: Scan, task: TaskConfig, root: Root, name: str, spread: Spread | None = None) -> Scan:
     """The scan, without files that lack one of `task.needed_streams` or whose header cannot be read.
 
-    name: of the task, for the log. Raises StoreUnavailable where an object store does not answer.
+    name: of the task, for the log. spread: reads the headers of MANY files and more.
+    Raises StoreUnavailable where an object store does not answer.
     """
     if not task.needed_streams:
         return scan
     places = [_place(example) for example in scan.examples]
     asked = sorted({place for place in places if place is not None})
-
-    def look(place: _Place) -> str:
-        return _missing(root, place, task.needed_streams)
-
-    if root.remote:
-        answers = list(pool().map(look, asked))
-    else:
-        with ThreadPoolExecutor(THREADS) as threads:
-            answers = list(threads.map(look, asked))
+    look = partial(_missing, root, task.needed_streams)
+    answers = spread_over(spread, look, asked, MANY, root.remote)
     reasons = {place: reason for place, reason in zip(asked, answers, strict=True) if reason}
     if not reasons:
         return scan
@@ -70,7 +65,7 @@ def _where(place: _Place) -> str:
     return path if length < 0 else f"{path} at {offset}"
 
 
-def _missing(root: Root, place: _Place, needed: frozenset[str]) -> str:
+def _missing(root: Root, needed: frozenset[str], place: _Place) -> str:
     """What a file lacks, or why its header cannot be read; '' where it has all."""
     from polyvit.data.decode import bad_media, streams_of  # start-up: PyAV, where a task asks for headers only
 

@@ -19,13 +19,14 @@ split).
 import json
 import math
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from polyvit.data.index import Example, Examples, Scan, Split, parse_index
+from polyvit.data.index import Example, Examples, Problem, Scan, Split, parse_index
 from polyvit.data.layouts.scanning import (
     OUTSIDE,
     Layout,
@@ -41,10 +42,11 @@ from polyvit.data.layouts.scanning import (
     read_lines,
     read_options,
     split_of,
+    spread_over,
     with_validation,
 )
 from polyvit.errors import UserError
-from polyvit.storage import StoreUnavailable, pool
+from polyvit.storage import StoreUnavailable
 
 EXPECTS = "tar shards such as train-000000.tar and val-000000.tar"
 OPTIONS: dict[str, Any] = {
@@ -57,6 +59,8 @@ CLASSES = "classes.txt"
 INDEX = ".index"
 """A shard's index is named after the shard and this."""
 LABEL_FIELDS = ("label", "labels", "cls")
+MANY = 64
+"""Shards whose reading is spread over a cluster, where there is one."""
 MAX_LABEL_BYTES = 1 << 20
 """A label member above 1 MiB is not a label."""
 
@@ -78,20 +82,27 @@ def scan_webdataset(context: ScanContext) -> Scan:
         del named[shard]
     splits, below = with_validation(named, below)
     rows = Rows()
-
-    def read(shard: str) -> tuple[ScanContext, Iterable[Row]]:
-        fork = context.fork()
-        shard_rows = _read_shard(fork, shard, splits[shard], options["extension"], below)
-        return fork, list(shard_rows) if context.root.remote else shard_rows
-
-    for fork, shard_rows in pool().map(read, splits) if context.root.remote else map(read, splits):
+    read = partial(_read_apart, context.fork(), options["extension"], below)
+    named_shards = [*splits.items()]
+    spread = context.root.remote or (context.spread is not None and len(named_shards) >= MANY)
+    answers = spread_over(context.spread, read, named_shards, MANY, True) if spread else map(read, named_shards)
+    for shard_rows, problems, stamps in answers:
         for row in shard_rows:
             rows.append(row)
-        context.join(fork)
+        context.join(problems, stamps)
     classes = context.classes
     if classes is None and context.size(CLASSES) is not None:
         classes = [line.strip() for _, line in read_lines(context, CLASSES)]
     return label_rows(context, rows, options["labels"], classes)
+
+
+def _read_apart(
+    context: ScanContext, extension: str, below: tuple[float, float], named: tuple[str, Split | None]
+) -> tuple[list[Row], list[Problem], dict[str, str]]:
+    """The rows of one shard, its problems and the stamps of what was read; in another thread or process."""
+    fork, (shard, split) = context.fork(), named
+    rows = list(_read_shard(fork, shard, split, extension, below))
+    return rows, fork.problems, fork.read
 
 
 def _shards(context: ScanContext) -> list[str]:

@@ -1,7 +1,7 @@
 """What the layouts share: the scan in progress, lists and tables, labels as people write them.
 
 In: a task and its location, as a `ScanContext`. Out: examples and problems.
-Read: context, tables, labels, cifar_pickle, shard_cache.
+Read: context, spreading, tables, labels, cifar_pickle, shard_cache.
 """
 
 import lazy_loader

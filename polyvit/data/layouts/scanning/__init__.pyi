@@ -19,6 +19,8 @@ from .labels import Row as Row
 from .labels import Rows as Rows
 from .labels import label_rows as label_rows
 from .shard_cache import cached_rows as cached_rows
+from .spreading import Spread as Spread
+from .spreading import spread_over as spread_over
 from .tables import need_columns as need_columns
 from .tables import ordered_names as ordered_names
 from .tables import read_lines as read_lines

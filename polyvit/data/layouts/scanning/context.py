@@ -30,6 +30,7 @@ from polyvit.data.index import (
     finish_scan,
     key_fraction,
 )
+from polyvit.data.layouts.scanning.spreading import Spread
 from polyvit.errors import UserError
 from polyvit.storage import DANGLING, Folder, Root, StoreUnavailable, pool
 
@@ -64,6 +65,7 @@ class ScanContext:
     classes: the names in `task.classes`, or None where the layout's own list counts.
     read: the stamp of every file that was read, as it was before.
     shard_cache: a folder where a layout may keep the rows of one shard for the next scan; None: nowhere.
+    spread: does what is many times the same elsewhere, see `spread_over`.
     """
 
     def __init__(
@@ -73,8 +75,10 @@ class ScanContext:
         root: Root,
         classes: list[str] | None = None,
         shard_cache: Path | None = None,
+        spread: Spread | None = None,
     ) -> None:
         self.name, self.task, self.root, self.classes, self.shard_cache = name, task, root, classes, shard_cache
+        self.spread = spread
         self.examples = ExampleWriter()
         self.problems: list[Problem] = []
         self.read: dict[str, str] = {}
@@ -166,15 +170,15 @@ class ScanContext:
         return self.root.read(path)
 
     def fork(self) -> "ScanContext":
-        """A context of the same root for one piece of the work, which another thread may do."""
+        """A context of the same root for one piece of the work, which another thread or process may do."""
         fork = ScanContext(self.name, self.task, self.root, self.classes, self.shard_cache)
         fork._folders = self._folders
         return fork
 
-    def join(self, fork: "ScanContext") -> None:
+    def join(self, problems: Sequence[Problem], read: Mapping[str, str]) -> None:
         """Take over the problems of a fork, and the stamps of the files that it read."""
-        self.problems += fork.problems
-        self.read |= fork.read
+        self.problems += problems
+        self.read |= read
 
     def stamps(self) -> dict[str, dict[str, str]] | None:
         """What the scan saw: stamps of every folder and file; None where one of them may still be changing."""
