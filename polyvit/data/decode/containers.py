@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from polyvit.errors import BadMedia
 
@@ -24,11 +24,11 @@ READABLE = {"format_whitelist": ",".join(CONTAINERS)}
 """FFmpeg's options that say so."""
 
 
-def open_container(data: bytes) -> "InputContainer":
-    """Raises FFmpeg's error where the bytes are none of `CONTAINERS`."""
+def open_container(data: bytes | BinaryIO) -> "InputContainer":
+    """Bytes, or a file to seek in. Raises FFmpeg's error where they are none of `CONTAINERS`."""
     import av
 
-    return av.open(io.BytesIO(data), "r", options=READABLE)
+    return av.open(io.BytesIO(data) if isinstance(data, bytes) else data, "r", options=READABLE)
 
 
 def moving_pictures(container: "InputContainer") -> "list[VideoStream]":

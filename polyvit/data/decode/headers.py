@@ -10,7 +10,7 @@ import av
 import soundfile
 from PIL import Image
 
-from polyvit.data.decode.containers import READABLE, moving_pictures, open_container
+from polyvit.data.decode.containers import moving_pictures, open_container
 from polyvit.errors import BadMedia
 
 
@@ -68,7 +68,7 @@ def streams_of(file: BinaryIO) -> frozenset[str]:
     file: open and seekable; no more is read of it than FFmpeg needs to know its streams. Raises FFmpeg's error
     where the bytes are none of the containers that are read.
     """
-    with av.open(file, "r", options=READABLE) as container:
+    with open_container(file) as container:
         streams = {"visual": moving_pictures(container), "audio": container.streams.audio}
         return frozenset(name for name, held in streams.items() if held)
 
