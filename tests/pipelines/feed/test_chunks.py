@@ -32,6 +32,8 @@ def test_parts_of_a_request_make_the_whole(config: RunConfig, indexes: Indexes) 
     for number in (1, 3, 8):
         cut = chunks.cut(request, number)
         assert [len(part.examples) for part in cut] == {1: [8], 3: [2, 3, 3], 8: [1] * 8}[number]
+        # A broken example of a part takes the spare of its slot in the whole minibatch.
+        assert [part.first_slot for part in cut] == {1: [0], 3: [0, 2, 5], 8: [*range(8)]}[number]
         joined = chunks.join([decoder.decode(part) for part in cut])
         assert signature([joined]) == signature([whole])
         assert replace(joined, inputs={"tokens": whole.inputs["tokens"]}, labels=whole.labels) == whole
