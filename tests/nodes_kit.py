@@ -70,7 +70,7 @@ class Nodes:
         return psutil.Process(node.all_processes["raylet"][0].process.pid)
 
     def processes(self) -> Iterator[tuple[str, str]]:
-        """(node, title) of every Ray worker process now alive; titles are as `ray::decode_chunk`."""
+        """(node, title) of every Ray worker process now alive, such as `ray::MapBatches(pets: decode+augment)`."""
         for name, node in list(self.by_name.items()):
             try:
                 for child in self.raylet(node).children():

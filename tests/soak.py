@@ -182,7 +182,7 @@ def _kill(target: str, run: Run, cluster: Cluster, rng: random.Random) -> bool:
     if target == "node":
         cluster.kill_node()
         return True
-    title, until = "RayTrainWorker" if target == "worker" else "decode_", time.monotonic() + 20
+    title, until = "RayTrainWorker" if target == "worker" else "decode", time.monotonic() + 20
     while not (victims := ray_processes(cluster.session, title)):  # decoding comes and goes with the prefetch
         if time.monotonic() > until or run.process.poll() is not None:
             return False
@@ -196,7 +196,7 @@ def _kill(target: str, run: Run, cluster: Cluster, rng: random.Random) -> bool:
 def _gone(session: str) -> None:
     """Raises AssertionError where processes of a dead driver live on."""
     until = time.monotonic() + PATIENCE_S
-    while left := ray_processes(session, "RayTrainWorker", "decode_", "ProgressActor", "Cleaner"):
+    while left := ray_processes(session, "RayTrainWorker", "decode", "ProgressActor", "Cleaner"):
         if time.monotonic() > until:
             raise AssertionError(f"left behind: {[p.cmdline()[0].strip() for p in left]}")
         time.sleep(0.5)

@@ -249,7 +249,7 @@ def test_a_lost_node_is_replaced(group: Nodes, recipe: Path, undisturbed: tuple)
     group.add("c", 3, TRAIN)
     assert_same_run(command.ended(), undisturbed)
     assert command.where("RayTrainWorker") == {"a", "b", "c"}
-    assert command.where("decode_") == {"head"}
+    assert command.where("decode") == {"head"}
 
 
 @on_nodes
@@ -261,4 +261,4 @@ def test_an_elastic_run_goes_on_with_one_worker(group: Nodes, recipe: Path, undi
     assert len(trainers) == 2
     group.kill(max(trainers))
     assert_same_run(command.ended(), undisturbed)
-    assert command.where("decode_") == {"head"}
+    assert command.where("decode") == {"head"}
