@@ -78,7 +78,7 @@ def _attach_or_start(workers: int, cpus_per_worker: float) -> None:
         return
     cpus = math.ceil(workers * cpus_per_worker) + max(2, os.cpu_count() or 1)
     # Idle processes that are kept: a feed through Ray Data has one more than CPUs (feed/ray_data.py).
-    os.environ.setdefault("RAY_num_workers_soft_limit", str(cpus + workers))
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(cpus + workers + 1))
     _use_short_folder()
     start_node(
         lambda: ray.init(
