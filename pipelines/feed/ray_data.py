@@ -163,6 +163,6 @@ def _minibatches(
 ) -> Iterator[Minibatch]:  # fmt: skip
     if chunks := list(chunk_requests(requests, decoder, decoders, ROW_BYTES, ROW_MINIBATCHES)):
         dataset = decode_dataset(chunks, decoder, config, decoders)
-        blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+        blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         yield from whole_minibatches(zip(chunks, map(to_minibatches, blocks), strict=True))
         report(dataset.stats())
