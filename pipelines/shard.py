@@ -9,25 +9,25 @@ options, is not written again: a run that was stopped goes on where it was.
 
 import argparse
 import json
-import pickle
 import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray.data
 from rich.table import Table
 
+from pipelines.batch import overrides_of_copy, write_files
 from pipelines.index import Indexes, build_indexes, task_roots
 from pipelines.runtime import cluster, command_line, console
 from polyvit.config import RunConfig, load_config
 from polyvit.data.loading import check_readable
-from polyvit.data.shards import ShardOptions, ShardReport, shard_specs, write_shard, write_text
+from polyvit.data.shards import ShardOptions, ShardReport, ShardSpec, shard_specs, write_shard, write_text
 from polyvit.errors import UserError
-from polyvit.storage import Location, StoreUnavailable, as_location, is_url, under
+from polyvit.storage import Location, as_location, under
 
 SHOWN = 5
 """Examples that cannot be used which are printed for each task; all of them are in its quarantine.json."""
@@ -42,60 +42,30 @@ def write_shards(
     media are re-encoded. per_shard: examples of a shard, None for the default. Raises UserError with the problems
     of all shards.
     """
-    locations = {name: as_location(under(str(out), name)) for name in config.tasks}
-    items = []
-    for name, task in config.tasks.items():
-        if not is_url(locations[name]):
-            Path(locations[name]).mkdir(parents=True, exist_ok=True)
-        write_text("classes.txt", "".join(f"{text}\n" for text in indexes.scans[name].classes), locations[name])
-        specs = shard_specs(indexes.scans[name], task.modality, options, per_shard)
-        items += [{"task": name, "spec": pickle.dumps(spec)} for spec in specs]
     classes = {name: scan.classes for name, scan in indexes.scans.items()}
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        _write_row,  # type: ignore[arg-type]
-        fn_args=(config, classes, dict(indexes.roots), locations, options),
-        num_cpus=config.data.decode_cpus,
-        label_selector=dict(config.data.decode_node_labels) or None,
-    )
-    done = dataset.take_all()
-    if problems := sorted({row["error"] for row in done if row["error"]}):
-        raise UserError("not every shard was written; the same command goes on where it stopped:", problems)
-    reports: dict[str, list[ShardReport]] = {name: [] for name in config.tasks}
-    for row in done:
-        reports[row["task"]].append(pickle.loads(row["report"]))
-    return {name: sorted(task_reports, key=lambda report: report.name) for name, task_reports in reports.items()}
+    write = partial(_write, config, classes, dict(indexes.roots), options)
+
+    def specs_of(name: str) -> list[ShardSpec]:
+        return shard_specs(indexes.scans[name], config.tasks[name].modality, options, per_shard)
+
+    return write_files(config, indexes, out, specs_of, write, ("shard", ".tar"))
 
 
-def _write_row(
-    row: dict[str, Any],
+def _write(
     config: RunConfig,
     classes: Mapping[str, Sequence[str]],
     roots: Mapping[str, Location],
-    locations: Mapping[str, Location],
     options: ShardOptions,
-) -> dict[str, Any]:
-    name, spec = row["task"], pickle.loads(row["spec"])
-    try:
-        report = write_shard(
-            spec, config.tasks[name].modality, classes[name], roots[name], locations[name], options
-        )
-    except (StoreUnavailable, OSError, UserError) as error:
-        return {"task": name, "report": b"", "error": f"tasks.{name}: {spec.name}.tar: {error}"}
-    return {"task": name, "report": pickle.dumps(report), "error": ""}
+    name: str,
+    spec: ShardSpec,
+    out: Location,
+) -> ShardReport:
+    return write_shard(spec, config.tasks[name].modality, classes[name], roots[name], out, options)
 
 
 def next_overrides(config: RunConfig, out: Location) -> list[str]:
     """The overrides with which the same config trains on the shards."""
-    overrides = [f"data.root={out}"]
-    for name, task in config.tasks.items():
-        overrides.append(f"tasks.{name}.layout=webdataset")
-        if task.root is not None:
-            overrides.append(f"tasks.{name}.root=null")
-        if task.options:
-            overrides.append(f"tasks.{name}.options={{}}")
-        if task.classes is not None:
-            overrides.append(f"tasks.{name}.classes=classes.txt")
-    return overrides
+    return overrides_of_copy(config, out, "webdataset", "classes.txt")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,25 +9,25 @@ examples and options is not written again: a run that was stopped goes on where 
 
 import argparse
 import json
-import pickle
 import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray.data
 from rich.table import Table
 
+from pipelines.batch import overrides_of_copy, write_files
 from pipelines.feed import make_decoder
 from pipelines.index import Indexes, build_indexes, task_roots
 from pipelines.runtime import cluster, command_line, console, tried_before
 from polyvit.config import RunConfig, load_config
 from polyvit.data.loading import Decoder, check_readable
-from polyvit.data.shards import TokenReport, token_specs, write_text, write_tokens
+from polyvit.data.shards import TokenReport, TokenSpec, token_specs, write_text, write_tokens
 from polyvit.errors import UserError
-from polyvit.storage import Location, StoreUnavailable, as_location, is_url, under
+from polyvit.storage import Location, as_location, under
 
 SHOWN = 5
 """Examples that cannot be decoded which are printed for each task; all of them are in its quarantine.json."""
@@ -41,53 +41,17 @@ def write_all(
     config: of the tasks. indexes: their examples. out: folder or URL; each task gets a subfolder. per_file:
     examples of a file, None for the default. Raises UserError with the problems of all files.
     """
-    locations = {name: as_location(under(str(out), name)) for name in config.tasks}
-    decoder, items = make_decoder(config, indexes), []
-    for name, task in config.tasks.items():
-        if not is_url(locations[name]):
-            Path(locations[name]).mkdir(parents=True, exist_ok=True)
-        write_text("classes.txt", "".join(f"{text}\n" for text in indexes.scans[name].classes), locations[name])
-        specs = token_specs(indexes.scans[name], task, config.model.input(task.modality), per_file)
-        items += [{"task": name, "spec": pickle.dumps(spec)} for spec in specs]
-    done = (
-        ray.data.from_items(items, override_num_blocks=len(items))
-        .map(
-            _write_row,  # type: ignore[arg-type]
-            fn_args=(decoder, locations),
-            num_cpus=config.data.decode_cpus,
-            label_selector=dict(config.data.decode_node_labels) or None,
-        )
-        .take_all()
-    )
-    if problems := sorted({row["error"] for row in done if row["error"]}):
-        raise UserError("not every file was written; the same command goes on where it stopped:", problems)
-    reports: dict[str, list[TokenReport]] = {name: [] for name in config.tasks}
-    for row in done:
-        reports[row["task"]].append(pickle.loads(row["report"]))
-    return {name: sorted(task_reports, key=lambda report: report.name) for name, task_reports in reports.items()}
+
+    def specs_of(name: str) -> list[TokenSpec]:
+        task = config.tasks[name]
+        return token_specs(indexes.scans[name], task, config.model.input(task.modality), per_file)
+
+    write = partial(_write, make_decoder(config, indexes))
+    return write_files(config, indexes, out, specs_of, write, ("file", ".parquet"))
 
 
-def _write_row(row: dict[str, Any], decoder: Decoder, locations: Mapping[str, Location]) -> dict[str, Any]:
-    name, spec = row["task"], pickle.loads(row["spec"])
-    try:
-        report = write_tokens(spec, name, decoder, locations[name], careful=tried_before())
-    except (StoreUnavailable, OSError) as error:
-        return {"task": name, "report": b"", "error": f"tasks.{name}: {spec.name}.parquet: {error}"}
-    return {"task": name, "report": pickle.dumps(report), "error": ""}
-
-
-def next_overrides(config: RunConfig, out: Location) -> list[str]:
-    """The overrides with which the same config trains on the tokens."""
-    overrides = [f"data.root={out}"]
-    for name, task in config.tasks.items():
-        overrides.append(f"tasks.{name}.layout=tokens")
-        if task.root is not None:
-            overrides.append(f"tasks.{name}.root=null")
-        if task.options:
-            overrides.append(f"tasks.{name}.options={{}}")
-        if task.classes is not None:
-            overrides.append(f"tasks.{name}.classes=null")
-    return overrides
+def _write(decoder: Decoder, name: str, spec: TokenSpec, out: Location) -> TokenReport:
+    return write_tokens(spec, name, decoder, out, careful=tried_before())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,7 +81,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, document in tasks.items():
         text = json.dumps(document["quarantine"], indent=1) + "\n"
         write_text("quarantine.json", text, as_location(under(str(out), name)))
-    overrides = next_overrides(config, out)
+    overrides = overrides_of_copy(config, out, "tokens", "null")
     _print(tasks, arguments, overrides)
     return {"out": str(out), "tasks": tasks, "overrides": overrides}
 

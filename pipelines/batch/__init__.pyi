@@ -4,5 +4,7 @@ from .batch_predict import predict_files as predict_files
 from .evaluate_job import evaluate_checkpoint as evaluate_checkpoint
 from .extract_features import feature_splits as feature_splits
 from .extract_features import load_or_extract as load_or_extract
+from .file_jobs import overrides_of_copy as overrides_of_copy
+from .file_jobs import write_files as write_files
 from .inspect_job import draw_sheets as draw_sheets
 from .inspect_job import examine_all as examine_all

@@ -304,6 +304,8 @@ def fit(
         progress_actor.stop.remote()
 
     def or_stop(call: Callable[[], None]) -> Callable[[], None]:
+        """The call; where it fails it tells the run to stop first."""
+
         def called() -> None:
             try:
                 call()

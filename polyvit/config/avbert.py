@@ -12,7 +12,7 @@ from polyvit.config.formats import extensions
 from polyvit.config.inputs import ArraySpec, InputSection, Modality, Pair, Section
 from polyvit.config.pretraining import ContrastiveConfig
 from polyvit.config.sharing import RoleSharing
-from polyvit.config.tasks import Probability, TaskBase, ViewAverage
+from polyvit.config.tasks import Probability, TaskBase, ViewAverage, crops_in_words
 
 Streams = Literal["both", "visual", "audio"]
 
@@ -135,7 +135,7 @@ class AudiovisualTask(TaskBase):
     @property
     def protocol(self) -> str:
         """Crops and how they are averaged."""
-        crops = "1 crop" if self.eval_crops == 1 else f"{self.eval_crops} crops"
+        crops = crops_in_words(self.eval_crops)
         return f"1 sequence x {crops}" + (f", {self.eval_average} averaged" if self.eval_crops > 1 else "")
 
 

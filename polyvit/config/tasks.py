@@ -225,8 +225,7 @@ class VideoTask(TaskBase):
     @property
     def protocol(self) -> str:
         """Clips x crops and how they are averaged."""
-        crops = "1 crop" if self.eval_crops == 1 else f"{self.eval_crops} crops"
-        return f"{_clips(self.eval_clips)} x {crops}" + _averaged(self)
+        return f"{_clips(self.eval_clips)} x {crops_in_words(self.eval_crops)}" + _averaged(self)
 
 
 class AudioTask(TaskBase):
@@ -268,6 +267,11 @@ class AudioTask(TaskBase):
 
 def _clips(count: int) -> str:
     return "1 clip" if count == 1 else f"{count} clips"
+
+
+def crops_in_words(number: int) -> str:
+    """1 crop, 3 crops."""
+    return "1 crop" if number == 1 else f"{number} crops"
 
 
 def _averaged(task: TaskBase) -> str:

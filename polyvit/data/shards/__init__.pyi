@@ -4,6 +4,7 @@ from .tokens import token_specs as token_specs
 from .tokens import write_tokens as write_tokens
 from .writer import ShardOptions as ShardOptions
 from .writer import ShardReport as ShardReport
+from .writer import ShardSpec as ShardSpec
 from .writer import shard_specs as shard_specs
 from .writer import write_shard as write_shard
 from .writer import write_text as write_text

@@ -106,32 +106,27 @@ def synced(model: nn.Module, total: Callable[[Tensor], Tensor] | None) -> Iterat
 
     total: the sum of a tensor over ranks, with gradients; None: each rank keeps its own statistics.
     """
-    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
-    for norm in norms:
-        norm.total = total
-    try:
+    with _in_norms(model, "total", total, None):
         yield
-    finally:
-        for norm in norms:
-            norm.total = None
 
 
 def no_updates(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
     """Contexts of the first run of a checkpointed block and of the second, which leaves running averages alone."""
 
-    @contextmanager
-    def second() -> Iterator[None]:
-        """No running average of the block changes inside."""
-        norms = [module for module in block.modules() if isinstance(module, BatchNorm)]
-        for norm in norms:
-            norm.updates = False
-        try:
-            yield
-        finally:
-            for norm in norms:
-                norm.updates = True
+    return nullcontext(), _in_norms(block, "updates", False, True)
 
-    return nullcontext(), second()
+
+@contextmanager
+def _in_norms(module: nn.Module, name: str, inside: object, after: object) -> Iterator[None]:
+    """An attribute of every batch norm of a module has one value inside, and another after."""
+    norms = [each for each in module.modules() if isinstance(each, BatchNorm)]
+    for norm in norms:
+        setattr(norm, name, inside)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            setattr(norm, name, after)
 
 
 @torch.no_grad()
