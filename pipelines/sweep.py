@@ -20,7 +20,14 @@ from pipelines.compare import print_comparison
 from pipelines.runtime import command_line, console
 from pipelines.training import run_name
 from pipelines.tuning import check_space, format_changes
-from polyvit.config import RunConfig, load_config, override_values, text_override, validate_config
+from polyvit.config import (
+    RunConfig,
+    load_config,
+    override_values,
+    text_override,
+    validate_config,
+    with_absolute_paths,
+)
 from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 from polyvit.reports.compare import baselines_of, read_runs
@@ -64,6 +71,7 @@ def _new(arguments: argparse.Namespace) -> tuple[RunConfig, Path, list[Path]]:
     config = load_config(arguments.config, [*arguments.overrides, *overrides], arguments.only)
     config = _with_values(config, arguments.over)
     check_space(config)
+    _check_starts(config)
     if words := idle_rank(config):
         console.print(words, style="yellow")
     from pipelines.index import task_roots  # start-up: ray, where the arguments have no mistake
@@ -81,7 +89,17 @@ def _with_values(config: RunConfig, over: Sequence[str]) -> RunConfig:
         if not equals or not values:
             raise UserError(f"--over {text}: write KEY=A,B, such as model.l_adapt=0,2")
         document["sweep"]["space"][key] = override_values(document, key, values)
-    return validate_config(document)
+    return with_absolute_paths(validate_config(document))
+
+
+def _check_starts(config: RunConfig) -> None:
+    """Raises UserError where a trial cannot start from its `init.path`."""
+    starts = config.sweep.space.get("init.path", [config.init.path])
+    for path in starts if isinstance(starts, list) else ():
+        if path:
+            from polyvit.training import check_init  # start-up: torch, where nothing is read
+
+            check_init(config.model_copy(update={"init": config.init.model_copy(update={"path": path})}))
 
 
 def idle_rank(config: RunConfig) -> str | None:

@@ -113,10 +113,21 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         tasks[name] = task.model_copy(update=changes)
     init = config.init.model_copy(update={"path": absolute(config.init.path)})
     train = config.train.model_copy(update={"checkpoint_dir": absolute(config.train.checkpoint_dir)})
+    space = {
+        key: [absolute(value) for value in values] if _names_folder(key) and isinstance(values, list) else values
+        for key, values in config.sweep.space.items()
+    }
     changed = {
         "tasks": tasks, "data": data, "init": init, "train": train, "storage": absolute(config.storage),
+        "sweep": config.sweep.model_copy(update={"space": space}),
     }  # fmt: skip
     return config.model_copy(update=changed)
+
+
+def _names_folder(key: str) -> bool:
+    """Whether a key of the config is a folder that may be relative."""
+    folders = ("data.root", "init.path", "storage", "train.checkpoint_dir")
+    return key in folders or (key.startswith("tasks.") and key.endswith(".root"))
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 In: a kind, a length and a `numpy` generator. Out: clip_THWC, uint8, and its wave [S] in [-1, 1]; or file bytes.
 
-A video is a song of one note a second. The kind gives the shape, its colour and the harmonics of its sound. The
-note gives how high the shape stands and how high the sound is. At each beat the shape grows and brightens and the
-sound is struck, both fading at the same rate. From second to second the note moves by the same number of steps, so
-that what is missing of a second can be guessed from the other stream, and from the seconds around it. All else is
-random: where the shape stands from side to side, its size, the ground, the beat's phase, the loudness. Shapes: T
-frames, H W C.
+A video is a song of one note a second. The kind gives the shape, its colour and that of the light it stands in, and
+the resonance of its sound: which of the note's harmonics are loud. The note gives how high the shape stands and how
+high the sound is. At each beat the shape grows and brightens and the sound is struck, both fading at the same rate.
+From second to second the note moves by the same number of steps, so that what is missing of a second can be guessed
+from the other stream, and from the seconds around it. All else is random: where the shape stands from side to side,
+its size, the ground's clouds, the beat's phase, the loudness. Kinds differ by much and all else by little, so that
+minutes of pre-training meet them before what tells one video from another. Shapes: T frames, H W C.
 """
 
 import io
@@ -35,7 +36,11 @@ NOTES = 8
 """From the lowest to the highest; the step from second to second is odd, so that eight seconds have them all."""
 LOWEST_HZ = 220.0
 PER_OCTAVE = 4
-"""Notes of an octave: the highest is 740 Hz, whose third harmonic a rate of 8 kHz still holds."""
+"""Notes of an octave: the highest is 740 Hz."""
+RESONANCE_WIDTH = 0.35
+"""Of a kind's resonance: the logarithm of how far off a harmonic is 1 / e as loud."""
+FUNDAMENTAL = 0.25
+"""How loud the note itself is at least, of any kind."""
 BEATS = 2
 """A second."""
 FADE_S = 0.18
@@ -71,22 +76,27 @@ def _beat(times: Floats, phase: float) -> Floats:
 def _picture(rng: Generator, kind: int, size: tuple[int, int], notes: Floats, beat: Floats) -> Pixels:
     shape, hue, _ = SONGS[kind]
     y, x = grid(*size)
-    back = ground(rng, *size, hue=rng.random(), saturation=0.25, value=rng.uniform(0.2, 0.4))
-    hue, at_x, half = hue + rng.normal(0, 0.03), rng.uniform(-0.3, 0.3), rng.uniform(0.24, 0.3)
+    back = ground(rng, *size, hue=hue, saturation=0.8, value=0.35)
+    hue, at_x, half = hue + rng.normal(0, 0.02), rng.uniform(-0.2, 0.2), rng.uniform(0.5, 0.6)
     clip = np.empty((len(notes), *size, 3), np.uint8)
     for target, note, strength in zip(clip, notes, beat, strict=True):
-        at_y = 0.6 - 1.2 * note / (NOTES - 1)
-        mask = shape_mask(shape, y - at_y, x - at_x, half * (0.8 + 0.5 * strength))
-        target[:] = to_pixels(blend(back, colour(hue, 0.75, 0.45 + 0.55 * strength), mask), rng, 0.015)
+        at_y = 0.35 - 0.7 * note / (NOTES - 1)
+        mask = shape_mask(shape, y - at_y, x - at_x, half * (0.85 + 0.3 * strength))
+        target[:] = to_pixels(blend(back, colour(hue, 0.8, 0.6 + 0.4 * strength), mask), rng, 0.015)
     return clip
 
 
 def _sound(rng: Generator, kind: int, notes: Floats, beat: Floats, rate: int) -> Floats:
     hertz = LOWEST_HZ * 2 ** (notes / PER_OCTAVE) * rng.uniform(0.98, 1.02)
     turns = 2 * np.pi * np.cumsum(hertz) / rate
-    wave = sum(weight * np.sin((k + 1) * turns) for k, weight in enumerate(SONGS[kind][2]) if weight)
+    resonance, wave, power = SONGS[kind][2], np.zeros(len(notes)), np.zeros(len(notes))
+    for harmonic in range(1, int(rate / 2 / LOWEST_HZ)):
+        loudness = np.exp(-((np.log(harmonic * hertz / resonance) / RESONANCE_WIDTH) ** 2))
+        loudness = (loudness + FUNDAMENTAL * (harmonic == 1)) * (harmonic * hertz < 0.47 * rate)
+        wave, power = wave + loudness * np.sin(harmonic * turns), power + loudness**2
+    wave = wave / np.sqrt(power)  # every note is as loud
     wave = wave * beat + 0.01 * rng.standard_normal(len(notes))
-    return np.asarray(wave * (rng.uniform(0.3, 0.9) / float(np.abs(wave).max())))
+    return np.asarray(wave * (rng.uniform(0.5, 0.9) / float(np.abs(wave).max())))
 
 
 def encode_video(

@@ -111,8 +111,7 @@ CHARADES = (
 """c000 to c007 of the real set."""
 
 SONGS = (
-    ("circle", 0.0, (1.0, 0.0, 0.0)), ("square", 0.33, (1.0, 0.0, 0.7)), ("triangle", 0.6, (1.0, 0.8, 0.0)),
-    ("cross", 0.15, (0.4, 0.0, 1.0)), ("ring", 0.8, (1.0, 0.5, 0.5)), ("diamond", 0.48, (0.3, 1.0, 0.0)),
-    ("bar", 0.9, (0.6, 0.6, 1.0)), ("crescent", 0.7, (0.2, 0.5, 1.0)),
+    ("circle", 0.0, 450.0), ("square", 0.33, 600.0), ("triangle", 0.6, 790.0), ("cross", 0.15, 1040.0),
+    ("ring", 0.8, 1380.0), ("diamond", 0.48, 1830.0), ("bar", 0.9, 2420.0), ("crescent", 0.7, 3200.0),
 )  # fmt: skip
-"""Shape, hue and the strengths of the first three harmonics of each kind of video with sound."""
+"""Shape, hue and the resonance in Hz of each kind of video with sound."""

@@ -331,6 +331,7 @@ def test_a_sweep_that_cannot_be_is_refused_before_anything_starts(folder: Path, 
         ([str(config)], "nothing to try"),
         ([str(config), "--over", "model.l_adapt"], "--over model.l_adapt: write KEY=A,B"),
         ([str(config), "--over", "model.l_adapt=7,8"], "model.l_adapt=7"),
+        ([str(config), "--over", "init.path=null,no/run"], f"no checkpoint at {Path('no/run').absolute()}"),
         (["--resume", "nowhere"], "no such sweep"),
     ):
         with contextlib.redirect_stderr(io.StringIO()) as err:
