@@ -2,13 +2,14 @@
 
 In: a kind, a length and a `numpy` generator. Out: clip_THWC, uint8, and its wave [S] in [-1, 1]; or file bytes.
 
-A video is a song of one note a second. The kind gives the shape, its colour and that of the light it stands in, and
-the resonance of its sound: which of the note's harmonics are loud. The note gives how high the shape stands and how
-high the sound is. At each beat the shape grows and brightens and the sound is struck, both fading at the same rate.
-From second to second the note moves by the same number of steps, so that what is missing of a second can be guessed
-from the other stream, and from the seconds around it. All else is random: where the shape stands from side to side,
-its size, the ground's clouds, the beat's phase, the loudness. Kinds differ by much and all else by little, so that
-minutes of pre-training meet them before what tells one video from another. Shapes: T frames, H W C.
+A video is a song of one note a second. The kind gives the shape, its colour and that of the light it stands in,
+and the resonance of its sound: which of the note's harmonics are loud. The note gives how high the shape stands
+and how high the sound is. At each beat the shape grows and brightens and the sound is struck, both fading at the
+same rate. From second to second the note moves by the same number of steps, so that what is missing of a second
+can be guessed from the other stream, and from the seconds around it. All else is random: where the shape stands
+from side to side, its size, the ground's clouds, the beat's phase, the loudness. Kinds differ by much and all
+else by little, so that minutes of pre-training meet them before what tells one video from another. Shapes: T
+frames, H W C.
 """
 
 import io
