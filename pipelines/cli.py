@@ -26,7 +26,7 @@ COMMANDS = {
     "extend": "give a trained model new tasks; measure what the old ones lose",
     "serve": "answer over HTTP, on Ray Serve",
     "recipes": "list the recipes that ship",
-    "config": "every key of a config: type, default, meaning",
+    "config": "what a config says and from where; validate, diff, keys, schema",
 }
 
 MODULES = {"bench": "bench.main"}

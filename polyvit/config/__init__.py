@@ -2,7 +2,7 @@
 
 In: a recipe's name or a YAML file, and `key=value` overrides. Out: a `RunConfig`.
 Read: addresses, formats, inputs, layouts, tasks, modalities, paper_tasks, sharing, pretraining, avbert, models,
-sections, run, cross_field, renamed, installed, overrides, loader, reference.
+sections, run, cross_field, renamed, installed, overrides, loader, reference, provenance, schema.
 """
 
 import lazy_loader

@@ -130,28 +130,36 @@ def _names_folder(key: str) -> bool:
     return key in folders or (key.startswith("tasks.") and key.endswith(".root"))
 
 
-def read_recipe(recipe: str) -> dict[str, Any]:
-    """The recipe as plain data, with what it extends merged in."""
-    document = _parse(_find(recipe))
-    seen, named = [recipe], "name" in document
-    while parent := document.pop("extends", None):
+def recipe_chain(recipe: str) -> list[tuple[str, dict[str, Any]]]:
+    """(name, what it says) of the recipe and of all that it extends, itself first."""
+    chain = [(recipe, _parse(_find(recipe)))]
+    while parent := chain[-1][1].pop("extends", None):
+        seen = [name for name, _ in chain]
         if parent in seen:
             raise UserError(f"{recipe}: recipes extend each other in a circle: {' -> '.join([*seen, parent])}")
-        seen.append(parent)
-        document = _extend(_parse(_find(str(parent))), document)
+        chain.append((str(parent), _parse(_find(str(parent)))))
+    return chain
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The recipe as plain data, with what it extends merged in."""
+    (_, document), *parents = recipe_chain(recipe)
+    named = "name" in document
+    for _, parent in parents:
+        document = _extend(parent, document)
         if not named:
             document.pop("name", None)  # an extended recipe is another recipe
     tasks = document.get("tasks")
     if isinstance(tasks, dict):
         document["tasks"] = {
-            name: _merge(_known(name, task or {}), task or {}) if isinstance(task, dict | None) else task
+            name: _merge(known_task(name, task or {}), task or {}) if isinstance(task, dict | None) else task
             for name, task in tasks.items()
         }
     document.setdefault("name", Path(recipe).stem)
     return with_new_names(document)
 
 
-def _known(name: str, task: Mapping[str, Any]) -> dict[str, Any]:
+def known_task(name: str, task: Mapping[str, Any]) -> dict[str, Any]:
     """What KNOWN_TASKS says of a task; of one that is read as another modality, what its data are alone."""
     known = KNOWN_TASKS.get(name, {})
     if task.get("modality", known.get("modality")) == known.get("modality"):
