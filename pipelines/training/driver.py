@@ -96,7 +96,8 @@ def _tracker(config: RunConfig, run_dir: RunDir, run_id: str | None, tags: Mappi
     if run_id is None:
         tracker = Tracker.start(config, run_dir.name, tags)
         record = {"mlflow_run": tracker.run_id, "mlflow_uri": tracker.uri}
-        run_dir.write(run_dir.record.name, {**record, "checkpoints": run_dir.checkpoints(config)})
+        elsewhere = run_dir.checkpoints(config) if config.train.checkpoint_dir else None
+        run_dir.write(run_dir.record.name, {**record, "checkpoints": elsewhere})
         return tracker
     tracker = recorded_tracker(config, run_dir)
     tracker.reopen()

@@ -314,11 +314,14 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def store_of(run: Path) -> str:
-    """Where a run's checkpoints lie: its own folder, unless its record names another place."""
-    if not (run / "run.json").is_file():
+    """Where a run's checkpoints lie: in the folder given, unless there are none and its record names another place.
+
+    So a run that was copied or moved is the one in that folder.
+    """
+    if not (run / "run.json").is_file() or any(run.glob("step_*")):
         return str(run)
     advice = "put back a copy of it, or give a checkpoint's own folder"
-    return str(read_record(run / "run.json", advice).get("checkpoints", run))
+    return str(read_record(run / "run.json", advice).get("checkpoints") or run)
 
 
 def _copied(folder: Path, run: Path, step: int) -> Path:

@@ -236,6 +236,19 @@ def test_a_bucket_holds_the_same(bucket: str, tmp_path: Path) -> None:
     assert damage(copied) is None
 
 
+@pytest.mark.parametrize("record", [None, "the first folder"])
+def test_a_run_that_was_copied_or_renamed_is_the_one_in_its_folder(tmp_path: Path, record: str | None) -> None:
+    """Records of older runs name the folder that they began in."""
+    first, copy, renamed = (tmp_path / name for name in ("first", "copy", "renamed"))
+    (first / "step_00000005").mkdir(parents=True)
+    checkpoint(5, value=1.0).write(first / "step_00000005")
+    (first / "run.json").write_text(json.dumps({"checkpoints": record and str(first)}))
+    shutil.copytree(first, copy)
+    assert find_checkpoint(copy) == copy / "step_00000005"
+    first.rename(renamed)
+    assert find_checkpoint(renamed) == renamed / "step_00000005"
+
+
 def test_an_upload_that_was_cut_off_is_no_checkpoint(bucket: str) -> None:
     store = open_store(under(bucket, "runs/two"))
     with store.scratch() as scratch:

@@ -1,6 +1,7 @@
 """The command line: exit statuses, one message for a mistake and no traceback, `--json` also on errors."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -36,9 +37,17 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str], arguments: 
     assert all(f"  {command} " in out for command in cli.COMMANDS)
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--version"]) == 0
+@pytest.mark.parametrize("argument", ["-V", "--version"])
+def test_version(capsys: pytest.CaptureFixture[str], argument: str) -> None:
+    assert cli.main([argument]) == 0
     assert capsys.readouterr().out.strip() == __version__
+
+
+def test_python_m_polyvit_is_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["polyvit", "no-such-command"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("polyvit", run_name="__main__")
+    assert ended.value.code == 2
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
