@@ -10,8 +10,11 @@ way are answered first, a second signal ends it at once. `serving/deployments.py
 """
 
 import argparse
+import errno
 import logging
+import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -72,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
+    if not os.environ.get("RAY_ADDRESS"):  # else it listens on another machine
+        check_port(arguments.host, arguments.port)
     from pipelines.runtime import cluster  # start-up: ray
 
     with cluster(1 + arguments.replicas):
@@ -89,6 +94,16 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         console.print("stopping: requests under way are answered first; once more to stop at once")
         finish(arguments.decode_seconds + 30, stop)
     return {"model": arguments.model, "address": address}
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises UserError for an address that cannot be listened on."""
+    try:
+        with socket.create_server((host, port)):
+            return
+    except (OSError, OverflowError) as error:
+        advice = "give another --port" if getattr(error, "errno", 0) == errno.EADDRINUSE else "give another address"
+        raise UserError(f"{host}:{port} cannot be listened on ({error}); {advice}") from None
 
 
 def finish(seconds: float, stop: threading.Event) -> None:

@@ -314,7 +314,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def store_of(run: Path) -> str:
-    """Where a run's checkpoints lie: in the folder given, unless there are none and its record names another place.
+    """Where a run's checkpoints lie: in the folder given; if there are none, where its record says.
 
     So a run that was copied or moved is the one in that folder.
     """

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -343,3 +344,16 @@ def test_what_is_refused_before_ray_is_asked(tmp_path: Path, capsys: pytest.Capt
         main([str(tmp_path), "--port", "0"])
     assert status.value.code == 2
     assert "give 1 or more" in capsys.readouterr().err
+
+
+def test_an_address_that_cannot_be_listened_on_is_refused_before_ray_starts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["no-model", "--port", str(port)]) == 2
+    assert f"127.0.0.1:{port} cannot be listened on" in (said := capsys.readouterr().err)
+    assert "give another --port" in said
+    assert main(["no-model", "--port", "99999"]) == 2
+    assert "give another address" in capsys.readouterr().err
