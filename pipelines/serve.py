@@ -102,8 +102,8 @@ def check_port(host: str, port: int) -> None:
         with socket.create_server((host, port)):
             return
     except (OSError, OverflowError) as error:
-        advice = "give another --port" if getattr(error, "errno", 0) == errno.EADDRINUSE else "give another address"
-        raise UserError(f"{host}:{port} cannot be listened on ({error}); {advice}") from None
+        what = "--port" if getattr(error, "errno", 0) == errno.EADDRINUSE else "address"
+        raise UserError(f"{host}:{port} cannot be listened on ({error}); give another {what}") from None
 
 
 def finish(seconds: float, stop: threading.Event) -> None:
