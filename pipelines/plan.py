@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.runtime import command_line, console
+from pipelines.runtime import command_line, console, gpus_here, with_workers
 from polyvit.config import RunConfig, load_config
 from polyvit.cost import Hardware, estimate, run_cost
 from polyvit.data.index import Scan
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, arguments.overrides, arguments.only)
+    config = with_workers(config, config.train.workers or gpus_here() or 1)
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
     scans, problems = scan_given_data(config)
     problems += init_problems(config)
@@ -205,12 +206,12 @@ def worker_needs(config: RunConfig, schedule: Schedule) -> dict[str, Any]:
     Figures are predictions of `polyvit.cost` for H200 machines; docs/scaling.md says how far to trust them.
     """
     hardware = Hardware()
-    run = run_cost(config, schedule.counts(), config.train.workers, hardware)
+    run = run_cost(config, schedule.counts(), config.train.known_workers, hardware)
     steps = {
         name: {**asdict(cost), "step_s": cost.step_s, "cores": cost.cores, "efficiency": cost.efficiency}
         for name, cost in run.steps.items()
     }
-    peak = hardware.peak_flops[config.train.precision]
+    peak = hardware.peak_of(config.train.precision)
     assumed = (
         f"H200, {hardware.utilisation:.0%} of {peak / 1e12:g} TFLOP/s ({config.train.precision}), "
         f"{hardware.workers_per_node} a node"

@@ -50,7 +50,7 @@ from polyvit.checkpoint import (
 from polyvit.config import RunConfig
 from polyvit.distributed import Communicator, ProcessGroupCommunicator, shard
 from polyvit.errors import UserError
-from polyvit.model import MultiTaskModel, build_model
+from polyvit.model import MultiTaskModel, build_model, fast_kernels, grow_segments, uses_bfloat16
 from polyvit.schedule import Plan, build_schedule
 from polyvit.storage import read_record, write_whole
 from polyvit.training import Ema, build_optimiser, derive_microbatches, freeze_parts, initialise_model, train
@@ -77,6 +77,7 @@ def train_fn(arguments: dict[str, Any]) -> dict[str, Any]:
 
     A user's mistake is returned and not raised, since Ray Train would restart the workers and meet it again.
     """
+    grow_segments()
     try:
         device = ray.train.torch.get_device()
         with process_group(device):
@@ -117,7 +118,8 @@ def _train(arguments: dict[str, Any], device: torch.device) -> TrainState:
     )
     try:
         progress({"phase": "starting the feed ..."}, urgent=True)
-        state = train(learner, schedule, feed, config, world, state, reporter)
+        with fast_kernels(device, config.train.precision):
+            state = train(learner, schedule, feed, config, world, state, reporter)
     finally:
         reporter.close()
     if tracker and feed.statistics:
@@ -189,7 +191,7 @@ def fit_out(model: MultiTaskModel, config: RunConfig, device: torch.device, worl
     if config.train.compile or (config.train.compile is None and device.type == "cuda"):
         model.compile_blocks()
     if config.train.sharding == "full" and world.size > 1:
-        shard(model.sharding_units())
+        shard(model.sharding_units(), uses_bfloat16(device, config.train.precision))
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     ema = Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None
     return TrainUnit(model, optimiser, ema)

@@ -86,6 +86,10 @@ class Hardware:
     """How many times slower a worker computes since others share its cores; 1 on GPUs."""
     decode: Mapping[Modality, DecodeCost] = field(default_factory=lambda: DECODE)
 
+    def peak_of(self, precision: str) -> float:
+        """FLOP/s of one worker at a `train.precision`; `auto` is bfloat16 on a GPU."""
+        return self.peak_flops["bfloat16" if precision == "auto" else precision]
+
 
 @dataclass(frozen=True)
 class StepCost:
@@ -160,7 +164,7 @@ def reduction(sent: float, workers: int, hardware: Hardware) -> float:
 def step_cost(config: RunConfig, task: str, workers: int, hardware: Hardware) -> StepCost:
     """What one step of `task` costs the busiest of `workers` workers."""
     entry, model = config.tasks[task], config.model
-    rate = hardware.peak_flops[config.train.precision] * hardware.utilisation
+    rate = hardware.peak_of(config.train.precision) * hardware.utilisation
     flops_each = training_flops(model, entry.modality, entry.num_classes)
     local = max(local_batches(config, task, workers))
     gradient_bytes = FLOAT * touched_parameters(config)[task]

@@ -14,7 +14,10 @@ from .fsdp import load_optimiser as load_optimiser
 from .fsdp import load_parameters as load_parameters
 from .fsdp import local as local
 from .fsdp import part as part
+from .fsdp import reduce_at_once as reduce_at_once
 from .fsdp import shard as shard
+from .fsdp import units_with as units_with
 from .fsdp import whole as whole
 from .reducer import BUCKET_BYTES as BUCKET_BYTES
+from .reducer import Buckets as Buckets
 from .reducer import Reducer as Reducer

@@ -16,7 +16,7 @@ from polyvit.data.loading import Minibatch, Quarantined, as_tensor, on_device, t
 from polyvit.distributed import Communicator
 from polyvit.evaluation.contrastive import ContrastiveState
 from polyvit.evaluation.metrics import MetricState
-from polyvit.model import MultiTaskModel, device_of, normalise
+from polyvit.model import MultiTaskModel, autocast, device_of, normalise
 from polyvit.objectives import example_losses, mean_probability, one_answer
 
 
@@ -44,7 +44,7 @@ def evaluate(
             assert isinstance(task, AudiovisualTask)  # the config says so
             state.update(model, inputs, task, minibatch, config)
             continue
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+        with autocast(device, config.train.precision):
             logits = one_answer(model(inputs, minibatch.task).float(), task.loss)
         logits = average_views(logits.cpu(), minibatch.views, task)
         labels = as_tensor(minibatch.labels)

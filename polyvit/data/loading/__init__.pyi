@@ -4,6 +4,7 @@ from .chunks import decode_chunk as decode_chunk
 from .chunks import whole_minibatches as whole_minibatches
 from .device_prefetch import as_tensor as as_tensor
 from .device_prefetch import on_device as on_device
+from .device_prefetch import on_host as on_host
 from .device_prefetch import part_of as part_of
 from .device_prefetch import tensors as tensors
 from .example import Arrays as Arrays
