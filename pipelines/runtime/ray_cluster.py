@@ -53,8 +53,8 @@ def cluster(
     must not take a CPU from the decoding tasks, and the operating system shares the real cores among them.
 
     workers: train workers of the job; None: one for each GPU of this machine. cpus_per_worker: logical CPUs of
-    each. meanwhile: called in a thread while Ray starts, for imports that take seconds; it has ended when the block
-    begins.
+    each. meanwhile: called in a thread while Ray starts, for imports that take seconds; it has ended when the
+    block begins.
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)

@@ -31,9 +31,8 @@ def cotrain(
 ) -> dict[str, Any]:
     """Index (unless resuming), train, evaluate, report. Returns what the command prints, as data.
 
-    config: the whole config. run_dir: the run's folder, which holds its config.json.
-    run_id: the MLflow run of a run that is resumed; None: this is a new run.
-    trial_tags: where the run is a trial of a sweep, the tags of its MLflow run; its folder holds indexes already.
+    config: the whole config. run_dir: the run's folder, with its config.json. run_id: the MLflow run of
+    a resumed run; None: a new one. trial_tags: of a sweep's trial, the tags of its MLflow run; it has indexes already.
 
     Raises Stopped where a signal ended the run, and UserError for the user's mistakes. Anything else that ends the
     run is raised as Ray Train's error, after a line that says how to go on from the last checkpoint.

@@ -51,10 +51,8 @@ def sweep(
         [folder], "wait for its end, or end it there; a new sweep needs another --name", console.print
     )
     config = with_workers(config, train.known_workers)
-    with (
-        owned,
-        cluster(train.known_workers * at_once + 1, train.cpus_per_worker),
-    ):  # one more for Tune's own processes
+    workers = train.known_workers * at_once + 1  # one more for Tune's own processes
+    with owned, cluster(workers, train.cpus_per_worker):
         check_resources(config)
         tracker, baseline_paths = (_reopen if resume else _start)(config, folder, baselines)
         status = "FAILED"

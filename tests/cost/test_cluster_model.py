@@ -117,7 +117,7 @@ def test_reduction() -> None:
 
 def test_a_step_by_hand() -> None:
     """Video, 4 examples on 2 workers; every term apart."""
-    config = small_config()
+    config = small_config("train.precision=float32")
     cost = step_cost(config, "clip", 2, PLAIN)
     parameters = touched_parameters(config)["clip"]
     flops = training_flops(config.model, "video", 4)
@@ -139,11 +139,12 @@ def test_a_step_by_hand() -> None:
 
 def test_what_changes_a_step() -> None:
     def cost(hardware: Hardware = PLAIN, workers: int = 2, *overrides: str) -> StepCost:
-        return step_cost(small_config(*overrides), "clip", workers, hardware)
+        return step_cost(small_config("train.precision=float32", *overrides), "clip", workers, hardware)
 
     plain = cost()
     assert cost(PLAIN, 1).wire_bytes == cost(PLAIN, 1).exposed_s == 0
-    assert cost(PLAIN, 2, "train.precision=bfloat16").compute_s == pytest.approx(plain.compute_s / 2)
+    for precision in ("bfloat16", "auto"):  # of a GPU
+        assert cost(PLAIN, 2, f"train.precision={precision}").compute_s == pytest.approx(plain.compute_s / 2)
     assert cost(replace(PLAIN, crowding=3.0)).compute_s == pytest.approx(3 * plain.compute_s)
     assert cost(replace(PLAIN, launch_ms=7.0)).compute_s == pytest.approx(0.007)
     again = cost(PLAIN, 2, "train.activation_checkpointing=true")
@@ -154,7 +155,7 @@ def test_what_changes_a_step() -> None:
 
 
 def test_overlap_hides_all_but_the_last_bucket() -> None:
-    config = load_config("polyvit-b-nine")
+    config = load_config("polyvit-b-nine", ["train.precision=float32"])
     hidden = step_cost(config, "imagenet", 8, Hardware(overlap=1.0))
     assert hidden.exposed_s == pytest.approx(hidden.reduce_s * BUCKET_BYTES / hidden.gradient_bytes)
     little = step_cost(config, "imagenet", 8, Hardware(overlap=1.0, peak_flops={"float32": 1e20}, launch_ms=0.3))
