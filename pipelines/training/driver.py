@@ -32,7 +32,7 @@ def cotrain(
     """Index (unless resuming), train, evaluate, report. Returns what the command prints, as data.
 
     config: the whole config. run_dir: the run's folder, with its config.json. run_id: the MLflow run of
-    a resumed run; None: a new one. trial_tags: of a sweep's trial, the tags of its MLflow run; it has indexes already.
+    a resumed run; None: a new one. trial_tags: of a sweep's trial, its MLflow run's tags; it has indexes already.
 
     Raises Stopped where a signal ended the run, and UserError for the user's mistakes. Anything else that ends the
     run is raised as Ray Train's error, after a line that says how to go on from the last checkpoint.

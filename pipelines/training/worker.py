@@ -53,7 +53,15 @@ from polyvit.errors import UserError
 from polyvit.model import MultiTaskModel, build_model, fast_kernels, grow_segments, uses_bfloat16
 from polyvit.schedule import Plan, build_schedule
 from polyvit.storage import read_record, write_whole
-from polyvit.training import Ema, build_optimiser, derive_microbatches, freeze_parts, initialise_model, train
+from polyvit.training import (
+    Ema,
+    build_optimiser,
+    compile_ahead,
+    derive_microbatches,
+    freeze_parts,
+    initialise_model,
+    train,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -117,8 +125,12 @@ def _train(arguments: dict[str, Any], device: torch.device) -> TrainState:
         config, run_dir.folder, store, learner, metadata, progress, curves, history, len(schedule)
     )
     try:
-        progress({"phase": "starting the feed ..."}, urgent=True)
         with fast_kernels(device, config.train.precision):
+            compile_ahead(
+                learner.model, config, world, state.microbatches,
+                lambda text: progress({"phase": text}, urgent=True),
+            )  # fmt: skip
+            progress({"phase": "starting the feed ..."}, urgent=True)
             state = train(learner, schedule, feed, config, world, state, reporter)
     finally:
         reporter.close()

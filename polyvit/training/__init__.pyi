@@ -20,3 +20,5 @@ from .step import Communicator as Communicator
 from .step import SingleProcess as SingleProcess
 from .step import TrainStep as TrainStep
 from .step import train_step as train_step
+from .warm_up import compile_ahead as compile_ahead
+from .warm_up import compiled_graphs as compiled_graphs

@@ -29,6 +29,7 @@ from polyvit.training.optim import lr_factor
 from polyvit.training.readback import Readback, StepNumbers, StepResult, readback_for
 from polyvit.training.step import Communicator, TrainStep
 from polyvit.training.throughput import ThroughputMeter, memory
+from polyvit.training.warm_up import compiled_graphs
 
 JUDGED_FROM = 100
 """Examples of a task that must have been read before its undecodable share can end the run."""
@@ -133,6 +134,7 @@ class _Run:
         self.state, self.callback, self.total = state, callback, len(schedule)
         self.device = device_of(learner.model)
         self.readback = readback or readback_for(self.device)
+        self.graphs = compiled_graphs()
         self.curves, self.meter = Curves(), ThroughputMeter.of(config, self.device, world.size)
         self.fresh: list[Quarantined] = []
         state.stopped = False
@@ -209,7 +211,10 @@ class _Run:
         self.curves.add(minibatches, result, entry.lr)
 
     def _point(self) -> dict[str, float]:
-        return {**self.curves.take(), **_timings(self.meter, self.device)}
+        values = {**self.curves.take(), **_timings(self.meter, self.device)}
+        if self.learner.model.compiled:  # none after the warm-up, or shapes change that should not
+            values["pace/recompilations"] = float(compiled_graphs() - self.graphs)
+        return values
 
     @contextmanager
     def _timed(self, timer: str) -> Iterator[None]:

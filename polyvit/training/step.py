@@ -135,7 +135,7 @@ class TrainStep:
         for n, (i, part) in enumerate(passes):
             units = self.reached((part.task,)).units
             reduce_at_once(units, n == len(passes) - 1 or passes[n + 1][0] != i)
-            outcome = _whole_pass(self.model, part, self.config, self.device, self.world)
+            outcome = run_pass(self.model, part, self.config, self.device, self.world)
             _count_pass(extra, i, len(minibatches), *outcome)
         self.world.sum_(extra)
         return extra.numel() * extra.element_size()
@@ -148,7 +148,7 @@ class TrainStep:
             overlap = n == len(passes) - 1 and not clip_first
             with reducer.overlapping() if overlap else nullcontext():
                 if is_contrastive(config, part.task):  # ranks exchange embeddings: each must take part
-                    outcome = _whole_pass(self.model, part, config, self.device, self.world)
+                    outcome = run_pass(self.model, part, config, self.device, self.world)
                     _count_pass(extra, i, len(minibatches), *outcome)
                 elif part.rows:
                     loss = local_loss(self.model, part, config, self.device)
@@ -215,7 +215,7 @@ def _clip(reached: Reached, config: RunConfig, world: Communicator) -> Tensor:
     return norm
 
 
-def _whole_pass(
+def run_pass(
     model: MultiTaskModel, part: Minibatch, config: RunConfig, device: torch.device, world: Communicator
 ) -> tuple[Tensor, Tensor | None]:
     """A pass, forward and backward, in which ranks wait for each other: FSDP gathers and sums on the way, and a

@@ -29,5 +29,6 @@ from .reader import load_for_decoding as load_for_decoding
 from .reader import load_many as load_many
 from .requests import EVAL_BATCH as EVAL_BATCH
 from .requests import Requests as Requests
+from .requests import eval_rows as eval_rows
 from .requests import evaluation_requests as evaluation_requests
 from .requests import split_requests as split_requests
