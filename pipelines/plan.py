@@ -29,6 +29,8 @@ from polyvit.training import init_problems
 
 SUMS = ("all transformers", "total")
 """Rows of the table by role that are sums."""
+CORES = (2, 4, 8, 16)
+"""Decoding cores of each GPU for which its idle share is predicted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -216,7 +218,8 @@ def worker_needs(config: RunConfig, schedule: Schedule) -> dict[str, Any]:
         f"H200, {hardware.utilisation:.0%} of {peak / 1e12:g} TFLOP/s ({config.train.precision}), "
         f"{hardware.workers_per_node} a node"
     )
-    return {**asdict(run), "steps": steps, "assumed": assumed}
+    idle = {str(cores): run.idle_share(cores) for cores in CORES}
+    return {**asdict(run), "steps": steps, "assumed": assumed, "idle_share": idle}
 
 
 def print_worker_needs(document: Mapping[str, Any]) -> None:
@@ -237,6 +240,8 @@ def print_worker_needs(document: Mapping[str, Any]) -> None:
         f"CPU cores per GPU needed to decode: {document['cores_peak']:.1f} so that no step ever waits, "
         f"{document['cores_mean']:.1f} on average over the schedule"
     )
+    shares = ", ".join(f"{share:.0%} with {cores}" for cores, share in document["idle_share"].items())
+    console.print(f"GPU idle for want of data, by cores that decode for it: {shares}")
     console.print(
         f"each worker: feed {document['feed_gb_s_mean']:.2g} GB/s (at most {document['feed_gb_s_peak']:.2g}), "
         f"files read {document['read_gb_s_mean']:.2g} GB/s, "

@@ -8,6 +8,7 @@ progress line.
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,8 +179,8 @@ def starting_point(
     learner = fit_out(model, config, device, world)
     if step is None:
         return learner, TrainState()
-    with store.fetched(step) as folder:
-        return learner, load_training(folder, learner, hashes)
+    with store.fetched(step) if world.rank == 0 else nullcontext() as folder:  # the others get it from rank 0
+        return learner, load_training(folder, learner, hashes, world)
 
 
 def newest_step(store: LocalStore | RemoteStore, world: Communicator) -> int | None:

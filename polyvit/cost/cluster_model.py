@@ -119,8 +119,8 @@ class StepCost:
 
     @property
     def step_s(self) -> float:
-        """Seconds of a step whose data are there."""
-        return self.compute_s + self.exposed_s + self.update_s + self.copy_s
+        """Seconds of a step whose data are in host memory; the next step's copy runs beside this one."""
+        return max(self.copy_s, self.compute_s + self.exposed_s + self.update_s)
 
     @property
     def cores(self) -> float:
@@ -228,6 +228,11 @@ class RunCost:
     checkpoint_bytes: int
     checkpoint_s: float
     checkpoint_share: float
+
+    def idle_share(self, cores: float) -> float:
+        """Share of the time in which a worker's device waits for data, where `cores` cores decode for it, far
+        enough ahead: what its steps need on average counts, not the heaviest."""
+        return max(0.0, 1.0 - cores / self.cores_mean) if self.cores_mean else 0.0
 
 
 def run_cost(

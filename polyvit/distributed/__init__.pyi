@@ -2,6 +2,7 @@ from .communicator import Communicator as Communicator
 from .communicator import ProcessGroupCommunicator as ProcessGroupCommunicator
 from .communicator import SingleProcess as SingleProcess
 from .exchange import all_rows as all_rows
+from .exchange import from_rank_0 as from_rank_0
 from .exchange import summed as summed
 from .fsdp import OptimiserState as OptimiserState
 from .fsdp import average_buffers as average_buffers

@@ -132,7 +132,8 @@ def test_a_step_by_hand() -> None:
     assert cost.copy_s == pytest.approx(cost.feed_bytes / 10e9)
     assert cost.decode_s == pytest.approx(2 * (0.1 + values * 1e-6))
     assert cost.read_bytes == 18_000
-    assert cost.step_s == pytest.approx(cost.compute_s + cost.exposed_s + cost.update_s + cost.copy_s)
+    assert cost.step_s == pytest.approx(cost.compute_s + cost.exposed_s + cost.update_s)
+    assert replace(cost, copy_s=99.0).step_s == 99.0  # copies run beside the step before
     assert cost.cores == pytest.approx(cost.decode_s / cost.step_s)
     assert cost.efficiency == pytest.approx(cost.ideal_s / cost.step_s)
 
@@ -172,6 +173,8 @@ def test_a_run() -> None:
     assert run.cores_mean == pytest.approx(work / seconds)
     assert run.cores_peak == run.steps["clip"].cores
     assert run.cores_mean < run.cores_peak
+    assert run.idle_share(run.cores_mean) == run.idle_share(2 * run.cores_mean) == 0.0
+    assert run.idle_share(run.cores_mean / 4) == pytest.approx(0.75)  # four times as long for its data
     assert run.checkpoint_bytes == checkpoint_bytes(config) == 12 * run_parameters(config)
     assert run.checkpoint_s == pytest.approx(run.checkpoint_bytes / 0.5e9)
     assert run.checkpoint_share == pytest.approx(run.checkpoint_s / (10 * seconds / 18))
