@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.runtime import command_line, console
+from pipelines.runtime import command_line, console, gpus_here, with_workers
 from polyvit.config import RunConfig, load_config
 from polyvit.cost import Hardware, estimate, run_cost
 from polyvit.data.index import Scan
@@ -29,6 +29,8 @@ from polyvit.training import init_problems
 
 SUMS = ("all transformers", "total")
 """Rows of the table by role that are sums."""
+CORES = (2, 4, 8, 16)
+"""Decoding cores of each GPU for which its idle share is predicted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, arguments.overrides, arguments.only)
+    config = with_workers(config, config.train.workers or gpus_here() or 1)
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
     scans, problems = scan_given_data(config)
     problems += init_problems(config)
@@ -205,17 +208,18 @@ def worker_needs(config: RunConfig, schedule: Schedule) -> dict[str, Any]:
     Figures are predictions of `polyvit.cost` for H200 machines; docs/scaling.md says how far to trust them.
     """
     hardware = Hardware()
-    run = run_cost(config, schedule.counts(), config.train.workers, hardware)
+    run = run_cost(config, schedule.counts(), config.train.known_workers, hardware)
     steps = {
         name: {**asdict(cost), "step_s": cost.step_s, "cores": cost.cores, "efficiency": cost.efficiency}
         for name, cost in run.steps.items()
     }
-    peak = hardware.peak_flops[config.train.precision]
+    peak = hardware.peak_of(config.train.precision)
     assumed = (
         f"H200, {hardware.utilisation:.0%} of {peak / 1e12:g} TFLOP/s ({config.train.precision}), "
         f"{hardware.workers_per_node} a node"
     )
-    return {**asdict(run), "steps": steps, "assumed": assumed}
+    idle = {str(cores): run.idle_share(cores) for cores in CORES}
+    return {**asdict(run), "steps": steps, "assumed": assumed, "idle_share": idle}
 
 
 def print_worker_needs(document: Mapping[str, Any]) -> None:
@@ -236,6 +240,8 @@ def print_worker_needs(document: Mapping[str, Any]) -> None:
         f"CPU cores per GPU needed to decode: {document['cores_peak']:.1f} so that no step ever waits, "
         f"{document['cores_mean']:.1f} on average over the schedule"
     )
+    shares = ", ".join(f"{share:.0%} with {cores}" for cores, share in document["idle_share"].items())
+    console.print(f"GPU idle for want of data, by cores that decode for it: {shares}")
     console.print(
         f"each worker: feed {document['feed_gb_s_mean']:.2g} GB/s (at most {document['feed_gb_s_peak']:.2g}), "
         f"files read {document['read_gb_s_mean']:.2g} GB/s, "

@@ -129,7 +129,7 @@ def all_ranks_requests(config: RunConfig, scans: Mapping[str, Scan]) -> list[Req
     The minibatches are those of the ranks that trained; others would give results that are rounded otherwise.
     """
     splits = {name: scans[name].split(task.eval_split) for name, task in config.tasks.items()}
-    size = config.train.workers
+    size = config.train.known_workers
     requests = [r for rank in range(size) for r in split_requests(config.tasks, splits, rank, size)]
     order = list(config.tasks)
     return sorted(requests, key=lambda request: order.index(request.task))

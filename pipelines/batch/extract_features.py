@@ -2,7 +2,7 @@
 
 In: a model, a config and its indexes. Out: one file of features for each split, written as soon as it is complete.
 Media are decoded by the feed's processes as for training. They are encoded in this process, or, where the cluster
-has GPUs, by up to `train.workers` Ray tasks.
+has GPUs, by up to `train.workers` Ray tasks (null: one a GPU).
 
 Shapes: B examples of a minibatch, V views of each, W = B * V, N tokens, P patch_dim, D width.
 """
@@ -37,7 +37,7 @@ from polyvit.evaluation import (
     read_features,
     write_features,
 )
-from polyvit.model import MultiTaskModel, normalise
+from polyvit.model import MultiTaskModel, autocast, normalise
 
 BATCH_BYTES = 64 * 2**20
 """Most bytes of tokens in one minibatch. Long clips come in smaller minibatches than EVAL_BATCH, so that many of
@@ -173,8 +173,7 @@ def minibatch_features(model: MultiTaskModel, minibatch: Minibatch, config: RunC
     width, examples = config.model.feature_width, len(minibatch.labels)
     if not examples:  # none of the minibatch could be decoded
         return np.zeros((0, width), np.float32)
-    half = torch.autocast(device, torch.bfloat16, enabled=config.train.precision == "bfloat16")
-    with torch.inference_mode(), half:
+    with torch.inference_mode(), autocast(torch.device(device), config.train.precision):
         inputs = {
             name: normalise(torch.from_numpy(array.copy()).to(device)) for name, array in minibatch.inputs.items()
         }
@@ -185,13 +184,15 @@ def minibatch_features(model: MultiTaskModel, minibatch: Minibatch, config: RunC
 def _on_gpus(
     model_ref: Any, config: RunConfig, decoder: Decoder, requests: Sequence[Request], progress_actor: Any
 ) -> Encoded:
-    """`encode` in as many Ray tasks as there are workers, or as the cluster can hold; each has a GPU and a share.
+    """`encode` in as many Ray tasks as there are workers (null: GPUs), or as the cluster can hold; each has a GPU
+    and a share.
 
     model_ref: the model in Ray's object store. The rest is as for `encode`.
     """
     train, have = config.train, ray.cluster_resources()
     cpus = (have["CPU"] - config.data.decode_cpus) // train.cpus_per_worker
-    size = max(1, min(train.workers, len(requests), int(have["GPU"] // train.gpus_per_worker), int(cpus)))
+    gpus = int(have["GPU"] // train.gpus_per_worker)
+    size = max(1, min(train.workers or gpus, len(requests), gpus, int(cpus)))
     remote = ray.remote(num_cpus=train.cpus_per_worker, num_gpus=train.gpus_per_worker)(_encode_on_gpu)
     shares = ray.get(
         [

@@ -22,7 +22,7 @@ from polyvit.config import RunConfig, load_config
 from polyvit.errors import UserError
 from polyvit.model import PolyViT
 from polyvit.schedule import build_schedule
-from polyvit.training import SingleProcess, build_optimiser, train_step
+from polyvit.training import SingleProcess, TrainStep, build_optimiser
 
 LIMIT = 1.03
 """The most that co-training may take, as a multiple of its tasks run one after another."""
@@ -61,20 +61,20 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"benchmark": "cotrain", "machine": where, "claims": claims, "rounds": arguments.rounds, **document}
 
 
-def measure(config: RunConfig, steps: int, rounds: int, device: torch.device) -> dict[str, Any]:
+def measure(config: RunConfig, count: int, rounds: int, device: torch.device) -> dict[str, Any]:
     """Milliseconds of both orders, medians over rounds, and the median of their ratio within a round."""
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
-    stride = max(1, len(schedule) // steps)
-    mixed = [name for step in range(1, len(schedule) + 1, stride) for name, _ in schedule.tasks_at(step)][:steps]
+    stride = max(1, len(schedule) // count)
+    mixed = [name for step in range(1, len(schedule) + 1, stride) for name, _ in schedule.tasks_at(step)][:count]
     minibatches = {name: random_minibatch(config, name) for name in config.tasks}
     model = PolyViT(config.polyvit, config.tasks).to(device)
     if config.train.compile or (config.train.compile is None and device.type == "cuda"):
         model.compile_blocks()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    def run(order: list[str]) -> None:
+    def run(steps: TrainStep, order: list[str]) -> None:
         for name in order:
-            train_step(model, optimiser, [minibatches[name]], 1e-3, config, SingleProcess())
+            steps.start([minibatches[name]], 1e-3)
 
     times: dict[str, list[float]] = {"mixed": [], "sorted": []}
     orders = {"mixed": mixed, "sorted": sorted(mixed)}
@@ -82,8 +82,9 @@ def measure(config: RunConfig, steps: int, rounds: int, device: torch.device) ->
         for key in ("mixed", "sorted") if turn % 2 else ("sorted", "mixed"):
             model.load_state_dict(start)
             optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
-            run(list(config.tasks))  # momentum of every parameter is there before the clock starts
-            took = kit.clock(lambda key=key: run(orders[key]), device)  # type: ignore[misc]
+            steps = TrainStep(model, optimiser, config, SingleProcess())
+            run(steps, list(config.tasks))  # momentum of every parameter is there before the clock starts
+            took = kit.clock(lambda key=key, steps=steps: run(steps, orders[key]), device)  # type: ignore[misc]
             if turn:  # the first round warms up
                 times[key].append(took)
     ratio = kit.ratio(times["mixed"], times["sorted"])

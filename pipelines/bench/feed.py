@@ -45,7 +45,7 @@ from polyvit.data.loading import Decoder, Minibatch, Request, Requests
 from polyvit.errors import UserError
 from polyvit.model import PolyViT
 from polyvit.schedule import Plan, build_schedule
-from polyvit.training import SingleProcess, StepResult, build_optimiser, train
+from polyvit.training import SingleProcess, StepNumbers, build_optimiser, train
 
 SECTIONS = ("delivered", "host", "memory", "decode")
 TARGETS = {"ray_core": 1.0, "ray_data": 0.95}
@@ -302,15 +302,17 @@ def loop_rate(bench: Bench, config: RunConfig, steps: int, step_s: float, stubbe
     learner = TrainUnit(model, build_optimiser(dict(model.named_parameters()), config.optim))
     began: list[float] = []
 
-    def null_step(
-        model: Any, optimiser: Any, minibatches: Sequence[Minibatch], *rest: Any, **keys: Any
-    ) -> StepResult:
+    def null_step(minibatches: Sequence[Minibatch], lr: float, flag: float) -> StepNumbers:
         time.sleep(step_s)
         began.append(time.perf_counter())
         examples = sum(minibatch.global_batch for minibatch in minibatches)
-        return StepResult((0.0,) * len(minibatches), 0.0, (0,) * len(minibatches), examples=examples)
+        losses_and_bad = [0.0] * 2 * len(minibatches)
+        values = torch.tensor([*losses_and_bad, examples, flag, 0.0])
+        return StepNumbers(values, tuple(minibatch.task for minibatch in minibatches))
 
-    train(learner, plan.schedule, feed, config, SingleProcess(), TrainState(), _NoCallbacks(), take_step=null_step)
+    train(
+        learner, plan.schedule, feed, config, SingleProcess(), TrainState(), _NoCallbacks(), start_step=null_step
+    )
     skipped = len(began) // 10
     return (len(began) - 1 - skipped) / (began[-1] - began[skipped])
 

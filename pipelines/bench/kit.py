@@ -201,7 +201,7 @@ def random_minibatch(config: RunConfig, name: str) -> Minibatch:
     task, rng = config.tasks[name], np.random.default_rng(0)
     inputs = {}
     for key, each in config.model.input(task.modality).arrays.items():
-        numbers = rng.integers(0, 255, (task.batch, *each.shape))
-        inputs[key] = (numbers if each.dtype == "uint8" else numbers / 128 - 1).astype(each.dtype)
+        numbers = rng.integers(0, 255, (task.batch, *each.shape), dtype=np.uint8)
+        inputs[key] = numbers if each.dtype == "uint8" else (numbers / np.float32(128) - 1).astype(each.dtype)
     labels = multi_hot([[i % task.num_classes] for i in range(task.batch)], task.num_classes)
     return Minibatch(1, name, inputs, labels, ("",) * task.batch, 0, task.batch)

@@ -1,8 +1,9 @@
-"""Measurements against peers: `polyvit bench feed|step|cotrain ...`; each takes `--json FILE`.
+"""Measurements against peers: `polyvit bench feed|step|cotrain|gpu ...`; each takes `--json FILE`.
 
 polyvit bench feed       the feed against a torch DataLoader with the same decode function
 polyvit bench step       our training step against timm, Hugging Face and a bare block of the same shapes
 polyvit bench cotrain    co-training's steps against the same steps run task by task
+polyvit bench gpu        steps, mix, attention and peers on a GPU, bounded in time
 """
 
 import importlib
@@ -13,6 +14,7 @@ BENCHES = {
     "feed": "the feed against a torch DataLoader with the same decode function",
     "step": "our training step against timm, Hugging Face and a bare block of the same shapes",
     "cotrain": "co-training's steps against the same steps run task by task",
+    "gpu": "steps, mix, attention and peers on a GPU, bounded in time",
 }
 
 

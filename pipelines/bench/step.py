@@ -28,10 +28,10 @@ from polyvit.training import PeakBytes
 
 FEW, MANY, FULL = 1, 3, 12
 BATCHES = {"cpu": {"image": 4, "video": 1, "audio": 2}, "cuda": {"image": 128, "video": 16, "audio": 64}}
-QUICK = {
-    "width": 64, "num_heads": 2, "mlp_dim": 128, "image": {"size": 32},
-    "video": {"frames": 4, "size": [32, 32]}, "audio": {"frames": 64, "mel_bins": 32},
+SMALL_INPUTS = {
+    "image": {"size": 32}, "video": {"frames": 4, "size": [32, 32]}, "audio": {"frames": 64, "mel_bins": 32},
 }  # fmt: skip
+QUICK = {"width": 64, "num_heads": 2, "mlp_dim": 128, **SMALL_INPUTS}
 EXTRA_TOKENS = {("audio", "hf-sdpa"): 1, ("audio", "hf-eager"): 1}
 """AST has a distillation token besides the class token."""
 

@@ -1,6 +1,6 @@
 """Contenders of `polyvit bench step`: each has one training step, of the same shapes, with random weights.
 
-Ours is the project's own `train_step`. A peer is its library's classification model with cross-entropy, backward,
+Ours is the project's own `TrainStep`. A peer is its library's classification model with cross-entropy, backward,
 and torch's SGD with momentum. Peers that are not installed are left out.
 """
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pipelines.bench.kit import random_minibatch
 from polyvit.config import Modality, ModelConfig, RunConfig
 from polyvit.model import PolyViT
-from polyvit.training import SingleProcess, build_optimiser, train_step
+from polyvit.training import SingleProcess, TrainStep, build_optimiser
 
 CLASSES = 10
 LAYOUTS = {"image": "imagefolder", "video": "kinetics", "audio": "csv"}
@@ -95,7 +95,8 @@ def _ours(case: Case) -> Contender:
     model = PolyViT(config.polyvit, config.tasks).to(case.device)
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     minibatch = random_minibatch(config, "task")
-    return Contender(model, lambda: train_step(model, optimiser, [minibatch], 1e-3, config, SingleProcess()))
+    run = TrainStep(model, optimiser, config, SingleProcess())
+    return Contender(model, lambda: run.start([minibatch], 1e-3))
 
 
 def _peer(name: str, case: Case) -> Contender:

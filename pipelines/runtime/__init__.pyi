@@ -3,6 +3,7 @@ from .placement import check_resources as check_resources
 from .placement import living_nodes as living_nodes
 from .placement import on_this_node as on_this_node
 from .placement import one_worker as one_worker
+from .placement import resolved_workers as resolved_workers
 from .placement import scaling as scaling
 from .placement import use_gpu as use_gpu
 from .progress import POST_EVERY_S as POST_EVERY_S
@@ -17,3 +18,5 @@ from .ray_private import FewerCallbacks as FewerCallbacks
 from .ray_private import tried_before as tried_before
 from .signals import Stopped as Stopped
 from .signals import stoppable as stoppable
+from .workers import gpus_here as gpus_here
+from .workers import with_workers as with_workers

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import ray.train
 
+from pipelines.runtime.workers import with_workers
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
 
@@ -53,13 +54,27 @@ def living_nodes() -> list[Node]:
 
 
 def use_gpu(config: RunConfig) -> bool:
-    """Whether each train worker gets a GPU: as `train.use_gpu` says, else where the nodes for training have
-    enough."""
+    """Whether train workers get GPUs: as `train.use_gpu` says, else where the nodes for training have any."""
+    return config.train.use_gpu if config.train.use_gpu is not None else workers_on_gpus(config) > 0
+
+
+def workers_on_gpus(config: RunConfig) -> int:
+    """How many train workers the GPUs of the nodes for training hold."""
     train = config.train
-    if train.use_gpu is not None:
-        return train.use_gpu
     nodes = [node for node in living_nodes() if node.carries(train.worker_node_labels)]
-    return sum(n.holds({"GPU": train.gpus_per_worker}) for n in nodes) >= (train.min_workers or train.workers)
+    return sum(node.holds({"GPU": train.gpus_per_worker}) for node in nodes)
+
+
+def resolved_workers(config: RunConfig) -> RunConfig:
+    """The config with a number for `train.workers`: null is one for each GPU of the cluster, one without any.
+
+    Raises UserError where the config cannot be trained by as many.
+    """
+    train = config.train
+    if train.workers is not None:
+        return config
+    gpus = 0 if train.use_gpu is False else workers_on_gpus(config)
+    return with_workers(config, max(1, gpus, train.min_workers or 1))
 
 
 def worker_bundle(config: RunConfig, gpu: bool) -> dict[str, float]:
@@ -82,7 +97,8 @@ def scaling(config: RunConfig, gpu: bool) -> ray.train.ScalingConfig:
     """
     train = config.train
     os.environ[_START_TIMEOUT] = _GIVEN_START_TIMEOUT or ("300" if train.min_workers is None else "25")
-    number = train.workers if train.min_workers is None else (train.min_workers, train.workers)
+    most = train.known_workers
+    number = most if train.min_workers is None else (train.min_workers, most)
     return ray.train.ScalingConfig(  # type: ignore[call-arg]
         num_workers=number,  # type: ignore[arg-type]
         use_gpu=gpu,
@@ -103,7 +119,7 @@ def check_resources(config: RunConfig) -> None:
     A job that cannot be placed would wait for ever otherwise.
     """
     if problems := placement_problems(config, living_nodes(), use_gpu(config)):
-        fewest = config.train.min_workers or config.train.workers
+        fewest = config.train.min_workers or config.train.known_workers
         name = "workers" if config.train.min_workers is None else "min_workers"
         raise UserError(
             f"the Ray cluster is too small for train.{name}={fewest} and one decoding task of "
@@ -115,7 +131,7 @@ def check_resources(config: RunConfig) -> None:
 def placement_problems(config: RunConfig, nodes: Sequence[Node], gpu: bool) -> list[str]:
     """Why these nodes cannot hold the run's workers and one decoding task, wherever Ray puts the workers."""
     train, data = config.train, config.data
-    bundle, fewest = worker_bundle(config, gpu), train.min_workers or train.workers
+    bundle, fewest = worker_bundle(config, gpu), train.min_workers or train.known_workers
     problems = []
     for key, selector in (
         ("train.worker_node_labels", train.worker_node_labels),
@@ -135,7 +151,8 @@ def placement_problems(config: RunConfig, nodes: Sequence[Node], gpu: bool) -> l
         need = fewest * each + (shared if name == "CPU" else 0)
         have = sum(node.resources.get(name, 0) for node in trainers)
         if have < need:
-            problems.append(f"{name}: needs {need:g}, the cluster has {have:g}{where}")
+            otherwise = "; or set train.use_gpu=false to train on CPUs" if name == "GPU" else ""
+            problems.append(f"{name}: needs {need:g}, the cluster has {have:g}{where}{otherwise}")
     if problems:
         return problems
     room = sum(node.holds(bundle) for node in trainers)
@@ -145,7 +162,7 @@ def placement_problems(config: RunConfig, nodes: Sequence[Node], gpu: bool) -> l
         )
     elif all(node.resources.get("CPU", 0) < data.decode_cpus for node in decoders):
         problems.append(f"data.decode_cpus={data.decode_cpus:g}: no node that may decode has as many CPUs")
-    elif not _can_decode(decoders, trainers, bundle, min(train.workers, room), data.decode_cpus):
+    elif not _can_decode(decoders, trainers, bundle, min(train.known_workers, room), data.decode_cpus):
         problems.append(
             f"data.decode_cpus={data.decode_cpus:g}: the train workers may fill every node"
             + (

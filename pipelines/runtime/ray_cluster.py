@@ -17,6 +17,7 @@ import psutil
 import ray
 import ray.exceptions
 
+from pipelines.runtime.workers import gpus_here
 from polyvit.errors import UserError
 
 # Ray reads these when its processes start. A parked iterator (a long evaluation, a rare task) is no stall.
@@ -44,15 +45,16 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def cluster(
-    workers: int = 1, cpus_per_worker: float = 1.0, meanwhile: Callable[[], object] = lambda: None
+    workers: int | None = 1, cpus_per_worker: float = 1.0, meanwhile: Callable[[], object] = lambda: None
 ) -> Iterator[None]:
     """Attach to the cluster that RAY_ADDRESS names; else start one on this machine for as long as the block lasts.
 
     On this machine Ray is told of more logical CPUs than there are, by those of the train workers: a train worker
     must not take a CPU from the decoding tasks, and the operating system shares the real cores among them.
 
-    workers: train workers of the job. cpus_per_worker: logical CPUs of each. meanwhile: called in a thread while
-    Ray starts, for imports that take seconds; it has ended when the block begins.
+    workers: train workers of the job; None: one for each GPU of this machine. cpus_per_worker: logical CPUs of
+    each. meanwhile: called in a thread while Ray starts, for imports that take seconds; it has ended when the
+    block begins.
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
@@ -64,7 +66,7 @@ def cluster(
         return
     with ThreadPoolExecutor(1) as thread:
         imported = thread.submit(meanwhile)
-        _attach_or_start(workers, cpus_per_worker)
+        _attach_or_start(workers or gpus_here() or 1, cpus_per_worker)
     try:
         imported.result()
         yield

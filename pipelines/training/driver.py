@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pipelines.index import build_indexes, index_report, load_indexes, task_roots
-from pipelines.runtime import Stopped, check_resources, cluster, command_line, console
+from pipelines.runtime import Stopped, check_resources, cluster, command_line, console, resolved_workers
 from pipelines.tracking import Tracker
 from pipelines.training.run_dir import RunDir
 from pipelines.training.worker import fit, recorded_tracker
@@ -31,9 +31,8 @@ def cotrain(
 ) -> dict[str, Any]:
     """Index (unless resuming), train, evaluate, report. Returns what the command prints, as data.
 
-    config: the whole config. run_dir: the run's folder, which holds its config.json.
-    run_id: the MLflow run of a run that is resumed; None: this is a new run.
-    trial_tags: where the run is a trial of a sweep, the tags of its MLflow run; its folder holds indexes already.
+    config: the whole config. run_dir: the run's folder, with its config.json. run_id: the MLflow run of
+    a resumed run; None: a new one. trial_tags: of a sweep's trial, its MLflow run's tags; it has indexes already.
 
     Raises Stopped where a signal ended the run, and UserError for the user's mistakes. Anything else that ends the
     run is raised as Ray Train's error, after a line that says how to go on from the last checkpoint.
@@ -42,11 +41,12 @@ def cotrain(
     open_store(run_dir.checkpoints(config))  # refuses credentials in its address before that is logged
     schedule = build_schedule(config.schedule, config.tasks, config.seed)
     with run_dir.owned(config, console.print), cluster(config.train.workers, config.train.cpus_per_worker):
+        given, config = config, resolved_workers(config)
         check_resources(config)
         if run_id is None:
             if run_dir.record.exists():  # of a process that had the same name, and came first
                 raise run_dir.name_taken()
-            run_dir.write("config.json", config.model_dump(mode="json"))
+            run_dir.write("config.json", given.model_dump(mode="json"))
             console.print(f"indexing {len(config.tasks)} tasks ...")
         build = load_indexes if run_id or trial_tags else build_indexes
         indexes = build(config, run_dir.folder / "index")

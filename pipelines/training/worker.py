@@ -8,6 +8,7 @@ progress line.
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,10 +51,18 @@ from polyvit.checkpoint import (
 from polyvit.config import RunConfig
 from polyvit.distributed import Communicator, ProcessGroupCommunicator, shard
 from polyvit.errors import UserError
-from polyvit.model import MultiTaskModel, build_model
+from polyvit.model import MultiTaskModel, build_model, fast_kernels, grow_segments, uses_bfloat16
 from polyvit.schedule import Plan, build_schedule
 from polyvit.storage import read_record, write_whole
-from polyvit.training import Ema, build_optimiser, derive_microbatches, freeze_parts, initialise_model, train
+from polyvit.training import (
+    Ema,
+    build_optimiser,
+    compile_ahead,
+    derive_microbatches,
+    freeze_parts,
+    initialise_model,
+    train,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -77,6 +86,7 @@ def train_fn(arguments: dict[str, Any]) -> dict[str, Any]:
 
     A user's mistake is returned and not raised, since Ray Train would restart the workers and meet it again.
     """
+    grow_segments()
     try:
         device = ray.train.torch.get_device()
         with process_group(device):
@@ -116,8 +126,13 @@ def _train(arguments: dict[str, Any], device: torch.device) -> TrainState:
         config, run_dir.folder, store, learner, metadata, progress, curves, history, len(schedule)
     )
     try:
-        progress({"phase": "starting the feed ..."}, urgent=True)
-        state = train(learner, schedule, feed, config, world, state, reporter)
+        with fast_kernels(device, config.train.precision):
+            compile_ahead(
+                learner.model, config, world, state.microbatches,
+                lambda text: progress({"phase": text}, urgent=True),
+            )  # fmt: skip
+            progress({"phase": "starting the feed ..."}, urgent=True)
+            state = train(learner, schedule, feed, config, world, state, reporter)
     finally:
         reporter.close()
     if tracker and feed.statistics:
@@ -164,8 +179,8 @@ def starting_point(
     learner = fit_out(model, config, device, world)
     if step is None:
         return learner, TrainState()
-    with store.fetched(step) as folder:
-        return learner, load_training(folder, learner, hashes)
+    with store.fetched(step) if world.rank == 0 else nullcontext() as folder:  # the others get it from rank 0
+        return learner, load_training(folder, learner, hashes, world)
 
 
 def newest_step(store: LocalStore | RemoteStore, world: Communicator) -> int | None:
@@ -189,7 +204,7 @@ def fit_out(model: MultiTaskModel, config: RunConfig, device: torch.device, worl
     if config.train.compile or (config.train.compile is None and device.type == "cuda"):
         model.compile_blocks()
     if config.train.sharding == "full" and world.size > 1:
-        shard(model.sharding_units())
+        shard(model.sharding_units(), uses_bfloat16(device, config.train.precision))
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     ema = Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None
     return TrainUnit(model, optimiser, ema)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.index import build_indexes
-from pipelines.runtime import Stopped, check_resources, cluster, command_line, console
+from pipelines.runtime import Stopped, check_resources, cluster, command_line, console, with_workers
 from pipelines.tracking import Tracker, log_model
 from pipelines.training import METRIC, PROGRESS
 from pipelines.tuning.search import fit
@@ -50,7 +50,9 @@ def sweep(
     owned = sole_owner(
         [folder], "wait for its end, or end it there; a new sweep needs another --name", console.print
     )
-    with owned, cluster(train.workers * at_once + 1, train.cpus_per_worker):  # one more for Tune's own processes
+    config = with_workers(config, train.known_workers)
+    workers = train.known_workers * at_once + 1  # one more for Tune's own processes
+    with owned, cluster(workers, train.cpus_per_worker):
         check_resources(config)
         tracker, baseline_paths = (_reopen if resume else _start)(config, folder, baselines)
         status = "FAILED"

@@ -41,7 +41,7 @@ def concurrent_trials(config: RunConfig) -> int:
     there is not room for one trial.
     """
     train, have = config.train, ray.cluster_resources()
-    cpus, needed = have.get("CPU", 0.0), train.workers * train.cpus_per_worker + config.data.decode_cpus
+    cpus, needed = have.get("CPU", 0.0), train.known_workers * train.cpus_per_worker + config.data.decode_cpus
     if cpus < needed + TRIAL_CPUS:
         raise UserError(
             f"a trial needs {needed:g} CPUs for its workers and decoding, and some for itself; the cluster has "
@@ -49,7 +49,7 @@ def concurrent_trials(config: RunConfig) -> int:
         )
     room = int((cpus - 0.5) // needed)
     if have.get("GPU", 0) and train.use_gpu is not False:
-        room = min(room, int(have["GPU"] // (train.workers * train.gpus_per_worker)))
+        room = min(room, int(have["GPU"] // (train.known_workers * train.gpus_per_worker)))
     return max(1, min(room, config.sweep.max_concurrent or room))
 
 

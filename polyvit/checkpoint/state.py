@@ -27,9 +27,17 @@ from safetensors.torch import load_file, save_file
 from polyvit.checkpoint.store import MANIFEST, damage, folder_name, newest_whole, open_store, write_manifest
 from polyvit.config import RunConfig, validate_config
 from polyvit.data.loading import Quarantined
-from polyvit.distributed import buffers_of, full_state, load_optimiser, load_parameters
+from polyvit.distributed import (
+    Communicator,
+    SingleProcess,
+    buffers_of,
+    from_rank_0,
+    full_state,
+    load_optimiser,
+    load_parameters,
+)
 from polyvit.errors import UserError
-from polyvit.model import MultiTaskModel, build_model
+from polyvit.model import MultiTaskModel, build_model, device_of
 from polyvit.model.pretrained import check_finite, nonfinite
 from polyvit.storage import read_record
 
@@ -227,7 +235,14 @@ def load_model(
 
     allow_nonfinite: take NaN and infinite weights too, such as to look into a run that diverged.
     """
-    tensors = _load(directory / file)
+    load_parameters(model, _fitting(directory, model, _load(directory / file), file, allow_nonfinite))
+
+
+def _fitting(
+    directory: Path, model: MultiTaskModel, tensors: dict[str, torch.Tensor], file: str = "model.safetensors",
+    allow_nonfinite: bool = False,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """The tensors of a checkpoint's file, if the model takes them. Raises UserError naming what differs."""
     whole = {**dict(model.named_parameters()), **buffers_of(model)}
     expected = {name: tuple(p.shape) for name, p in whole.items()}
     stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -247,16 +262,51 @@ def load_model(
         raise UserError(
             f"{directory / file} has weights that cannot be used; use another checkpoint", problems[:10]
         )
-    load_parameters(model, tensors)
+    return tensors
 
 
-def load_training(directory: Path, unit: TrainUnit, hashes: Mapping[str, Any]) -> TrainState:
+def load_training(
+    directory: Path | None, unit: TrainUnit, hashes: Mapping[str, Any], world: Communicator | None = None
+) -> TrainState:
     """Load a checkpoint into `unit`; returns the counters, so that training goes on after `global_step`.
 
-    hashes: `schedule_hash` and `index_hash` of this run.
+    directory: of the checkpoint; rank 0 alone reads it and the others get it from there: None for them. hashes:
+    `schedule_hash` and `index_hash` of this run. world: of the ranks, which call this together; None: one alone.
 
-    Raises UserError where the schedule or the index is not the one that the checkpoint was trained with.
+    Raises UserError, on all ranks, where the schedule or the index is not the one that the checkpoint was trained
+    with, and where it does not fit.
     """
+    world, document, failure = world or SingleProcess(), None, None
+    files: dict[str, dict[str, torch.Tensor]] = {}
+    if directory is not None and world.rank == 0:
+        try:
+            document, files = _read_training(directory, unit, hashes)
+        except UserError as error:
+            failure = error
+    document, failure = world.gather((document, failure))[0]
+    if failure:
+        raise failure
+    names = ("model", "optimiser", *(("ema",) if unit.ema else ()))
+    device = device_of(unit.model)
+    for name in names:
+        tensors = from_rank_0(files.pop(name, {}), world, device)
+        if name == "model":
+            load_parameters(unit.model, tensors)
+        elif name == "optimiser":
+            load_optimiser(unit.model, unit.optimiser, tensors)  # type: ignore[arg-type]
+        elif unit.ema:
+            unit.ema.load_state(tensors)
+    return TrainState(
+        document["global_step"], document["read"], document["bad"],
+        [Quarantined(**entry) for entry in document["quarantine"]], document["evaluations"],
+        document["microbatches"],
+    )  # fmt: skip
+
+
+def _read_training(
+    directory: Path, unit: TrainUnit, hashes: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+    """`state.json` and the tensors by file and name, checked."""
     document = read_document(directory)
     for key, value in hashes.items():
         if document.get(key) != value:
@@ -265,16 +315,11 @@ def load_training(directory: Path, unit: TrainUnit, hashes: Mapping[str, Any]) -
                 "Resume with the same tasks, schedule, seed and data, or start a new run"
             )
     _check_keys(directory, document, _Resumable)
-    load_model(directory, unit.model)
-    optimiser = _load_finite(directory / "optimiser.safetensors")
-    load_optimiser(unit.model, unit.optimiser, optimiser)  # type: ignore[arg-type]
+    files = {"model": _fitting(directory, unit.model, _load(directory / "model.safetensors"))}
+    files["optimiser"] = _load_finite(directory / "optimiser.safetensors")
     if unit.ema:
-        unit.ema.load_state(_load_finite(directory / "ema.safetensors"))
-    return TrainState(
-        document["global_step"], document["read"], document["bad"],
-        [Quarantined(**entry) for entry in document["quarantine"]], document["evaluations"],
-        document["microbatches"],
-    )  # fmt: skip
+        files["ema"] = _load_finite(directory / "ema.safetensors")
+    return document, files
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:

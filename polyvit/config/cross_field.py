@@ -59,13 +59,13 @@ def cross_field_problems(config: Config) -> list[str]:
         problems += _objective_problems(name, task, model)
         if not name.replace("_", "").replace("-", "").isalnum():
             problems.append(f"tasks.{name}: a task's name may hold letters, digits, '_' and '-' only")
-        if task.batch < config.train.workers:
+        if task.batch < config.train.known_workers:
             problems.append(
                 f"tasks.{name}.batch={task.batch} must be at least train.workers={config.train.workers}:"
                 " every worker takes a part of each minibatch"
             )
     fewest, most = config.train.min_workers, config.train.workers
-    if fewest is not None and fewest > most:
+    if fewest is not None and most is not None and fewest > most:
         problems.append(f"train.min_workers={fewest} must be at most train.workers={most}")
     if config.train.best_metric not in ("mean", *config.tasks):
         problems.append(

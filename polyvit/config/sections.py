@@ -13,6 +13,9 @@ from polyvit.config.modalities import PluginInputs
 from polyvit.config.sharing import ModalitySharing
 from polyvit.config.tasks import Probability
 
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+"""A share that leaves something: a running mean that keeps all of itself never learns."""
+
 
 class ModelConfig(Section):
     """The encoder and its inputs. Defaults are ViT-Base as in the official nine-task config."""
@@ -104,12 +107,14 @@ class OptimConfig(Section):
     """`sgd`: with momentum. `adamw`: with decoupled weight decay."""
     lr: PositiveFloat = 1.0
     """Peak learning rate; each task multiplies it by its own `lr_coef`."""
-    momentum: Probability = 0.9
-    """`sgd`: share of the momentum that a step keeps."""
+    momentum: BelowOne = 0.9
+    """`sgd`: share of the momentum that a step keeps; below 1."""
     momentum_dtype: Literal["float32", "bfloat16"] = "float32"
     """`sgd`: number format of the momentum; `bfloat16` halves its memory, as in the official config."""
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
-    """`adamw`: shares of the two running means that a step keeps."""
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    """`adamw`: shares of the two running means that a step keeps; below 1."""
+    eps: PositiveFloat = 1e-8
+    """`adamw`: added to the root of the second mean, by which a step divides."""
     amsgrad: bool = False
     """`adamw`: divide by the largest second moment so far (AMSGrad), as AVBert's pre-training."""
     lr_decay: Literal["cosine", "linear"] = "cosine"
@@ -118,7 +123,10 @@ class OptimConfig(Section):
     """Parts of the model, named as in `frozen`, and what multiplies the learning rate of their parameters, such as
     {heads: 300}. The longest name that fits a parameter counts."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """`sgd`: added to the gradient, times the weights. `adamw`: decoupled, for matrices only."""
+    """`sgd`: added to the gradient, times the weights. `adamw`: decoupled, and not for `no_weight_decay`."""
+    no_weight_decay: tuple[str, ...] = ("vectors", "cls_token", "pos_embed")
+    """`adamw`: what does not decay, as in timm. `vectors`: parameters of one axis, biases and the scales of norms.
+    Else the last part of parameters' names, or how their names begin, as in `frozen`. []: everything decays."""
     clip_norm: PositiveFloat | None = 1.0
     """Gradients are scaled to this global norm when above it; null: never."""
     clip_order: Literal["global", "reference"] = "global"
@@ -173,8 +181,9 @@ class FeedConfig(Section):
 class TrainConfig(Section):
     """Workers, checkpoints, evaluation."""
 
-    workers: PositiveInt = 1
-    """Ray Train workers; each trains its part of every minibatch."""
+    workers: PositiveInt | None = None
+    """Ray Train workers; each trains its part of every minibatch. Null: one for each GPU of the cluster, one where
+    there is none, one for each trial of a sweep. Where there are GPUs, more workers than GPUs are an error."""
     min_workers: PositiveInt | None = None
     """Null: always `workers`. Set: elastic training, on as many workers from `min_workers` to `workers` as the
     cluster has room for; it goes on with fewer when a node is lost and grows again when one joins."""
@@ -184,9 +193,10 @@ class TrainConfig(Section):
     worker_node_labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the Ray nodes that train, such as {ray.io/accelerator-type: H200}; empty: any node."""
     use_gpu: bool | None = None
-    """Null: a GPU for each worker if the cluster has that many."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is autocast; parameters, gradients and optimiser state stay float32."""
+    """Null: a GPU for each worker if the cluster has GPUs. False: train on CPUs all the same."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 on GPUs that have it, float32 on CPUs. bfloat16 is autocast; parameters, gradients and
+    optimiser state stay float32, whose products take TF32 on a GPU. `float32`: everywhere, and no TF32."""
     compile: bool | None = None
     """torch.compile of the transformer block, one graph a modality. Null: on a GPU only."""
     microbatch: PositiveInt | None = None
@@ -219,6 +229,11 @@ class TrainConfig(Section):
     """Steps between points of the MLflow curves."""
     max_failures: int = 10
     """Restarts from the last checkpoint after a worker or a node died; -1: without limit."""
+
+    @property
+    def known_workers(self) -> int:
+        """`workers`; 1 as long as the cluster has not said how many."""
+        return self.workers or 1
 
 
 class Range(Section):

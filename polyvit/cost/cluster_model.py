@@ -86,6 +86,10 @@ class Hardware:
     """How many times slower a worker computes since others share its cores; 1 on GPUs."""
     decode: Mapping[Modality, DecodeCost] = field(default_factory=lambda: DECODE)
 
+    def peak_of(self, precision: str) -> float:
+        """FLOP/s of one worker at a `train.precision`; `auto` is bfloat16 on a GPU."""
+        return self.peak_flops["bfloat16" if precision == "auto" else precision]
+
 
 @dataclass(frozen=True)
 class StepCost:
@@ -115,8 +119,8 @@ class StepCost:
 
     @property
     def step_s(self) -> float:
-        """Seconds of a step whose data are there."""
-        return self.compute_s + self.exposed_s + self.update_s + self.copy_s
+        """Seconds of a step whose data are in host memory; the next step's copy runs beside this one."""
+        return max(self.copy_s, self.compute_s + self.exposed_s + self.update_s)
 
     @property
     def cores(self) -> float:
@@ -160,7 +164,7 @@ def reduction(sent: float, workers: int, hardware: Hardware) -> float:
 def step_cost(config: RunConfig, task: str, workers: int, hardware: Hardware) -> StepCost:
     """What one step of `task` costs the busiest of `workers` workers."""
     entry, model = config.tasks[task], config.model
-    rate = hardware.peak_flops[config.train.precision] * hardware.utilisation
+    rate = hardware.peak_of(config.train.precision) * hardware.utilisation
     flops_each = training_flops(model, entry.modality, entry.num_classes)
     local = max(local_batches(config, task, workers))
     gradient_bytes = FLOAT * touched_parameters(config)[task]
@@ -224,6 +228,11 @@ class RunCost:
     checkpoint_bytes: int
     checkpoint_s: float
     checkpoint_share: float
+
+    def idle_share(self, cores: float) -> float:
+        """Share of the time in which a worker's device waits for data, where `cores` cores decode for it, far
+        enough ahead: what its steps need on average counts, not the heaviest."""
+        return max(0.0, 1.0 - cores / self.cores_mean) if self.cores_mean else 0.0
 
 
 def run_cost(

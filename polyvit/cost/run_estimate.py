@@ -72,7 +72,7 @@ def estimate(config: RunConfig, schedule: Schedule, device: torch.device, rounds
         for modality, name in _one_each(config).items():
             per_example[modality] = _seconds_an_example(model, config, name, device, rounds)
     step_s = {
-        name: per_example.get(task.modality, float("nan")) * task.batch / config.train.workers
+        name: per_example.get(task.modality, float("nan")) * task.batch / config.train.known_workers
         for name, task in config.tasks.items()
     }
     kept = config.train.keep_checkpoints + config.train.keep_best + 1  # one is written before one goes
@@ -91,7 +91,7 @@ def estimate(config: RunConfig, schedule: Schedule, device: torch.device, rounds
 
 
 def _parts(config: RunConfig) -> int:
-    return config.train.workers if config.train.sharding == "full" else 1
+    return config.train.known_workers if config.train.sharding == "full" else 1
 
 
 def _one_each(config: RunConfig) -> dict[Modality, str]:

@@ -26,7 +26,7 @@ from polyvit.data.index import index_classes
 from polyvit.data.loading import EVAL_BATCH, Arrays, check_readable, concatenated, example_arrays
 from polyvit.errors import BadMedia, UserError
 from polyvit.evaluation import average_views
-from polyvit.model import MultiTaskModel, normalise
+from polyvit.model import MultiTaskModel, autocast, normalise
 from polyvit.objectives import one_answer
 from polyvit.storage import LFS_POINTER, is_lfs_pointer
 
@@ -247,8 +247,7 @@ class Predictor:
     @torch.inference_mode()
     def _forward(self, arrays: Arrays, modality: Modality, tasks: Sequence[str]) -> dict[str, Tensor]:
         inputs = {name: normalise(torch.from_numpy(array).to(self.device)) for name, array in arrays.items()}
-        half = self.config.train.precision == "bfloat16"
-        with torch.autocast(self.device, torch.bfloat16, enabled=half):
+        with autocast(torch.device(self.device), self.config.train.precision):
             answers = self.model.answers(inputs, modality, tasks)
             losses = {name: self.config.tasks[name].loss for name in tasks}
             return {name: one_answer(each.float(), losses[name]).cpu() for name, each in answers.items()}

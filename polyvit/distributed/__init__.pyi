@@ -2,6 +2,7 @@ from .communicator import Communicator as Communicator
 from .communicator import ProcessGroupCommunicator as ProcessGroupCommunicator
 from .communicator import SingleProcess as SingleProcess
 from .exchange import all_rows as all_rows
+from .exchange import from_rank_0 as from_rank_0
 from .exchange import summed as summed
 from .fsdp import OptimiserState as OptimiserState
 from .fsdp import average_buffers as average_buffers
@@ -14,7 +15,10 @@ from .fsdp import load_optimiser as load_optimiser
 from .fsdp import load_parameters as load_parameters
 from .fsdp import local as local
 from .fsdp import part as part
+from .fsdp import reduce_at_once as reduce_at_once
 from .fsdp import shard as shard
+from .fsdp import units_with as units_with
 from .fsdp import whole as whole
 from .reducer import BUCKET_BYTES as BUCKET_BYTES
+from .reducer import Buckets as Buckets
 from .reducer import Reducer as Reducer

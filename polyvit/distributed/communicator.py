@@ -39,6 +39,9 @@ class Communicator(Protocol):
     def gather(self, value: object) -> list:
         """The value of every rank, in rank order, on every rank."""
 
+    def broadcast_(self, flat: Tensor) -> None:
+        """Rank 0's numbers on every rank, in place."""
+
 
 class SingleProcess:
     """One rank alone."""
@@ -55,6 +58,9 @@ class SingleProcess:
     def gather(self, value: object) -> list:
         """The one value."""
         return [value]
+
+    def broadcast_(self, flat: Tensor) -> None:
+        """They are there."""
 
 
 class ProcessGroupCommunicator:
@@ -83,3 +89,8 @@ class ProcessGroupCommunicator:
         values: list[object] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def broadcast_(self, flat: Tensor) -> None:
+        """From rank 0, in place."""
+        if self.size > 1:
+            dist.broadcast(flat, 0)

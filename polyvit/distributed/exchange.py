@@ -4,6 +4,7 @@ In: this rank's rows of a global batch [B, ...]. Out: all rows [G, ...]. Both wa
 Every rank makes the same calls in the same order, forward and backward.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,6 +36,23 @@ class _AllRows(torch.autograd.Function):
         gradient = gradients[0].contiguous().clone()
         ctx.world.sum_(gradient)
         return gradient[ctx.first : ctx.first + ctx.rows], None, None, None
+
+
+def from_rank_0(tensors: Mapping[str, Tensor], world: Communicator, device: torch.device) -> dict[str, Tensor]:
+    """Tensors by name that rank 0 has, on every rank, in host memory; what others give is not looked at.
+
+    They travel one by one through `device`, a GPU's where the ranks talk by NCCL. Called by all ranks together.
+    """
+    if world.size == 1:
+        return dict(tensors)
+    forms = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} if world.rank == 0 else {}
+    received = {}
+    for name, (shape, dtype) in world.gather(forms)[0].items():
+        tensor = tensors[name].to(device) if world.rank == 0 else torch.empty(shape, dtype=dtype, device=device)
+        if tensor.numel():
+            world.broadcast_(tensor.contiguous().reshape(-1).view(torch.uint8))  # any type of number, to the bit
+        received[name] = tensors[name] if world.rank == 0 else tensor.cpu()
+    return received
 
 
 def summed(x: Tensor, world: Communicator) -> Tensor:

@@ -32,16 +32,18 @@ class OptimiserState(Protocol):
         """Take back what `state` gave."""
 
 
-def shard(units: Sequence[nn.Module]) -> None:
+def shard(units: Sequence[nn.Module], bfloat16: bool = False) -> None:
     """Divide a model that is whole and the same on every rank, in place; the optimiser is built after it.
 
     units: modules that are gathered one by one, inner ones first, the model last (see `sharding_units`),
-    so that a step moves nothing of other tasks.
+    so that a step moves nothing of other tasks. bfloat16: parameters travel and are used in it, cast before they
+    are gathered; gradients are summed in float32, and the parts that a rank holds stay float32.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for unit in units:
-        sharded = fully_shard(unit)
+        sharded = fully_shard(unit, mp_policy=half if bfloat16 else MixedPrecisionPolicy())
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # gloo sums only
 
@@ -50,6 +52,25 @@ def is_sharded(model: nn.Module) -> bool:
     """Whether `shard` was called."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and isinstance(model, fsdp.FSDPModule)
+
+
+def units_with(model: nn.Module, parameters: Sequence[nn.Parameter]) -> "list[FSDPModule]":
+    """The modules that are gathered one by one (see `shard`) and hold some of these parameters of their own."""
+    wanted, taken, units = set(parameters), set[nn.Parameter](), []
+    for module in reversed(list(model.modules())):  # inner ones first
+        if is_sharded(module):
+            own = set(module.parameters()) - taken
+            taken |= own
+            if own & wanted:
+                units.append(module)
+    return units  # type: ignore[return-value]
+
+
+def reduce_at_once(units: "Sequence[FSDPModule]", at_once: bool) -> None:
+    """Whether these units' next backward pass sums gradients over ranks; else each rank adds up its own, whole,
+    until one does. A unit that its pass does not reach must not be among them."""
+    for unit in units:
+        unit.set_requires_gradient_sync(at_once, recurse=False)
 
 
 def is_split(tensor: Tensor) -> "TypeIs[DTensor]":

@@ -38,7 +38,7 @@ class ContrastiveState:
         seed = config.seed * SEED_STEP + minibatch.first_slot
         loss, table = pretrain(
             model, inputs, task, minibatch.task, (0, minibatch.rows), seed, SingleProcess(),
-            half=config.train.precision == "bfloat16",
+            precision=config.train.precision,
         )  # fmt: skip
         self.examples += minibatch.rows
         self.loss += float(loss) * minibatch.rows

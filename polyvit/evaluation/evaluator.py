@@ -5,18 +5,18 @@ are averaged before anything is measured. The main number of a task is its `metr
 multi-label audio. Legend: B examples, V views of each, N tokens, P patch_dim, K classes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from polyvit.config import AudiovisualTask, RunConfig, TaskConfig
-from polyvit.data.loading import Minibatch, Quarantined, as_tensor, on_device, tensors
+from polyvit.data.loading import Minibatch, Quarantined, as_tensor, eval_rows, on_device, tensors
 from polyvit.distributed import Communicator
 from polyvit.evaluation.contrastive import ContrastiveState
 from polyvit.evaluation.metrics import MetricState
-from polyvit.model import MultiTaskModel, device_of, normalise
+from polyvit.model import MultiTaskModel, autocast, device_of, normalise
 from polyvit.objectives import example_losses, mean_probability, one_answer
 
 
@@ -44,8 +44,10 @@ def evaluate(
             assert isinstance(task, AudiovisualTask)  # the config says so
             state.update(model, inputs, task, minibatch, config)
             continue
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
-            logits = one_answer(model(inputs, minibatch.task).float(), task.loss)
+        if model.compiled:
+            inputs = padded(inputs, eval_rows(task))
+        with autocast(device, config.train.precision):
+            logits = one_answer(model(inputs, minibatch.task)[: minibatch.rows].float(), task.loss)
         logits = average_views(logits.cpu(), minibatch.views, task)
         labels = as_tensor(minibatch.labels)
         losses = example_losses(logits, labels, task.loss, margin=task.margin)
@@ -60,6 +62,14 @@ def evaluate(
         name: _result(config.tasks[name], state, sum(entry.task == name for entry in all_bad))
         for name, state in gathered[0][0].items()
     }, all_bad
+
+
+def padded(inputs: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """Arrays [W, ...] with rows of zeros up to `rows`, in which a model that is compiled for one shape is run."""
+    return {
+        name: torch.cat([array, array.new_zeros(max(0, rows - len(array)), *array.shape[1:])])
+        for name, array in inputs.items()
+    }
 
 
 def average_views(logits_WK: Tensor, views: int, task: TaskConfig) -> Tensor:

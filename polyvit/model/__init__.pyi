@@ -1,6 +1,13 @@
 from .build import build_model as build_model
 from .build import parameters_of as parameters_of
 from .build import touched_parameters as touched_parameters
+from .devices import Precision as Precision
+from .devices import autocast as autocast
+from .devices import fast_kernels as fast_kernels
+from .devices import full_precision as full_precision
+from .devices import grow_segments as grow_segments
+from .devices import upload as upload
+from .devices import uses_bfloat16 as uses_bfloat16
 from .encoder import Block as Block
 from .encoder import LowRankBlock as LowRankBlock
 from .encoder import draw_keep as draw_keep

@@ -75,8 +75,6 @@ class PolyViT(MultiTaskModel):
     def encode(self, tokens_BNP: Tensor, modality: Modality, keep_L2B: Tensor | None = None) -> Tensor:
         """Every token after the final norm: [B, 1 + N, D]."""
         x_BND = self.tokenizers[modality](tokens_BNP)
-        if self.compiled:
-            keep_L2B = self._one_form(keep_L2B, x_BND)
         for i, block in enumerate(self._blocks(modality)):
             x_BND = self._run(block, x_BND, None if keep_L2B is None else keep_L2B[i], modality)
         return self.shared.norm(x_BND)
@@ -99,31 +97,19 @@ class PolyViT(MultiTaskModel):
 
     def _run(self, block: nn.Module, x_BND: Tensor, keep_2B: Tensor | None, modality: Modality) -> Tensor:
         own = (modality,) if isinstance(block, LowRankBlock) else ()
-        if self.compiled:
-            torch._dynamo.maybe_mark_dynamic(x_BND, 0)
-            torch._dynamo.maybe_mark_dynamic(keep_2B, 1)
         if self.activation_checkpointing and torch.is_grad_enabled():
             # A block draws no random numbers, so there is no generator's state to put back.
             return checkpoint(block, x_BND, keep_2B, *own, use_reentrant=False, preserve_rng_state=False)
         return block(x_BND, keep_2B, *own)
 
-    def _one_form(self, keep_L2B: Tensor | None, x_BND: Tensor) -> Tensor:
-        """Masks in the one form that the blocks are compiled for: always there, and no stride depends on B.
-
-        A stride that does makes inductor (torch 2.11) compile its backward pass for one B only.
-        """
-        if keep_L2B is None:
-            return x_BND.new_ones(self.config.depth, len(x_BND), 2).transpose(1, 2)
-        return keep_L2B.transpose(1, 2).contiguous().transpose(1, 2)
-
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """torch.compile every block: one graph a modality (its number of tokens), whatever the batch and the task.
+        """torch.compile every block, for shapes that do not change: one graph for each number of tokens (modality)
+        and of examples (batch), with and without stochastic depth, with and without gradients.
 
-        A pass over a single example makes one more graph of its modality, and so does an evaluation, which has no
-        gradients.
+        `polyvit.training.warm_up` has them all compiled before the first step.
         """
         # Past the limit torch falls back to eager without a word; blocks share one function, hence one count.
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
         for module in self.modules():
             if isinstance(module, Block | LowRankBlock):
                 # Not module.compile(): hooks of FSDP stay outside the graph this way.

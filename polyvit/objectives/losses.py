@@ -69,11 +69,11 @@ def mixup(x: Tensor, partner: Tensor, weight: float) -> Tensor:
     return weight * x + (1.0 - weight) * x[partner]
 
 
-def neighbours(batch: int) -> Tensor:
+def neighbours(batch: int, device: torch.device | None = None) -> Tensor:
     """[batch] partner of each slot: 0 with 1, 2 with 3 ...; the last of an odd batch mixes with itself.
 
     The official code pairs slot i with B - 1 - i of one device's batch. Batches are in random order, so either
     is a random pairing; neighbours stay on one rank for any number of workers.
     """
-    slots = torch.arange(batch)
+    slots = torch.arange(batch, device=device)
     return torch.where(slots + 1 - 2 * (slots % 2) < batch, slots + 1 - 2 * (slots % 2), slots)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from polyvit.config import AudiovisualTask, ContrastiveConfig
 from polyvit.distributed import Communicator, all_rows
-from polyvit.model import MultiTaskModel
+from polyvit.model import MultiTaskModel, Precision, autocast
 from polyvit.model.avbert import STREAMS, Draws, Exchange, Predictions, draw
 from polyvit.objectives.contrastive import info_nce, sample_negatives, uniform
 
@@ -35,18 +35,19 @@ def pretrain(
     seed: int,
     world: Communicator,
     keep: Tensor | None = None,
-    half: bool = False,
+    precision: Precision = "float32",
 ) -> tuple[Tensor, Tensor]:
     """One pass of a contrastive task over this rank's examples: `contrastive_loss` of it; all ranks together.
 
     inputs: normalised arrays [B, ...]. place: slot of the first example in the global batch, and its size.
-    seed: of masks, pairs and negatives. keep: seeds of dropout. half: bfloat16 in the model; the loss is float32.
+    seed: of masks, pairs and negatives. keep: seeds of dropout. precision: of the model's
+    pass, `train.precision`; the loss is float32.
     """
     (first, total), clips = place, inputs["clips"].shape[1]
     device, settings = inputs["clips"].device, task.contrastive
     drawn = draw(settings, total, clips, torch.Generator().manual_seed(seed), first).to(device)
     exchange = partial(all_rows, first=first, total=total, world=world)
-    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+    with autocast(device, precision):
         predictions = model(inputs, name, keep, drawn, exchange)
     return contrastive_loss(predictions, drawn, settings, exchange, seed)
 

@@ -11,7 +11,14 @@ from .microbatch import derive_microbatches as derive_microbatches
 from .microbatch import free_bytes as free_bytes
 from .optim import Optimiser as Optimiser
 from .optim import build_optimiser as build_optimiser
+from .readback import CudaReadback as CudaReadback
+from .readback import HostReadback as HostReadback
+from .readback import Readback as Readback
+from .readback import StepNumbers as StepNumbers
+from .readback import StepResult as StepResult
 from .step import Communicator as Communicator
 from .step import SingleProcess as SingleProcess
-from .step import StepResult as StepResult
+from .step import TrainStep as TrainStep
 from .step import train_step as train_step
+from .warm_up import compile_ahead as compile_ahead
+from .warm_up import compiled_graphs as compiled_graphs

@@ -1,31 +1,40 @@
 """The training loop: take the step's minibatch, step, log, evaluate, checkpoint.
 
 All ranks run it in lockstep; every decision (task, learning rate, stop) follows from the step number and from
-numbers already summed over ranks, so no rank has to be told anything.
+numbers already summed over ranks, so no rank has to be told anything. On a GPU a step's numbers are looked at
+`readback.LAG` steps later, the same number on every rank, so that the host does not hold the device up; before an
+evaluation, a checkpoint and the end all of them are.
 """
 
+import gc
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from polyvit.checkpoint import TrainState, TrainUnit
 from polyvit.config import RunConfig
-from polyvit.data.loading import Minibatch, Quarantined, on_device
+from polyvit.data.loading import Minibatch, Quarantined, on_device, on_host
 from polyvit.distributed import gathered, is_sharded
 from polyvit.errors import UserError
 from polyvit.evaluation import evaluate
 from polyvit.model import device_of
 from polyvit.schedule import SPARES, Schedule
 from polyvit.training.optim import lr_factor
-from polyvit.training.step import Communicator, StepResult, train_step
+from polyvit.training.readback import Readback, StepNumbers, StepResult, readback_for
+from polyvit.training.step import Communicator, TrainStep
 from polyvit.training.throughput import ThroughputMeter, memory
+from polyvit.training.warm_up import compiled_graphs
 
 JUDGED_FROM = 100
 """Examples of a task that must have been read before its undecodable share can end the run."""
+COLLECT_EVERY = 50
+"""Steps between collections of young garbage, as torchtitan; of all garbage at evaluations and checkpoints."""
 NAMED = 8
 """Broken files that the message of such an end names."""
 
@@ -44,7 +53,7 @@ class TrainCallback(Protocol):
     """What the loop calls to display, log and save; on every rank."""
 
     def progress(self, snapshot: dict[str, Any]) -> None:
-        """After every step: step, total, task, loss, examples_per_s, data_wait, eta_s."""
+        """Of every step, once its numbers are there: step, total, task, loss, examples_per_s, data_wait, eta_s."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Points of curves, every `train.log_every` steps and after an evaluation."""
@@ -56,72 +65,176 @@ class TrainCallback(Protocol):
         """Save the state now. last: the run ends after it."""
 
     def stop_requested(self) -> bool:
-        """Whether this rank was told to end the run at the next step. Asked at every step: must cost nothing."""
+        """Whether this rank was told to end the run. Asked at every step: must cost nothing. The run ends at this
+        step, or on a GPU `readback.LAG` steps later."""
 
     def anomaly(self, minibatch: Minibatch) -> str | None:
         """Keep a minibatch that gave a loss or gradient that is not finite; returns where."""
 
 
+@dataclass(frozen=True)
+class Launched:
+    """A step whose numbers are not read yet. minibatches: in host memory, to be saved should they be broken.
+
+    copy: of its numbers, see `Readback`. waited: seconds for its data.
+    """
+
+    step: int
+    minibatches: list[Minibatch]
+    lr: float
+    numbers: StepNumbers
+    copy: Any
+    waited: float
+
+
 def train(
     learner: TrainUnit, schedule: Schedule, feed: Feed, config: RunConfig, world: Communicator, state: TrainState,
-    callback: TrainCallback, take_step: Callable[..., StepResult] = train_step,
+    callback: TrainCallback, start_step: Callable[[list[Minibatch], float, float], StepNumbers] | None = None,
+    readback: Readback | None = None,
 ) -> TrainState:  # fmt: skip
     """Steps state.global_step + 1 .. N, then an evaluation and a last checkpoint.
 
     Ends earlier, with a checkpoint and `state.stopped`, when a rank's `callback.stop_requested()` says so. Raises
     UserError, on all ranks at the same step, for a loss that is not finite, for a task with too many undecodable
-    examples, and for a step that lacks an example because none of its spares can be decoded either. `take_step`
-    stands in for `polyvit.training.step.train_step` where the loop alone is measured.
+    examples, and for a step that lacks an example because none of its spares can be decoded either. `start_step`
+    stands in for `TrainStep.start` where the loop alone is measured, `readback` for the device's.
     """
-    model, total, curves = learner.model, len(schedule), Curves()
-    device = device_of(model)
-    meter = ThroughputMeter.of(config, device, world.size)
-    fresh: list[Quarantined] = []
-    last = state.global_step
-    if last == total:  # a trial that was restarted after its end has yet to say how it ended
-        callback.evaluated(last, state.scores())
-    batches = on_device(feed.train(last + 1), device)
-    for step in range(last + 1, total + 1):
-        began = time.perf_counter()
-        minibatches = next(batches)
-        arrived = time.perf_counter()
-        if any(minibatch.step != step for minibatch in minibatches):
-            raise RuntimeError(f"the feed brought step {minibatches[0].step} at step {step}")
-        lr = learning_rate(config, step, total, minibatches[0].task)
-        flag = float(callback.stop_requested())
-        result = take_step(
-            model, learner.optimiser, minibatches, lr, config, world, flag=flag, microbatches=state.microbatches
-        )
-        if learner.ema:
-            learner.ema.update()
-        state.global_step, state.stopped = step, result.flag > 0 and step < total
-        fresh += [entry for minibatch in minibatches for entry in minibatch.bad]
-        _check_finite(minibatches, result, lr, config, world, callback)
-        _count(state, minibatches, result, config, world, fresh)
-        meter.add(arrived - began, time.perf_counter() - arrived, {m.task: m.global_batch for m in minibatches})
-        callback.progress(_snapshot(minibatches, result, total, meter))
-        curves.add(minibatches, result, lr)
-        done = step == total or state.stopped
-        values: dict[str, float] = {}
-        if step % config.train.log_every == 0 or done:
-            values |= {**curves.take(), **_timings(meter, device)}
-        every = config.train.eval_every
-        if step == total or (every and step % every == 0):
-            with _timed(meter, "evaluate"):
-                fresh += _evaluate(learner, feed, config, world, state, values)
-        if values:
-            callback.metrics(step, values)
-        if state.evaluations and state.evaluations[-1]["step"] == step:
-            callback.evaluated(step, state.scores())
-        if done or step % config.train.checkpoint_every == 0:
-            with _timed(meter, "checkpoint"):
-                state.quarantined([entry for entries in world.gather(fresh) for entry in entries])
-                fresh = []
-                callback.checkpoint(state, last=done)
-        if state.stopped:
-            return state
-    _judge(state, config, world, fresh, judged_from=1)
+    run = _Run(learner, schedule, feed, config, world, state, callback, readback)
+    if state.global_step == run.total:  # a trial that was restarted after its end has yet to say how it ended
+        callback.evaluated(run.total, state.scores())
+    start_step = start_step or TrainStep(learner.model, learner.optimiser, config, world, state.microbatches).start
+    batches = on_device(feed.train(state.global_step + 1), run.device)
+    with no_collection_inside_steps():
+        for step in range(state.global_step + 1, run.total + 1):
+            began = time.perf_counter()
+            minibatches = next(batches)
+            waited = time.perf_counter() - began
+            if any(minibatch.step != step for minibatch in minibatches):
+                raise RuntimeError(f"the feed brought step {minibatches[0].step} at step {step}")
+            lr = learning_rate(config, step, run.total, minibatches[0].task)
+            numbers = start_step(minibatches, lr, float(callback.stop_requested()))
+            if learner.ema:
+                learner.ema.update()
+            run.launched(step, minibatches, lr, numbers, waited)
+            if run.between_steps(step):
+                break
+    if not state.stopped:
+        run.judge(1)
     return state
+
+
+class _Run:
+    """What happens between steps: numbers are read, looked at, shown; evaluations; checkpoints."""
+
+    def __init__(
+        self, learner: TrainUnit, schedule: Schedule, feed: Feed, config: RunConfig, world: Communicator,
+        state: TrainState, callback: TrainCallback, readback: Readback | None,
+    ) -> None:  # fmt: skip
+        self.learner, self.feed, self.config, self.world = learner, feed, config, world
+        self.state, self.callback, self.total = state, callback, len(schedule)
+        self.device = device_of(learner.model)
+        self.readback = readback or readback_for(self.device)
+        self.graphs = compiled_graphs()
+        self.curves, self.meter = Curves(), ThroughputMeter.of(config, self.device, world.size)
+        self.fresh: list[Quarantined] = []
+        state.stopped = False
+        self.ahead: deque[Launched] = deque()
+        self.settled_at, self.waits = time.perf_counter(), 0.0
+
+    def launched(
+        self, step: int, minibatches: list[Minibatch], lr: float, numbers: StepNumbers, waited: float
+    ) -> None:
+        """A step is under way; begin to copy its numbers."""
+        self.state.global_step = step
+        self.waits += waited
+        copy = self.readback.start(numbers.values)
+        self.ahead.append(Launched(step, [on_host(m) for m in minibatches], lr, numbers, copy, waited))
+
+    def between_steps(self, step: int) -> bool:
+        """After step `step` was launched; returns whether the run ends here."""
+        config, state, every = self.config, self.state, self.config.train.eval_every
+        evaluates = step == self.total or bool(every and step % every == 0)
+        saves = step == self.total or step % config.train.checkpoint_every == 0
+        values = self._settle(0 if evaluates or saves else self.readback.lag)
+        if state.stopped:
+            values |= self._settle(0)
+        done = step == self.total or state.stopped
+        if done and not values:
+            values = self._point()
+        if evaluates:
+            with self._timed("evaluate"):
+                self.fresh += _evaluate(self.learner, self.feed, config, self.world, state, values)
+        if values:
+            self.callback.metrics(step, values)
+        if evaluates:
+            self.callback.evaluated(step, state.scores())
+        if done or saves:
+            with self._timed("checkpoint"):
+                state.quarantined([entry for entries in self.world.gather(self.fresh) for entry in entries])
+                self.fresh = []
+                self.callback.checkpoint(state, last=done)
+        if evaluates or saves or step % COLLECT_EVERY == 0:
+            gc.collect(2 if evaluates or saves else 1)
+        return done
+
+    def judge(self, judged_from: int) -> None:
+        """See `_judge`."""
+        _judge(self.state, self.config, self.world, self.fresh, judged_from)
+
+    def _settle(self, lag: int) -> dict[str, float]:
+        """Look at the numbers of all steps but the last `lag`. Returns the point of the newest step, where it has
+        one; the points of others are given to the callback here."""
+        values: dict[str, float] = {}
+        while len(self.ahead) > lag:
+            entry = self.ahead.popleft()
+            self._look(entry)
+            if entry.step % self.config.train.log_every == 0:
+                values = self._point()
+                if entry.step < self.state.global_step:
+                    self.callback.metrics(entry.step, values)
+                    values = {}
+        return values
+
+    def _look(self, entry: Launched) -> None:
+        """At the numbers of one step."""
+        result = entry.numbers.result(self.readback.read(entry.copy))
+        state, minibatches = self.state, entry.minibatches
+        state.stopped = state.stopped or (result.flag > 0 and state.global_step < self.total)
+        self.fresh += [bad for minibatch in minibatches for bad in minibatch.bad]
+        _check_finite(minibatches, result, entry.lr, self.config, self.world, self.callback)
+        _count(state, entry.step, minibatches, result, self.config, self.world, self.fresh)
+        now = time.perf_counter()
+        spent = max(0.0, now - self.settled_at - self.waits)
+        self.settled_at, self.waits = now, 0.0
+        self.meter.add(entry.waited, spent, {m.task: m.global_batch for m in minibatches})
+        self.callback.progress(_snapshot(minibatches, result, self.total, self.meter))
+        self.curves.add(minibatches, result, entry.lr)
+
+    def _point(self) -> dict[str, float]:
+        values = {**self.curves.take(), **_timings(self.meter, self.device)}
+        if self.learner.model.compiled:  # none after the warm-up, or shapes change that should not
+            values["pace/recompilations"] = float(compiled_graphs() - self.graphs)
+        return values
+
+    @contextmanager
+    def _timed(self, timer: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.meter.timed(timer, time.perf_counter() - began)
+        self.settled_at = time.perf_counter()
+
+
+@contextmanager
+def no_collection_inside_steps() -> Iterator[None]:
+    """Python's garbage collector keeps still, which would stop the launches for tens of milliseconds wherever it
+    likes; `_Run.between_steps` runs it."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _snapshot(
@@ -137,13 +250,6 @@ def _snapshot(
 def _timings(meter: ThroughputMeter, device: torch.device) -> dict[str, float]:
     """Of a point of the curves."""
     return {f"pace/{key}": value for key, value in {**meter.take(), **memory(device)}.items()}
-
-
-@contextmanager
-def _timed(meter: ThroughputMeter, timer: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    meter.timed(timer, time.perf_counter() - began)
 
 
 def learning_rate(config: RunConfig, step: int, total: int, task: str) -> float:
@@ -204,8 +310,8 @@ def _check_finite(
 
 
 def _count(
-    state: TrainState, minibatches: list[Minibatch], result: StepResult, config: RunConfig, world: Communicator,
-    fresh: list[Quarantined],
+    state: TrainState, step: int, minibatches: list[Minibatch], result: StepResult, config: RunConfig,
+    world: Communicator, fresh: list[Quarantined],
 ) -> None:  # fmt: skip
     for minibatch, bad in zip(minibatches, result.bad, strict=True):
         task = minibatch.task
@@ -216,7 +322,7 @@ def _count(
         # Later examples have moved up: pairs and draws of this step are not those of the plan.
         tasks = " and ".join(minibatch.task for minibatch in minibatches)
         raise UserError(
-            f"task {tasks}: {missing} examples of step {state.global_step} cannot be decoded, nor can any of the "
+            f"task {tasks}: {missing} examples of step {step} cannot be decoded, nor can any of the "
             f"step's {SPARES} substitutes. Repair or remove the task's broken files; the checkpoints before this "
             "step are whole",
             _first_broken(world, fresh),

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from polyvit.config import AudiovisualTask, ModelConfig, RunConfig, TaskConfig
 from polyvit.data.loading import Minibatch, blank_arrays
 from polyvit.distributed import Communicator
-from polyvit.model import MultiTaskModel, build_model, parameters_of, training_flops
+from polyvit.model import MultiTaskModel, build_model, parameters_of, training_flops, uses_bfloat16
 from polyvit.schedule import mixes, rank_slice
 from polyvit.training.step import is_contrastive, local_loss
 
@@ -102,6 +102,9 @@ def derive_microbatches(
     if config.train.microbatch is not None:
         return {name: _of_a_pass(config, name, config.train.microbatch, world.size) for name in config.tasks}
     budget = min(world.gather(_budget(model, config, world, device)))
+    half = uses_bfloat16(device, config.train.precision)  # passes are counted as if on a CPU
+    train = config.train.model_copy(update={"precision": "bfloat16" if half else "float32"})
+    config = config.model_copy(update={"train": train})
     counted = _counted(config, budget, world.size) if world.rank == 0 else {}  # once for a machine of many ranks
     return world.gather(counted)[0]
 

@@ -3,9 +3,9 @@
 Source of the rules: official release (facts.md, section 4). Steps count from 1.
 """
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from polyvit.config import OptimConfig
-from polyvit.distributed import local
+from polyvit.distributed import is_split, local
 from polyvit.errors import UserError
 from polyvit.model.sharing import owner_of
 
@@ -68,6 +68,47 @@ def lr_coefs(names: Iterable[str], coefs: Mapping[str, float]) -> dict[str, floa
     return {name: coefs[max(parts, key=len)] if parts else 1.0 for name, parts in fits.items()}
 
 
+def on_gpu(parameters: Mapping[str, nn.Parameter]) -> bool:
+    """Whether they lie on a GPU, where torch has fused kernels for whole lists of them."""
+    return bool(parameters) and all(p.device.type == "cuda" for p in parameters.values())
+
+
+def decays(name: str, parameter: nn.Parameter, undecayed: Sequence[str]) -> bool:
+    """Whether weight decay draws a parameter to zero: not where `optim.no_weight_decay` names it."""
+    if "vectors" in undecayed and parameter.ndim < 2:
+        return False
+    return not any(name.rpartition(".")[2] == part or belongs(name, part) for part in undecayed)
+
+
+def check_undecayed(names: Iterable[str], undecayed: Sequence[str]) -> None:
+    """Raises UserError where `optim.no_weight_decay` names what the model does not have. What it names by default
+    may be missing: not every model has class tokens."""
+    names, usual = list(names), OptimConfig.model_fields["no_weight_decay"].default
+    for part in undecayed:
+        if part not in usual and not any(n.rpartition(".")[2] == part or belongs(n, part) for n in names):
+            parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+            raise UserError(
+                f"optim.no_weight_decay: the model has no part {part!r}; parts are {parts}, or begin so; else the "
+                "last part of parameters' names, or `vectors`"
+            )
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    gradient = parameter.grad
+    assert gradient is not None
+    return local(gradient) if is_split(gradient) else gradient
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Parameters that one call updates, with this rank's part of each and of its state."""
+
+    names: list[str]
+    values: list[Tensor]
+    coef: float
+    decays: bool = True
+
+
 class MomentumSGD:
     """SGD with momentum m = mu * m + g, p -= lr * m (no Nesterov), by parameter name.
 
@@ -76,6 +117,8 @@ class MomentumSGD:
     trained, as the official code does; a parameter never yet reached stays still either way.
     bfloat16 momentum follows the release: the decay is rounded to bfloat16 too, sums are in float32.
     Of a parameter that is divided among ranks, this rank's part is all it knows (see `polyvit.distributed.fsdp`).
+    fused: one kernel of torch's for all parameters, on a GPU, where the momentum is float32. Build it when the
+    parameters are where they stay.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
@@ -83,24 +126,46 @@ class MomentumSGD:
         self.coefs = lr_coefs(self.parameters, config.lr_coefs)
         self.dtype = torch.bfloat16 if config.momentum_dtype == "bfloat16" else torch.float32
         self.decay = float(torch.tensor(config.momentum, dtype=self.dtype))
+        self.fused = on_gpu(self.parameters) and self.dtype == torch.float32
         self.momentum: dict[str, Tensor] = {}
+        self._groups: dict[tuple[str, ...], list[_Group]] = {}
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update from the parameters' `.grad`; None means not reached."""
         move_on = self.config.inactive_params == "momentum"
-        names = [n for n, p in self.parameters.items() if p.grad is not None or (move_on and n in self.momentum)]
-        if not names:
-            return
-        values = [local(self.parameters[n]) for n in names]
-        for name, p in zip(names, values, strict=True):
+        names = tuple(
+            n for n, p in self.parameters.items() if p.grad is not None or (move_on and n in self.momentum)
+        )
+        if names not in self._groups:
+            self._groups[names] = self._grouped(names)
+        for group in self._groups[names]:
+            self._update(group, lr * group.coef)
+
+    def _grouped(self, names: Sequence[str]) -> list[_Group]:
+        values = {n: local(self.parameters[n]) for n in names}
+        for name, value in values.items():
             if name not in self.momentum:
-                self.momentum[name] = torch.zeros_like(p, dtype=self.dtype)
-        gradients = [self.parameters[n].grad for n in names]
-        grads = [torch.zeros_like(p) if g is None else local(g) for p, g in zip(values, gradients, strict=True)]
+                self.momentum[name] = torch.zeros_like(value, dtype=self.dtype)
+        coefs = dict.fromkeys(self.coefs[n] for n in names)
+        alike = {coef: [n for n in names if self.coefs[n] == coef] for coef in coefs}
+        return [_Group(chosen, [values[n] for n in chosen], coef) for coef, chosen in alike.items()]
+
+    def _update(self, group: _Group, lr: float) -> None:
+        values, buffers = group.values, [self.momentum[n] for n in group.names]
+        parameters = [self.parameters[n] for n in group.names]
+        grads = [
+            torch.zeros_like(v) if p.grad is None else _gradient(p)
+            for p, v in zip(parameters, values, strict=True)
+        ]
+        if self.fused and self.decay:  # it refuses a momentum of 0
+            torch._fused_sgd_(
+                values, grads, buffers, weight_decay=self.config.weight_decay, momentum=self.decay, lr=lr,
+                dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+            )  # fmt: skip
+            return
         if self.config.weight_decay:
             grads = list(torch._foreach_add(grads, values, alpha=self.config.weight_decay))
-        buffers = [self.momentum[n] for n in names]
         if self.dtype == torch.float32:
             torch._foreach_mul_(buffers, self.decay)
             torch._foreach_add_(buffers, grads)
@@ -108,9 +173,7 @@ class MomentumSGD:
         else:
             moves = [g + self.decay * m.float() for g, m in zip(grads, buffers, strict=True)]
             torch._foreach_copy_(buffers, moves)
-        for coef in dict.fromkeys(self.coefs[n] for n in names):
-            chosen = [i for i, n in enumerate(names) if self.coefs[n] == coef]
-            torch._foreach_add_([values[i] for i in chosen], [moves[i] for i in chosen], alpha=-lr * coef)
+        torch._foreach_add_(values, moves, alpha=-lr)
 
     def state(self) -> dict[str, Tensor]:
         """Named tensors for a checkpoint."""
@@ -119,6 +182,7 @@ class MomentumSGD:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave. Raises UserError for another optimiser's."""
         _check_state(state, {"momentum"}, "sgd")
+        self._groups.clear()
         self.momentum = {
             name.removeprefix("momentum."): local(
                 tensor.to(self.parameters[name.removeprefix("momentum.")].device)
@@ -131,41 +195,65 @@ class AdamW:
     """torch's AdamW step, by parameter name; parameters without a gradient are left alone.
 
     `torch.optim.AdamW` itself would import torch's compiler (2 s in every worker) to do no more. Of a parameter
-    that is divided among ranks, this rank's part is all it knows.
+    that is divided among ranks, this rank's part is all it knows. fused: one kernel of torch's for all
+    parameters, on a GPU, with the numbers of their steps there too. Build it when the parameters are where they
+    stay.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
         self.parameters, self.config = dict(parameters), config
         self.coefs = lr_coefs(self.parameters, config.lr_coefs)
+        check_undecayed(self.parameters, config.no_weight_decay)
         self.kept = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if config.amsgrad else ()))
+        self.fused = on_gpu(self.parameters)
         self.slots: dict[str, dict[str, Tensor]] = {}
+        self._groups: dict[tuple[str, ...], list[_Group]] = {}
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One update from the parameters' `.grad`. Only matrices (and larger) decay."""
-        reached = [n for n, p in self.parameters.items() if p.grad is not None]
-        for name in reached:
-            if name not in self.slots:
-                value = local(self.parameters[name])
-                averages = {key: torch.zeros_like(value) for key in self.kept}
-                self.slots[name] = {"step": torch.tensor(0.0), **averages}
-        for decays, coef in itertools.product((True, False), dict.fromkeys(self.coefs.values())):
-            alike = [n for n in reached if self.coefs[n] == coef and (self.parameters[n].ndim >= 2) is decays]
-            if alike:
-                self._update(alike, lr * coef, self.config.weight_decay if decays else 0.0)
+        """One update from the parameters' `.grad`. What `optim.no_weight_decay` names does not decay."""
+        names = tuple(n for n, p in self.parameters.items() if p.grad is not None)
+        if names not in self._groups:
+            self._groups[names] = self._grouped(names)
+        for group in self._groups[names]:
+            self._update(group, lr * group.coef, self.config.weight_decay if group.decays else 0.0)
 
-    def _update(self, names: list[str], lr: float, weight_decay: float) -> None:
-        slots = [self.slots[n] for n in names]
+    def _grouped(self, names: Sequence[str]) -> list[_Group]:
+        values = {n: local(self.parameters[n]) for n in names}
+        for name, value in values.items():
+            if name not in self.slots:
+                averages = {key: torch.zeros_like(value) for key in self.kept}
+                step = torch.zeros((), device=value.device if self.fused else "cpu")
+                self.slots[name] = {"step": step, **averages}
+        undecayed = self.config.no_weight_decay
+        kinds = {n: (not decays(n, self.parameters[n], undecayed), self.coefs[n]) for n in names}
+        alike = {kind: [n for n in names if kinds[n] == kind] for kind in sorted(set(kinds.values()))}
+        return [
+            _Group(chosen, [values[n] for n in chosen], coef, not spared)
+            for (spared, coef), chosen in alike.items()
+        ]
+
+    def _update(self, group: _Group, lr: float, weight_decay: float) -> None:
+        slots = [self.slots[n] for n in group.names]
         beta1, beta2 = self.config.betas
-        adamw(
-            [local(self.parameters[n]) for n in names],
-            [local(self.parameters[n].grad) for n in names],  # type: ignore[arg-type]
+        state = (
+            group.values,
+            [_gradient(self.parameters[n]) for n in group.names],
             [slot["exp_avg"] for slot in slots],
             [slot["exp_avg_sq"] for slot in slots],
             [slot["max_exp_avg_sq"] for slot in slots] if self.config.amsgrad else [],
             [slot["step"] for slot in slots],
-            foreach=True, amsgrad=self.config.amsgrad, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay,
-            eps=1e-8, maximize=False,
+        )
+        if self.fused:
+            torch._foreach_add_(state[-1], 1.0)
+            torch._fused_adamw_(
+                *state, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=self.config.eps,
+                amsgrad=self.config.amsgrad, maximize=False,
+            )  # fmt: skip
+            return
+        adamw(
+            *state, foreach=True, amsgrad=self.config.amsgrad, beta1=beta1, beta2=beta2, lr=lr,
+            weight_decay=weight_decay, eps=self.config.eps, maximize=False,
         )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:
@@ -178,7 +266,7 @@ class AdamW:
         _check_state(state, {"step", *self.kept}, "adamw")
         for full, value in state.items():
             key, _, name = full.partition(".")
-            device = "cpu" if key == "step" else self.parameters[name].device
+            device = "cpu" if key == "step" and not self.fused else self.parameters[name].device
             self.slots.setdefault(name, {})[key] = local(value.to(device))
 
 

@@ -2,14 +2,16 @@
 
 Every rank holds a part of the global batch. The local loss is the sum over local examples divided by the global
 batch, so the sum over ranks is the gradient of the global mean for any number of workers and any split.
+A step launches work and reads nothing back: its numbers stay on the device (see `readback.py`).
 """
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from polyvit.config import AudiovisualTask, RunConfig
 from polyvit.data.loading import Minibatch, blank_arrays, part_of, tensors
 from polyvit.distributed import (
+    Buckets,
     Communicator,
     Reducer,
     SingleProcess,
@@ -25,39 +28,141 @@ from polyvit.distributed import (
     is_sharded,
     is_split,
     local,
+    reduce_at_once,
     summed,
+    units_with,
 )
-from polyvit.model import MultiTaskModel, device_of, normalise
+from polyvit.model import MultiTaskModel, autocast, device_of, full_precision, normalise, upload
 from polyvit.model.avbert import synced
-from polyvit.objectives import MEASURES, measured, mixup, neighbours, pretrain, task_losses
+from polyvit.objectives import MEASURES, mixup, neighbours, pretrain, task_losses
 from polyvit.schedule import mixes, rank_slice
-from polyvit.training.optim import Optimiser, clip_, global_norm, scale_to_
+from polyvit.training.optim import clip_, global_norm, scale_to_
+from polyvit.training.readback import StepNumbers, StepResult
 
-__all__ = ["Communicator", "SingleProcess", "StepResult", "local_loss", "mixup_weight", "train_step"]
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
+__all__ = ["Communicator", "SingleProcess", "StepResult", "TrainStep", "local_loss", "mixup_weight", "train_step"]
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What a step did, over all ranks.
+class Reached:
+    """What the tasks of a step reach, worked out once: their parameters, and how gradients travel.
 
-    losses: mean loss of each minibatch. grad_norm: of the reduced gradient, before it is clipped.
-    bad: planned examples of each minibatch that could not be decoded. flag: the sum of what the ranks gave as
-    `flag`. examples: that went through the model. reduced_bytes: what this rank gave to be summed by all-reduce.
-    measures: of each contrastive minibatch, by task (`polyvit.objectives.MEASURES`).
+    units: modules that ranks hold parts of. split: whether any of the parameters is divided so.
     """
 
-    losses: tuple[float, ...]
-    grad_norm: float
-    bad: tuple[int, ...]
-    flag: float = 0.0
-    examples: int = 0
-    reduced_bytes: int = 0
-    measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    parameters: list[nn.Parameter]
+    buckets: Buckets
+    units: "list[FSDPModule]"
+    split: bool
+
+    def gradients(self) -> list[Tensor]:
+        """This rank's part of each gradient that there is."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        return [local(g) for g in gradients] if self.split else gradients
+
+
+class Updates(Protocol):
+    """What a step needs of an optimiser."""
+
+    def step(self, lr: float) -> None:
+        """One update of the parameters from their gradients."""
+
+
+Passes = Sequence[tuple[int, Minibatch]]
+"""The passes of a step: which minibatch, and the part of it."""
+
+
+class TrainStep:
+    """The optimiser step of a run.
+
+    Build it when model and optimiser are on the device, divided and frozen as the run has them: what a task
+    reaches is worked out at its first step and kept. microbatches: most examples of one pass, by task (see
+    `microbatch.py`); else `train.microbatch`; else the whole part of the rank.
+    """
+
+    def __init__(
+        self, model: MultiTaskModel, optimiser: Updates, config: RunConfig, world: Communicator,
+        microbatches: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.optimiser, self.config, self.world = model, optimiser, config, world
+        self.microbatches, self.device = microbatches, device_of(model)
+        self._parameters = list(model.parameters())
+        self._reached: dict[tuple[str, ...], Reached] = {}
+
+    def start(self, minibatches: Sequence[Minibatch], lr: float, flag: float = 0.0) -> StepNumbers:
+        """Forward and backward of each minibatch in its microbatches, one reduction, clip, one update.
+
+        Gradients of parameters that no minibatch's task reaches stay None: they are neither reduced nor (unless
+        `optim.inactive_params` says so) updated. `flag` is summed over ranks with the gradients: so a rank tells
+        the others something at no cost. On a GPU this returns while the device works.
+        """
+        config, reached = self.config, self.reached(tuple(minibatch.task for minibatch in minibatches))
+        extra = _counts(minibatches, flag, config, self.device)
+        for parameter in self._parameters:
+            parameter.grad = None
+        passes = [
+            (i, part)
+            for i, minibatch in enumerate(minibatches)
+            for part in parts(
+                minibatch, most_examples(minibatch.task, config, self.microbatches), config, self.world.size
+            )
+        ]
+        with autocast(self.device, config.train.precision):  # around all passes: parameters are cast once
+            run = self._divided if is_sharded(self.model) else self._whole
+            moved = run(passes, minibatches, reached, extra)
+        norm = _clip(reached, config, self.world)
+        self.optimiser.step(lr)
+        average_buffers(self.model, self.world)
+        values = torch.cat([extra, norm.reshape(1)])
+        return StepNumbers(values, tuple(minibatch.task for minibatch in minibatches), moved)
+
+    def reached(self, tasks: tuple[str, ...]) -> Reached:
+        """What these tasks reach together, in the model's order for each; the last one's backward pass is last."""
+        if tasks not in self._reached:
+            named: dict[str, nn.Parameter] = {}
+            for task in tasks:
+                named |= self.model.touched(task)
+            parameters = list(named.values())
+            buckets = Buckets(parameters, self.model.touched(tasks[-1]).values())
+            units = units_with(self.model, parameters) if is_sharded(self.model) else []
+            self._reached[tasks] = Reached(parameters, buckets, units, any(is_split(p) for p in parameters))
+        return self._reached[tasks]
+
+    def _divided(self, passes: Passes, minibatches: Sequence[Minibatch], reached: Reached, extra: Tensor) -> int:
+        """Passes of a model that is divided among ranks; it sums gradients itself, at a minibatch's last pass."""
+        for n, (i, part) in enumerate(passes):
+            units = self.reached((part.task,)).units
+            reduce_at_once(units, n == len(passes) - 1 or passes[n + 1][0] != i)
+            outcome = run_pass(self.model, part, self.config, self.device, self.world)
+            _count_pass(extra, i, len(minibatches), *outcome)
+        self.world.sum_(extra)
+        return extra.numel() * extra.element_size()
+
+    def _whole(self, passes: Passes, minibatches: Sequence[Minibatch], reached: Reached, extra: Tensor) -> int:
+        """Passes of a model that every rank has whole. Returns the bytes that this rank gave to be summed."""
+        config, reducer = self.config, Reducer(reached.buckets, extra, self.world)
+        clip_first = config.optim.clip_order == "reference" and config.optim.clip_norm is not None
+        for n, (i, part) in enumerate(passes):
+            overlap = n == len(passes) - 1 and not clip_first
+            with reducer.overlapping() if overlap else nullcontext():
+                if is_contrastive(config, part.task):  # ranks exchange embeddings: each must take part
+                    outcome = run_pass(self.model, part, config, self.device, self.world)
+                    _count_pass(extra, i, len(minibatches), *outcome)
+                elif part.rows:
+                    loss = local_loss(self.model, part, config, self.device)
+                    _backward(loss, config, self.device)
+                    extra[i] += loss.detach()
+        if clip_first:
+            _clip_before_reduction(reached.gradients(), minibatches, config)
+        reducer.finish()
+        return reducer.bytes
 
 
 def train_step(
     model: MultiTaskModel,
-    optimiser: Optimiser,
+    optimiser: Updates,
     minibatches: Sequence[Minibatch],
     lr: float,
     config: RunConfig,
@@ -65,55 +170,9 @@ def train_step(
     flag: float = 0.0,
     microbatches: Mapping[str, int] | None = None,
 ) -> StepResult:
-    """Forward and backward of each minibatch in its microbatches, one reduction, clip, one update.
-
-    Gradients of parameters that no minibatch's task reaches stay None: they are neither reduced nor (unless
-    `optim.inactive_params` says so) updated. `flag` is summed over ranks with the gradients: so a rank tells the
-    others something at no cost. `microbatches`: most examples of one pass, by task (see `microbatch.py`); else
-    `train.microbatch`; else the whole part of the rank.
-    """
-    device, count = device_of(model), len(minibatches)
-    touched: dict[str, nn.Parameter] = {}
-    for minibatch in minibatches:
-        touched |= model.touched(minibatch.task)
-    parameters = list(touched.values())
-    extra = _counts(minibatches, flag, config, device)
-    model.zero_grad(set_to_none=True)
-    passes = [
-        (i, part)
-        for i, minibatch in enumerate(minibatches)
-        for part in parts(minibatch, most_examples(minibatch.task, config, microbatches), config, world.size)
-    ]
-    if is_sharded(model):
-        for i, part in passes:
-            _count_pass(extra, i, count, *_whole_pass(model, part, config, device, world))
-        world.sum_(extra)
-        moved = extra.numel() * extra.element_size()
-    else:
-        reducer = Reducer(parameters, set(model.touched(minibatches[-1].task).values()), extra, world)
-        clip_first = config.optim.clip_order == "reference" and config.optim.clip_norm is not None
-        for n, (i, part) in enumerate(passes):
-            overlap = n == len(passes) - 1 and not clip_first
-            with reducer.overlapping() if overlap else nullcontext():
-                if is_contrastive(config, part.task):  # ranks exchange embeddings: each must take part
-                    _count_pass(extra, i, count, *_whole_pass(model, part, config, device, world))
-                elif part.rows:
-                    loss = local_loss(model, part, config, device)
-                    loss.backward()
-                    extra[i] += loss.detach()
-        if clip_first:
-            _clip_before_reduction(parameters, minibatches, config)
-        reducer.finish()
-        moved = reducer.bytes
-    norm = _clip(parameters, config, world)
-    optimiser.step(lr)
-    average_buffers(model, world)
-    values = extra.tolist()
-    bad = tuple(int(n) for n in values[count : 2 * count])
-    return StepResult(
-        tuple(values[:count]), float(norm), bad, flag=values[-1], examples=int(values[-2]), reduced_bytes=moved,
-        measures=_measures(minibatches, extra),
-    )  # fmt: skip
+    """One `TrainStep`, and its numbers at once: waits for the device."""
+    numbers = TrainStep(model, optimiser, config, world, microbatches).start(minibatches, lr, flag)
+    return numbers.result(numbers.values.tolist())
 
 
 def is_contrastive(config: RunConfig, task: str) -> bool:
@@ -128,16 +187,7 @@ def _counts(minibatches: Sequence[Minibatch], flag: float, config: RunConfig, de
     examples = float(sum(minibatch.rows for minibatch in minibatches))
     any_contrastive = any(is_contrastive(config, minibatch.task) for minibatch in minibatches)
     tables = [0.0] * (2 * len(MEASURES) * len(minibatches) if any_contrastive else 0)
-    return torch.tensor([*(0.0 for _ in bad), *bad, *tables, examples, flag], device=device)
-
-
-def _measures(minibatches: Sequence[Minibatch], extra: Tensor) -> dict[str, dict[str, float]]:
-    """Means of what was measured, by task, from the sums over ranks."""
-    tables = extra[2 * len(minibatches) : -2]
-    if not len(tables):
-        return {}
-    each = zip(minibatches, tables.view(len(minibatches), 2, -1), strict=True)
-    return {minibatch.task: measured(table) for minibatch, table in each if table.any()}
+    return upload(torch.tensor([*(0.0 for _ in bad), *bad, *tables, examples, flag]), device)
 
 
 def _count_pass(extra: Tensor, i: int, count: int, loss: Tensor, table: Tensor | None) -> None:
@@ -147,11 +197,16 @@ def _count_pass(extra: Tensor, i: int, count: int, loss: Tensor, table: Tensor |
         extra[2 * count : -2].view(count, 2, -1)[i] += table
 
 
-def _clip(parameters: Sequence[nn.Parameter], config: RunConfig, world: Communicator) -> Tensor:
+def _backward(loss: Tensor, config: RunConfig, device: torch.device) -> None:
+    with full_precision(device, config.train.precision):
+        loss.backward()
+
+
+def _clip(reached: Reached, config: RunConfig, world: Communicator) -> Tensor:
     """Scale the reduced gradients to `optim.clip_norm`; returns their norm before."""
-    gradients = [local(p.grad) for p in parameters if p.grad is not None]
+    gradients = reached.gradients()
     norm = global_norm(gradients)
-    if any(is_split(p) for p in parameters):
+    if reached.split:
         square = norm.square()
         world.sum_(square)
         norm = square.sqrt()
@@ -160,7 +215,7 @@ def _clip(parameters: Sequence[nn.Parameter], config: RunConfig, world: Communic
     return norm
 
 
-def _whole_pass(
+def run_pass(
     model: MultiTaskModel, part: Minibatch, config: RunConfig, device: torch.device, world: Communicator
 ) -> tuple[Tensor, Tensor | None]:
     """A pass, forward and backward, in which ranks wait for each other: FSDP gathers and sums on the way, and a
@@ -179,7 +234,7 @@ def _whole_pass(
             loss, table = contrastive_pass(model, part, config, device, world)
         else:
             loss = local_loss(model, part, config, device)
-        (loss * (0.0 if blank else 1.0)).backward()
+        _backward(loss * (0.0 if blank else 1.0), config, device)
     model.train()
     return loss.detach() * (0.0 if blank else 1.0), None if blank else table
 
@@ -201,7 +256,7 @@ def contrastive_pass(
     place = minibatch.first_slot, minibatch.global_batch
     return pretrain(
         model, inputs, task, minibatch.task, place, _seed(config.seed, minibatch.step, minibatch.task, "pairs"),
-        world, _dropout(model, minibatch, config, minibatch.rows, device), config.train.precision == "bfloat16",
+        world, _dropout(model, minibatch, config, minibatch.rows, device), config.train.precision,
     )  # fmt: skip
 
 
@@ -241,11 +296,11 @@ def local_loss(model: MultiTaskModel, minibatch: Minibatch, config: RunConfig, d
     inputs, labels = {name: normalise(array) for name, array in arrays.items()}, labels.float()
     if mixes(task):
         weight = mixup_weight(task.mixup, config.seed, minibatch.step, minibatch.task)
-        partner = neighbours(len(labels)).to(device)
+        partner = neighbours(len(labels), device)
         inputs = {name: mixup(values, partner, weight) for name, values in inputs.items()}
         labels = mixup(labels, partner, weight)
     keep = _dropout(model, minibatch, config, len(labels), device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+    with autocast(device, config.train.precision):
         logits = model(inputs, minibatch.task, keep)
     losses = task_losses(logits, labels, task)
     return losses.sum() / minibatch.global_batch
@@ -258,19 +313,16 @@ def _dropout(
     generator = torch.Generator().manual_seed(_seed(config.seed, minibatch.step, minibatch.task, "drop"))
     keep = model.draw_keep(config.tasks[minibatch.task].drop_path, minibatch.global_batch, generator)
     first = minibatch.first_slot
-    return None if keep is None else keep[..., first : first + rows].to(device)
+    return None if keep is None else upload(keep[..., first : first + rows], device)
 
 
-def _clip_before_reduction(
-    parameters: Sequence[nn.Parameter], minibatches: Sequence[Minibatch], config: RunConfig
-) -> None:
+def _clip_before_reduction(gradients: list[Tensor], minibatches: Sequence[Minibatch], config: RunConfig) -> None:
     """The release clips video and audio gradients per device, before the mean over devices."""
     minibatch = minibatches[0]
     rows = minibatch.rows
     if not config.tasks[minibatch.task].reference_clips_locally or not rows:
         return
     share = rows / minibatch.global_batch
-    gradients = [p.grad for p in parameters if p.grad is not None]
     assert config.optim.clip_norm is not None
     clip_(gradients, config.optim.clip_norm * share)  # the local gradient is already scaled by its share
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import polyvit.distributed.reducer
 from polyvit.config import RunConfig
-from polyvit.distributed import Reducer
+from polyvit.distributed import Buckets, Reducer
 from polyvit.distributed.communicator import Done
 from polyvit.training.step import StepResult, train_step
 
@@ -99,7 +99,7 @@ def test_every_rank_sends_the_same_buckets_in_the_same_order(keys: tuple[str, ..
 def test_accumulating_sends_the_other_tasks_first_and_each_gradient_once() -> None:
     parameters = [nn.Parameter(torch.ones(3) * i) for i in range(4)]
     late, world, extra = parameters[1:3], Recorded(), torch.tensor([5.0])
-    reducer = Reducer(parameters, late, extra, world)
+    reducer = Reducer(Buckets(parameters, late), extra, world)
     for i in (0, 1):
         parameters[i].grad = torch.full((3,), float(10 * i + 1))
     with reducer.overlapping():

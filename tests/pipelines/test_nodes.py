@@ -92,7 +92,8 @@ def test_too_little_on_the_nodes_that_carry_the_labels() -> None:
         "CPU: needs 2, the cluster has 1 with train.worker_node_labels={pool: train}"
     )
     assert problem([node(9, pool="cpu"), node(9, 1, pool="train")], True, train_workers=2, **labels) == (
-        "GPU: needs 2, the cluster has 1 with train.worker_node_labels={pool: train}"
+        "GPU: needs 2, the cluster has 1 with train.worker_node_labels={pool: train}; "
+        "or set train.use_gpu=false to train on CPUs"
     )
     split = problem([node(3), node(3)], train_workers=2, train_cpus_per_worker=2, data_decode_cpus=2)
     assert split.startswith("data.decode_cpus=2: the train workers may fill every node;")

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from small import fresh, small_config
 from torch import Tensor, nn
 
 from polyvit.config import OptimConfig
@@ -261,3 +262,75 @@ def test_parts_have_learning_rates_of_their_own(kind: str) -> None:
 def test_linear_decay() -> None:
     factors = [lr_factor(step, 10, 2, "linear") for step in range(1, 11)]
     assert factors == pytest.approx([0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OptimConfig(weight_decay=0.1),
+        OptimConfig(momentum=0.0, inactive_params="momentum", lr_coefs={"b": 3.0}),
+        OptimConfig(kind="adamw", lr=0.01, weight_decay=0.3, lr_coefs={"b": 3.0}, eps=1e-6),
+        OptimConfig(kind="adamw", lr=0.01, amsgrad=True),
+    ],
+    ids=["sgd", "sgd moved on", "adamw", "amsgrad"],
+)
+def test_the_fused_kernels_of_a_gpu_do_the_same(config: OptimConfig) -> None:
+    """torch has them for CPUs too. Equal but for rounding, and either form goes on from the other's state."""
+    plain, fused = parameters(), parameters()
+    one, other = build_optimiser(plain, config), build_optimiser(fused, config)
+    assert not one.fused  # that is for GPUs
+    other.fused = True
+    for step in range(1, 12):
+        give_gradients(step, plain, fused)
+        if step % 3 == 0:  # not reached
+            plain["v"].grad = fused["v"].grad = None
+        one.step(0.1 / step)
+        other.step(0.1 / step)
+        if step == 6:
+            swapped = [{name: t.clone() for name, t in optimiser.state().items()} for optimiser in (one, other)]
+            one.load_state(swapped[1])
+            other.load_state(swapped[0])
+    assert one.state().keys() == other.state().keys()
+    for name in plain:
+        torch.testing.assert_close(plain[name], fused[name], rtol=1e-6, atol=1e-7)
+    for name, tensor in one.state().items():
+        torch.testing.assert_close(tensor, other.state()[name], rtol=1e-6, atol=1e-7)
+
+
+def test_adamw_spares_what_timm_spares() -> None:
+    """Without gradients to speak of, what decays shrinks: matrices, and no bias, norm, class token or position."""
+    model = fresh(small_config())[0]
+    named = dict(model.named_parameters())
+
+    def shrunk(**keys: object) -> set[str]:
+        with torch.no_grad():
+            for p in named.values():
+                p.fill_(1.0)
+                p.grad = torch.zeros_like(p)
+        config = OptimConfig.model_validate({"kind": "adamw", "weight_decay": 0.5, **keys})
+        build_optimiser(named, config).step(0.1)
+        return {name for name, p in named.items() if float(p.detach().flatten()[0]) < 1}
+
+    spared = {n for n, p in named.items() if p.ndim < 2 or n.endswith(("cls_token", "pos_embed"))}
+    assert {"tokenizers.image.cls_token", "tokenizers.audio.pos_embed", "shared.norm.weight"} <= spared
+    assert shrunk() == named.keys() - spared
+    assert shrunk(no_weight_decay=[]) == named.keys()
+    heads = {n for n in named if n.startswith("heads.")}
+    assert shrunk(no_weight_decay=["heads", "shared.norm"]) == named.keys() - heads - {
+        "shared.norm.weight", "shared.norm.bias",
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"no_weight_decay: the model has no part 'head'"):
+        shrunk(no_weight_decay=["head"])
+
+
+def test_eps_is_a_setting() -> None:
+    p = nn.Parameter(torch.zeros(2, 2))
+    p.grad = torch.full((2, 2), 1e-3)
+    build_optimiser({"p": p}, OptimConfig(kind="adamw", eps=1e-3)).step(1.0)
+    assert p.detach().flatten().tolist() == pytest.approx([-0.5] * 4)  # m / (sqrt(v) + eps) = 1e-3 / 2e-3
+
+
+@pytest.mark.parametrize("keys", ["optim.momentum=1", "optim.betas=[0.9,1]", "optim.betas=[1.0,0.9]"])
+def test_a_mean_that_never_learns_is_refused(keys: str) -> None:
+    with pytest.raises(UserError, match="less than 1"):
+        small_config(keys)

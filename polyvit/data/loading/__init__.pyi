@@ -4,6 +4,7 @@ from .chunks import decode_chunk as decode_chunk
 from .chunks import whole_minibatches as whole_minibatches
 from .device_prefetch import as_tensor as as_tensor
 from .device_prefetch import on_device as on_device
+from .device_prefetch import on_host as on_host
 from .device_prefetch import part_of as part_of
 from .device_prefetch import tensors as tensors
 from .example import Arrays as Arrays
@@ -28,5 +29,6 @@ from .reader import load_for_decoding as load_for_decoding
 from .reader import load_many as load_many
 from .requests import EVAL_BATCH as EVAL_BATCH
 from .requests import Requests as Requests
+from .requests import eval_rows as eval_rows
 from .requests import evaluation_requests as evaluation_requests
 from .requests import split_requests as split_requests

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from polyvit.data.loading.minibatch import Minibatch
 from polyvit.data.loading.prefetch import PrefetchIterator
+from polyvit.model import upload
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,15 @@ def tensors(minibatch: Minibatch, device: torch.device) -> tuple[dict[str, Tenso
     """inputs[name] [B, ...] and labels [B, K] on `device`, as the feed brought them; not to be written to."""
     if isinstance(minibatch, DeviceMinibatch):
         return minibatch.device_inputs, minibatch.device_labels
-    inputs = {name: as_tensor(array).to(device) for name, array in minibatch.inputs.items()}
-    return inputs, as_tensor(minibatch.labels).to(device)
+    inputs = {name: upload(as_tensor(array), device) for name, array in minibatch.inputs.items()}
+    return inputs, upload(as_tensor(minibatch.labels), device)
+
+
+def on_host(minibatch: Minibatch) -> Minibatch:
+    """The minibatch without its copies on the device, whose memory is then free for others."""
+    if not isinstance(minibatch, DeviceMinibatch):
+        return minibatch
+    return Minibatch(**{name: getattr(minibatch, name) for name in Minibatch.__dataclass_fields__})
 
 
 def part_of(minibatch: Minibatch, start: int, stop: int) -> Minibatch:

@@ -79,13 +79,18 @@ def evaluation_requests(
     ]
 
 
+def eval_rows(task: TaskConfig) -> int:
+    """Views of a full evaluation minibatch: as many whole examples as EVAL_BATCH holds, at least one."""
+    return max(1, EVAL_BATCH // task.eval_views) * task.eval_views
+
+
 def split_requests(
     tasks: Mapping[str, TaskConfig], splits: Mapping[str, Sequence[Example]], rank: int, world_size: int
 ) -> list[Request]:
     """`evaluation_requests` of a split of every task, in minibatches of at most EVAL_BATCH views."""
     requests: list[Request] = []
     for name, examples in splits.items():
-        most = max(1, EVAL_BATCH // tasks[name].eval_views)
+        most = eval_rows(tasks[name]) // tasks[name].eval_views
         batch = min(most, max(1, -(-len(examples) // world_size)))
         requests += evaluation_requests(name, examples, batch, rank, world_size)
     return requests

@@ -248,10 +248,10 @@ class AVBert(MultiTaskModel):
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """torch.compile every residual block and layer."""
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
         for module in self.modules():
             if isinstance(module, Bottleneck | PostNormLayer):
-                module.forward = torch.compile(module.forward, backend=backend)  # type: ignore[method-assign]
+                module.forward = torch.compile(module.forward, dynamic=False, backend=backend)  # type: ignore[method-assign]
         self.compiled = True
 
     def sharding_units(self) -> list[nn.Module]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyvit.config import AVBertConfig, ContrastiveConfig
+from polyvit.model.devices import upload
 
 STREAMS = ("visual", "audio", "multimodal_visual", "multimodal_audio")
 """What predicts masked clips: each transformer, the multimodal one for either modality."""
@@ -42,7 +43,7 @@ class Draws(NamedTuple):
 
     def to(self, device: torch.device) -> "Draws":
         """On a device."""
-        masked, sound_of, moment = (x.to(device) for x in self[:3])
+        masked, sound_of, moment = (upload(x, device) for x in self[:3])
         return self._replace(masked=masked, sound_of=sound_of, moment=moment)
 
 

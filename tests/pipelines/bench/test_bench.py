@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.bench import kit, main, step
+from pipelines.bench import gpu, kit, main, step
 from pipelines.bench.step_peers import PEERS, Case, contender, installed
-from polyvit.config import ModelConfig
+from polyvit.config import ModelConfig, load_config
 from polyvit.model.flops import forward_flops, peak_flops, training_flops
 
 
@@ -43,6 +43,46 @@ def test_cotrain(tmp_path: Path) -> None:
     assert len(document["counts"]) == 9
     assert document["within_limit"] == (document["ratio"] <= 1.03)
     assert document["ratio"] == pytest.approx(document["cotraining_ms"] / document["task_by_task_ms"])
+
+
+TINY = ("model.width=16", "model.num_heads=2", "model.mlp_dim=32", "model.depth=2")
+
+
+def test_gpu_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole script, with a tiny model and peers of its size."""
+    monkeypatch.setattr(gpu.step, "MANY", 2)
+    file = tmp_path / "gpu.json"
+    batches = [f"tasks.{t}.batch=4" for t in load_config("tiny-nine", [], []).tasks]
+    assert main.main(["gpu", "tiny-nine", *TINY, *batches, "--seconds", "200", "--json", str(file)]) == 0
+    document = json.loads(file.read_text())
+    assert document["left_out"] == []
+    assert list(document["seconds"]) == ["host", "tasks", "mix", "attention", "peers"]
+    for modality in ("image", "video", "audio"):
+        host = document["host"][modality]
+        assert host["host_ms"] > 0
+        assert host["operations"] > host["detach"] > 0
+        if document["precision"] == "float32" and document["machine"]["device"] == "cpu":
+            assert host["casts"] <= 4
+        assert document["attention"][modality]["ms"]["math"] > 0
+    assert {row["modality"] for row in document["tasks"].values()} == {"image", "video", "audio"}
+    for row in document["tasks"].values():
+        assert row["step_ms"] > 0
+        assert 0 < row["mfu"] < 1
+        assert row["flops"] > 0
+    mix = document["mix"]
+    assert sum(mix["counts"].values()) == mix["steps"] == 60
+    assert len(mix["counts"]) > 3
+    assert mix["recompilations"] == 0
+    assert [table["modality"] for table in document["peers"]] == ["image", "video", "audio"]
+    assert "absolute numbers may be quoted" in capsys.readouterr().out
+
+
+def test_gpu_names_what_it_had_no_time_for(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    assert main.main(["gpu", "tiny-nine", *TINY, "--seconds", "1e-9", "--json", str(file)]) == 0
+    document = json.loads(file.read_text())
+    assert document["left_out"] == ["host", "tasks", "mix", "attention", "peers"]
+    assert main.main(["gpu", "tiny-nine", "--seconds", "0"]) == 2
 
 
 @pytest.mark.parametrize(
