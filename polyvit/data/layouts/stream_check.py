@@ -15,14 +15,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from polyvit.config import TaskConfig
+from polyvit.config import NO_STREAM, TaskConfig
 from polyvit.data.index import Example, Examples, Problem, Scan
 from polyvit.data.layouts.scanning import Spread, spread_over
 from polyvit.errors import BadMedia
 from polyvit.storage import Root, StoreUnavailable
 
 logger = logging.getLogger(__name__)
-WORDS = {"audio": "no sound track", "visual": "no pictures"}
 MANY = 4096
 """Headers that take a machine some seconds."""
 _CHECKED = ("file", "tar")
@@ -46,7 +45,7 @@ def with_streams(scan: Scan, task: TaskConfig, root: Root, name: str, spread: Sp
         return scan
     rows = [row for row, place in enumerate(places) if place not in reasons]
     problems = [
-        Problem("stream" if reason in WORDS.values() else "broken", _where(place), reason)
+        Problem("stream" if reason in NO_STREAM.values() else "broken", _where(place), reason)
         for place, reason in reasons.items()
     ]
     counts = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons.values()).most_common(3))
@@ -83,7 +82,7 @@ def _missing(root: Root, needed: frozenset[str], place: _Place) -> str:
         return error.reason
     if away:
         raise away
-    return next((WORDS[stream] for stream in sorted(needed) if stream not in held), "")
+    return next((NO_STREAM[stream] for stream in sorted(needed) if stream not in held), "")
 
 
 class _Window(io.RawIOBase):
