@@ -70,11 +70,8 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         check_readable(config)
         held = _held_out(config, name, arguments.data.expanduser().absolute(), names)
     step = document["global_step"]
-    out = _described(
-        arguments.out,
-        "task.json",
-        description(config, name, pad_names(names, config.tasks[name].num_classes), step),
-    )
+    classes = pad_names(names, config.tasks[name].num_classes)
+    out = _described(arguments.out, "task.json", description(config, name, classes, step))
     rows, runs = export_module(task_model(model, config, name), name, out, arguments.int8)
     if held is not None:
         console.print("measuring on data ...")
@@ -205,7 +202,7 @@ def print_results(document: dict[str, Any], name: str) -> None:
         table.add_row(*cells)
     console.print(table)
     console.print(
-        "ms: median of a call on one thread of this machine's CPU; difference: of the output on noise, to the model's"
+        "ms: median of a call on one thread of this machine's CPU; difference: of outputs on noise, to the model's"
     )
 
 

@@ -1,7 +1,7 @@
 """The visual or the audio CNN cut out of an AVBert: one clip in, its features out. It needs no task and no head.
 
-In: `clips`, uint8 RGB [B, T, H, W, 3], or `spectrograms`, float32 log-mel [B, time, mel]: of each clip on its own, so
-that B is clips. Out: features [B, C], the last map's mean; C is 2048 or 1024 at the published width.
+In: `clips`, uint8 RGB [B, T, H, W, 3], or `spectrograms`, float32 log-mel [B, time, mel]; B counts clips, each on
+its own. Out: features [B, C], the last map's mean; C is 2048 or 1024 at the published width.
 Legend: B batch, T frames, H W, C channels.
 """
 

@@ -168,7 +168,7 @@ def torch_runner(module: nn.Module) -> Runner:
 
 
 def export_onnx(module: Exportable, path: Path) -> Runner:
-    """An .onnx file: inputs as `example_inputs`, one output, `logits` or `features`. Returns what runs it in ONNX Runtime.
+    """An .onnx file: inputs as `example_inputs`, one output, `logits` or `features`. Returns what runs it.
 
     Raises UserError where the packages of the extra `export` are not installed.
     """

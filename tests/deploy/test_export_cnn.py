@@ -1,4 +1,4 @@
-"""The visual or audio CNN of an AVBert alone: the same features for the clips of a real file, also without polyvit."""
+"""The visual or audio CNN of an AVBert alone: the same features for a real file, also without polyvit."""
 
 import json
 import subprocess
@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clips(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Part, tuple[np.ndarray, np.ndarray]]:
-    """By part: media of the clips of a real video, [B, ...], and what the whole model's CNN makes of them, [B, C]."""
+    """By part: the clips of a real video, [B, ...], and what the whole model's CNN makes of them, [B, C]."""
     model, config, _ = load_trained(checkpoint)
     assert isinstance(model, AVBert)
     video = sequence_media(tmp_path_factory.mktemp("media"))["video"]
@@ -93,7 +93,7 @@ def test_its_files_answer_where_polyvit_is_not(checkpoint: Path, part: Part, cli
 
 
 def test_what_is_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="only a model.kind=avbert has CNNs; give --task NAME"):
+    with pytest.raises(UserError, match=r"only a model.kind=avbert has CNNs; give --task NAME"):
         cnn_alone(trained(tmp_path)[1], "visual_cnn")
     out = ["--out", str(tmp_path / "out")]
     for given, said in [
