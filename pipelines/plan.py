@@ -243,7 +243,7 @@ def print_worker_needs(document: Mapping[str, Any]) -> None:
             console.print(
                 f"{name}: {cost['exchange_bytes'] / 1e6:,.0f} of its {_network(cost) / 1e6:,.0f} MB/step are "
                 f"embeddings of all workers' clips and batch norm's statistics, in {cost['exchange_sums']} sums "
-                f"that nothing hides: {cost['exchange_s'] * 1e3:.2f} ms; masks, pairs, negatives are drawn, not sent"
+                f"that nothing hides: {cost['exchange_s'] * 1e3:.2f} ms; masks and negatives are drawn, not sent"
             )
     console.print(
         f"CPU cores per GPU needed to decode: {document['cores_peak']:.1f} so that no step ever waits, "
