@@ -142,8 +142,10 @@ def _missing_in_group(needed: frozenset[str], count: int, media: pa.ChunkedArray
     for value in media:
         cell = value.as_py()
         content = cell.get("bytes") if isinstance(cell, dict) else cell
-        has_bytes = isinstance(content, bytes)
-        yield _lacks(needed, partial(io.BytesIO, content)) if has_bytes else "row holds no bytes"
+        if isinstance(content, bytes):
+            yield _lacks(needed, partial(io.BytesIO, content))
+        else:
+            yield "row holds no bytes"
 
 
 class _Window(io.RawIOBase):
