@@ -88,8 +88,8 @@ def _start(config: RunConfig, folder: Path, baselines: Sequence[Path]) -> tuple[
 
 
 def _index_other_data(config: RunConfig) -> None:
-    """Scan what trials read that the config itself does not, such as other folds: the cache of indexes keeps it, and
-    a mistake shows before any trial. Raises UserError."""
+    """Scan what trials read that the config does not, such as other folds: the cache of indexes keeps it, and a
+    mistake shows before any trial. Raises UserError."""
     base = config.model_dump(mode="json")
     for key, values in config.sweep.space.items():
         for value in [] if isinstance(values, Range) else values:
