@@ -278,6 +278,24 @@ def test_ucf101_names_bad_rows_and_finds_other_extensions(tmp_path: Path) -> Non
     assert reasons(found) == {"label": 2, "broken": 1, "missing": 1}
 
 
+@pytest.mark.parametrize("each", ["video", "action"])
+def test_rows_of_charades_that_are_left_out_are_named(tmp_path: Path, each: str) -> None:
+    """A wrong action costs its row, for the other labels alone would be a wrong set; an id counts once."""
+    lines = ["id,actions", "A,c000 0 1", "A,c001 0 1;c002 0 1", "B,", "C,c000 0 1;c999 0 1", "D,c000 0 1;c1"]
+    test = "id,actions\nE,c001 0 1\n"
+    lists = {"Charades_v1_train.csv": "\n".join(lines) + "\n", "Charades_v1_test.csv": test}
+    write(tmp_path, {**lists, **{f"videos/{name}.mp4": SILENT for name in "ABCDE"}})
+    found = scan(task("charades", 157, "video", loss="sigmoid", options={"each": each}), tmp_path)
+    labels = {example.key.partition("/")[0]: example.labels for example in found.examples}
+    assert labels == {"A": (0,), "E": (1,), **({"B": ()} if each == "video" else {})}
+    assert len(found.examples) == len(labels)
+    assert [(problem.kind, problem.where, problem.reason) for problem in found.problems] == [
+        ("duplicate", "Charades_v1_train.csv:3", "id 'A' occurs again; the first row is kept"),
+        ("label", "Charades_v1_train.csv:5", "action 'c999 0 1' is of no class: there are 157, from c000 on"),
+        ("label", "Charades_v1_train.csv:6", "malformed action 'c1'; expected such as 'c092 11.90 21.20'"),
+    ]
+
+
 def test_bad_rows_of_esc50_and_charades(tmp_path: Path) -> None:
     lines = "a.wav,1,0,dog\nb.wav,2,1,cat\nc.wav,2,0,cat\nd.wav,x,0,dog\n../e.wav,2,0,dog\n"
     write(tmp_path, {"meta/esc50.csv": ESC + lines, "audio/a.wav": "x", "audio/b.wav": "x", "audio/c.wav": "x"})
