@@ -1,12 +1,16 @@
-"""One task of a trained model as files for other runtimes, with their size, latency and agreement.
+"""One task of a trained model, or one CNN of it, as files for other runtimes: their size, latency and agreement.
 
     polyvit export MODEL --task NAME --out DIR [--int8] [--data ROOT] [--json FILE]
+    polyvit export MODEL --part visual_cnn|audio_cnn --out DIR [--json FILE]
     python -m pipelines.export ...
 
 DIR gets NAME.pt2 (torch.export), NAME.onnx, with --int8 NAME.int8.onnx, and task.json: input, output, classes, how
 media become the input. An ONNX file whose logits differ from the model's by more than 1e-4 is deleted and refused.
 --data measures each file on the task's evaluation split of ROOT/NAME (as data.root), in this process. MODEL is a
 checkpoint's folder, a run's, or `models:/name@alias`.
+
+--part takes a CNN of an AVBert alone, pre-trained or fine-tuned: one clip in, its features out. DIR gets PART.pt2,
+PART.onnx and part.json.
 """
 
 import argparse
@@ -32,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit export`."""
     parser = command_line.parser("export", "Cut one task out of a trained model: torch.export, ONNX, int8.")
     parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
-    parser.add_argument("--task", required=True, metavar="NAME", help="the task whose head is taken")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--task", metavar="NAME", help="the task whose head is taken")
+    what.add_argument("--part", choices=("visual_cnn", "audio_cnn"), help="one CNN of an AVBert, without any head")
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the files")
     parser.add_argument("--int8", action="store_true", help="a third file, with weights quantised to int8")
     parser.add_argument("--data", metavar="ROOT", type=Path, help="measure the files on ROOT/NAME (see data.root)")
@@ -43,14 +49,18 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipelines.tracking import model_folder  # start-up: MLflow, torch
     from polyvit.checkpoint import load_trained, write_manifest  # start-up: torch
     from polyvit.deploy import (  # start-up: torch
+        accuracy,
         check_tasks,
         class_names,
         description,
         pad_names,
         require_onnx,
+        task_model,
     )
 
     require_onnx()
+    if arguments.part is not None:
+        return _part(arguments)
     folder = model_folder(arguments.model)
     model, config, document = load_trained(folder)
     (name,) = check_tasks(config, [arguments.task])
@@ -59,50 +69,76 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.data is not None:
         check_readable(config)
         held = _held_out(config, name, arguments.data.expanduser().absolute(), names)
-    out = arguments.out.expanduser().absolute()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        task_description = description(
-            config, name, pad_names(names, config.tasks[name].num_classes), document["global_step"]
-        )
-        (out / "task.json").write_text(json.dumps(task_description, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error}); give another folder") from None
-    rows = export_task(model, config, name, out, arguments.int8, held)
+    step = document["global_step"]
+    classes = pad_names(names, config.tasks[name].num_classes)
+    out = _described(arguments.out, "task.json", description(config, name, classes, step))
+    rows, runs = export_module(task_model(model, config, name), name, out, arguments.int8)
+    if held is not None:
+        console.print("measuring on data ...")
+        for file, measured in accuracy(runs, held, config, name).items():
+            rows[file] |= measured
     written = [path.name for path in out.iterdir() if path.name == "task.json" or path.name.startswith(f"{name}.")]
-    write_manifest(out, {"task": name, "global_step": document["global_step"]}, written)
+    write_manifest(out, {"task": name, "global_step": step}, written)
     result = {"model": arguments.model, "folder": str(folder), "out": str(out), "task": name, "files": rows}
-    print_results(result)
+    print_results(result, name)
     return result
 
 
-def export_task(
-    model: Any, config: RunConfig, name: str, out: Path, int8: bool, held: Iterator[Minibatch] | None = None
-) -> dict[str, dict[str, Any]]:
-    """Write the files and measure them: {file: {bytes, latency_ms, difference, value, ...}}; `model` stands for
-    the model itself.
+def _part(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Export one CNN."""
+    from pipelines.tracking import model_folder  # start-up: MLflow, torch
+    from polyvit.checkpoint import load_trained, write_manifest  # start-up: torch
+    from polyvit.deploy import cnn_alone, part_description  # start-up: torch
 
-    model, config: as trained. name: the task. out: the folder. int8: whether to write a quantised file too. held:
-    the evaluation split, to measure accuracy on; None: accuracy is not measured. Raises UserError where a file's
-    answers are not the model's.
+    part = arguments.part
+    if unfit := [name for name, given in (("--int8", arguments.int8), ("--data", arguments.data)) if given]:
+        why = "quantises matrix products, of which a CNN has none" if unfit[0] == "--int8" else "measures classes"
+        raise UserError(f"{unfit[0]} {why}; leave it out with --part")
+    folder = model_folder(arguments.model)
+    model, config, document = load_trained(folder)
+    module, step = cnn_alone(model, part), document["global_step"]
+    out = _described(arguments.out, "part.json", part_description(config, part, module.cnn.channels, step))
+    rows, _ = export_module(module, part, out, False)
+    write_manifest(out, {"part": part, "global_step": step}, ["part.json", f"{part}.pt2", f"{part}.onnx"])
+    result = {"model": arguments.model, "folder": str(folder), "out": str(out), "part": part, "files": rows}
+    print_results(result, part)
+    return result
+
+
+def _described(folder: Path, file: str, content: dict[str, Any]) -> Path:
+    """The folder for the files, with what describes them. Raises UserError where it cannot be written."""
+    out = folder.expanduser().absolute()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / file).write_text(json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error}); give another folder") from None
+    return out
+
+
+def export_module(
+    module: Any, name: str, out: Path, int8: bool
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Write the files and measure them: {file: {bytes, latency_ms, difference}} and {file: what runs it}; `model`
+    stands for the module itself.
+
+    module: one task or one CNN of a trained model. name: of the files. out: the folder. int8: whether to write a
+    quantised file too. Raises UserError where a file's answers are not the model's.
     """
     import torch
 
     from polyvit.deploy import (  # start-up: torch
         TOLERANCE,
-        accuracy,
         difference,
         example_inputs,
         export_onnx,
         export_torch,
         latency_ms,
         quantise,
-        task_model,
         torch_runner,
     )
 
     torch.set_num_threads(1)  # as ONNX Runtime here: figures that can be compared, whatever else the machine does
-    module = task_model(model, config, name)
     reference = torch_runner(module)
     runs = {"model": reference}
     console.print(f"writing {name}.pt2 and {name}.onnx ...")
@@ -126,11 +162,7 @@ def export_task(
         }
         for file, run in runs.items()
     }
-    if held is not None:
-        console.print("measuring on data ...")
-        for file, measured in accuracy(runs, held, config, name).items():
-            rows[file] |= measured
-    return rows
+    return rows, runs
 
 
 def _held_out(config: RunConfig, name: str, root: Path, names: Sequence[str]) -> Iterator[Minibatch]:
@@ -150,11 +182,11 @@ def _held_out(config: RunConfig, name: str, root: Path, names: Sequence[str]) ->
     return (decoder.decode(request) for request in requests)
 
 
-def print_results(document: dict[str, Any]) -> None:
-    """The table: size, latency, agreement, accuracy and its change."""
+def print_results(document: dict[str, Any], name: str) -> None:
+    """The table: size, latency, agreement, accuracy and its change. name: of the task or part."""
     rows = document["files"]
     measured = "value" in rows["model"]
-    table = Table(title=f"{document['task']}: {document['out']}")
+    table = Table(title=f"{name}: {document['out']}")
     for column in ("file", "MB", "ms (batch 1)", "difference"):
         table.add_column(column, justify="left" if column == "file" else "right")
     if measured:
@@ -170,7 +202,7 @@ def print_results(document: dict[str, Any]) -> None:
         table.add_row(*cells)
     console.print(table)
     console.print(
-        "ms: median of a call on one thread of this machine's CPU; difference: of logits on noise, to the model's"
+        "ms: median of a call on one thread of this machine's CPU; difference: of outputs on noise, to the model's"
     )
 
 

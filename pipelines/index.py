@@ -26,7 +26,7 @@ from rich.text import Text
 from pipelines.runtime import cluster, command_line, console, living_nodes
 from polyvit.config import RunConfig, load_config
 from polyvit.data.index import Scan, index_hash, read_index
-from polyvit.data.layouts import scan_task
+from polyvit.data.layouts import index_settings, scan_task
 from polyvit.data.loading import example_arrays, load_for_decoding
 from polyvit.errors import BadMedia, UserError
 from polyvit.storage import Location, StoreUnavailable, as_location, is_url, open_root, under
@@ -116,6 +116,21 @@ def build_indexes(config: RunConfig, folder: Path, train: bool = True, fresh: bo
     for note in class_notes(config, scans):
         console.print(note, markup=False, highlight=False)
     return Indexes(scans, roots, frozenset(name for name, (reused, _) in done.items() if reused))
+
+
+def of_other_data(config: RunConfig, base: RunConfig) -> RunConfig | None:
+    """The config with those tasks alone whose index is not what `base` has for them; None: all are."""
+
+    def reads(one: RunConfig, name: str) -> list[Any]:
+        task = one.tasks[name]
+        return [*index_settings(task), task.classes, task.root or one.data.root]
+
+    tasks = {
+        name: task
+        for name, task in config.tasks.items()
+        if name not in base.tasks or reads(config, name) != reads(base, name)
+    }
+    return config.model_copy(update={"tasks": tasks}) if tasks else None
 
 
 def _scan_all(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str, tuple[bool, str]]:

@@ -222,6 +222,11 @@ def worker_needs(config: RunConfig, schedule: Schedule) -> dict[str, Any]:
     return {**asdict(run), "steps": steps, "assumed": assumed, "idle_share": idle}
 
 
+def _network(cost: Mapping[str, Any]) -> float:
+    """Bytes that a worker sends in a step."""
+    return cost["wire_bytes"] + cost["exchange_bytes"]
+
+
 def print_worker_needs(document: Mapping[str, Any]) -> None:
     """`worker_needs` as a table and a few lines."""
     workers = document["workers"]
@@ -231,11 +236,19 @@ def print_worker_needs(document: Mapping[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "task" else "right")
     for name, cost in document["steps"].items():
         table.add_row(
-            name, str(cost["local_batch"]), f"{cost['step_s'] * 1e3:.1f}", f"{cost['exposed_s'] * 1e3:.2f}",
-            f"{cost['wire_bytes'] / 1e6:,.0f}", f"{cost['feed_bytes'] / 1e6:,.1f}", f"{cost['cores']:.1f}",
+            name, str(cost["local_batch"]), f"{cost['step_s'] * 1e3:.1f}",
+            f"{(cost['exposed_s'] + cost['exchange_s']) * 1e3:.2f}",
+            f"{_network(cost) / 1e6:,.0f}", f"{cost['feed_bytes'] / 1e6:,.1f}", f"{cost['cores']:.1f}",
             f"{cost['efficiency']:.2f}",
         )  # fmt: skip
     console.print(table)
+    for name, cost in document["steps"].items():
+        if cost["exchange_sums"] > 1:
+            console.print(
+                f"{name}: {cost['exchange_bytes'] / 1e6:,.0f} of its {_network(cost) / 1e6:,.0f} MB/step are "
+                f"embeddings of all workers' clips and batch norm's statistics, in {cost['exchange_sums']} sums "
+                f"that nothing hides: {cost['exchange_s'] * 1e3:.2f} ms; masks and negatives are drawn, not sent"
+            )
     console.print(
         f"CPU cores per GPU needed to decode: {document['cores_peak']:.1f} so that no step ever waits, "
         f"{document['cores_mean']:.1f} on average over the schedule"
@@ -245,7 +258,7 @@ def print_worker_needs(document: Mapping[str, Any]) -> None:
     console.print(
         f"each worker: feed {document['feed_gb_s_mean']:.2g} GB/s (at most {document['feed_gb_s_peak']:.2g}), "
         f"files read {document['read_gb_s_mean']:.2g} GB/s, "
-        f"gradients at most {document['network_gb_s_peak']:.3g} GB/s each way"
+        f"network at most {document['network_gb_s_peak']:.3g} GB/s each way"
     )
     console.print(
         f"a checkpoint of {document['checkpoint_bytes'] / 1e9:.3g} GB; about {document['hours']:.3g} hours "

@@ -1,6 +1,6 @@
 """Predictions for media files: a few on this machine, or millions as a Ray Data job.
 
-    polyvit predict MODEL FILE ... [--task NAME ...] [--top-k 5] [--modality image|video|audio]
+    polyvit predict MODEL FILE ... [--task NAME ...] [--top-k 5] [--modality NAME]
     polyvit predict MODEL --input FOLDER_OR_LIST --output DIR [--task NAME ...] ...
     python -m pipelines.predict ...                          the same, for `ray job submit`
 

@@ -153,7 +153,11 @@ def _print(document: dict[str, Any]) -> None:
     console.print(
         f"best        {best['trial']}: {format_changes(best['changes'])}  objective {best['objective']:.4f}"
     )
-    console.print(f"registered  models:/{model['name']}@{model['alias']} (version {model['version']})")
+    if model is None:
+        again = f"{command_line.tool('polyvit')} register {best['folder']}"
+        console.print(f"registered  none: the trials repeat each other, and chance tells which is best; {again}")
+    else:
+        console.print(f"registered  models:/{model['name']}@{model['alias']} (version {model['version']})")
     console.print(f"report      {document['report']}")
     console.print(f"MLflow      run {document['mlflow_run']} in {document['mlflow_uri']}")
 

@@ -4,7 +4,8 @@ It needs the `polyvit` package, which is logged with it, but neither Ray nor any
 are decoded in another process, so that a file which crashes its decoder loses only its own row.
 In: a table with a row a file: `path` (on the machine that answers) or `content` (the file's bytes; base64 over
 HTTP). Out: a table with `modality`, `tasks` ({task: [{label, index, probability}, ...]}) and `error`.
-Parameters: `task` (names, separated by commas; empty: all of the file's modality), `top_k`, `modality`.
+Parameters: `task` (names, separated by commas; empty: all of the file's modality), `top_k`, `modality` (one of the
+model's; empty: seen from the file).
 """
 
 import threading
@@ -14,8 +15,6 @@ from typing import Any
 import mlflow
 import mlflow.pyfunc
 import pandas as pd
-
-from polyvit.errors import UserError
 
 
 class PolyViTModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
@@ -39,8 +38,6 @@ class PolyViTModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         options = params or {}
         tasks = [name.strip() for name in str(options.get("task") or "").split(",") if name.strip()]
         modality = options.get("modality") or None
-        if modality not in (None, "image", "video", "audio"):
-            raise UserError(f"modality={modality!r}: give image, video or audio, or leave it out")
         media = [_media(row) for row in model_input.to_dict("records")]
         top_k = int(options.get("top_k") or 5)
         with self.lock:

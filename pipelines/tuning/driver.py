@@ -9,21 +9,22 @@ import math
 import os
 import shlex
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.index import build_indexes
+from pipelines.index import build_indexes, of_other_data
 from pipelines.runtime import Stopped, check_resources, cluster, command_line, console, with_workers
 from pipelines.tracking import Tracker, log_model
 from pipelines.training import METRIC, PROGRESS
 from pipelines.tuning.search import fit
-from pipelines.tuning.space import format_changes
+from pipelines.tuning.space import format_changes, trial_config
 from polyvit.checkpoint import read_document
-from polyvit.config import RunConfig
+from polyvit.config import Range, RunConfig
 from polyvit.errors import UserError
-from polyvit.reports.compare import Comparison, compare, read_run, read_runs, write_report
+from polyvit.reports.compare import Comparison, compare, only_repeats, read_run, read_runs, write_report
 from polyvit.storage import read_record, sole_owner, write_whole
 
 ShowComparison = Callable[[Comparison, str], None]
@@ -77,6 +78,7 @@ def _start(config: RunConfig, folder: Path, baselines: Sequence[Path]) -> tuple[
         raise UserError(f"{folder} exists; give another --name, or --resume {folder.name}")
     console.print(f"indexing {len(config.tasks)} tasks ...")
     build_indexes(config, folder / "index")
+    _index_other_data(config)
     tracker = Tracker.start(config, folder.name, {"polyvit.sweep": folder.name})
     paths = [str(path) for path in baselines]
     document = {
@@ -85,6 +87,17 @@ def _start(config: RunConfig, folder: Path, baselines: Sequence[Path]) -> tuple[
     }  # fmt: skip
     write_whole(folder / "sweep.json", json.dumps(document, indent=1))
     return tracker, paths
+
+
+def _index_other_data(config: RunConfig) -> None:
+    """Scan what trials read that the config does not, such as other folds: the cache of indexes keeps it, and a
+    mistake shows before any trial. Raises UserError."""
+    base = config.model_dump(mode="json")
+    for key, values in config.sweep.space.items():
+        for value in [] if isinstance(values, Range) else values:
+            if others := of_other_data(trial_config(base, {key: value}), config):
+                with tempfile.TemporaryDirectory(prefix="polyvit-index-") as temporary:
+                    build_indexes(others, Path(temporary))
 
 
 def _reopen(config: RunConfig, folder: Path, baselines: Sequence[Path]) -> tuple[Tracker, list[str]]:
@@ -119,9 +132,11 @@ def _conclude(
         "objective": config.sweep.objective, "trials": trials, "best": best,
     }  # fmt: skip
     document["report"] = _report(trials, folder, tracker, baselines, show)
-    version = log_model(Path(best["folder"]), config.sweep.model_name, config.sweep.alias)
-    step = read_document(Path(version["checkpoint"]))["global_step"]
-    document["registered"] = {**version, "step": step}
+    document["registered"] = None
+    if not only_repeats(config.sweep.space):  # of folds and seeds the best one is no better than the others
+        version = log_model(Path(best["folder"]), config.sweep.model_name, config.sweep.alias)
+        step = read_document(Path(version["checkpoint"]))["global_step"]
+        document["registered"] = {**version, "step": step}
     tracker.metrics(0, {f"best/{METRIC}": best[METRIC]})
     write_whole(folder / "result.json", json.dumps(document, indent=1, default=str) + "\n")
     tracker.artifact(folder / "result.json")

@@ -12,10 +12,12 @@ from ray import tune
 from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler
 
+from pipelines.index import build_indexes, of_other_data
 from pipelines.runtime import console
 from pipelines.tracking import PARENT, TRIAL
 from pipelines.training import METRIC, PROGRESS, RunDir, cotrain
 from pipelines.tuning.space import format_changes, trial_config
+from polyvit.config import validate_config
 from polyvit.storage import read_record
 
 
@@ -29,8 +31,8 @@ def run_trial(changes: dict[str, Any], folder: str, parent: str) -> None:
     assert name is not None
     run_dir = RunDir(sweep / "trials" / name)
     record = read_record(sweep / "sweep.json", "put back a copy of it, or start a new sweep", "config")
-    config = trial_config(record["config"], changes)
-    config = config.model_copy(update={"storage": str(sweep / "trials")})
+    base, asked = validate_config(record["config"]), trial_config(record["config"], changes)
+    config = asked.model_copy(update={"storage": str(sweep / "trials")})
     run_id = None
     if run_dir.record.exists():
         run_id = run_dir.read(run_dir.record.name, "mlflow_run")["mlflow_run"]
@@ -38,6 +40,8 @@ def run_trial(changes: dict[str, Any], folder: str, parent: str) -> None:
         run_dir.folder.mkdir(parents=True, exist_ok=True)
         run_dir.write("config.json", config.model_dump(mode="json"))
         _share_indexes(sweep / "index", run_dir.folder / "index")
+        if others := of_other_data(asked, base):  # another fold, say; the sweep's start has put it into the cache
+            build_indexes(others, run_dir.folder / "index")
     tags = {PARENT: parent, TRIAL: f"{sweep.name}/{name}"}
     cotrain(config, run_dir, run_id, tags)
 

@@ -73,10 +73,14 @@ class TrainState:
         return {**values, "mean": sum(values.values()) / len(values)} if values else {}
 
     def quarantined(self, entries: list[Quarantined]) -> None:
-        """Add entries, each example once, in a fixed order."""
-        self.quarantine = sorted(
-            {*self.quarantine, *entries}, key=lambda entry: (entry.task, entry.key, entry.reason)
-        )
+        """Add entries, each example once, in a fixed order.
+
+        Of several reasons for one example, as different parts of it were read, the first by the alphabet stays,
+        whatever the order in which they come.
+        """
+        ordered = sorted([*self.quarantine, *entries], key=lambda entry: (entry.task, entry.key, entry.reason))
+        first = {(entry.task, entry.key): entry for entry in reversed(ordered)}
+        self.quarantine = [first[key] for key in sorted(first)]
 
 
 class _Evaluation(BaseModel):

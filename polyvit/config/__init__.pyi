@@ -1,4 +1,5 @@
 from .addresses import check_no_password as check_no_password
+from .avbert import NO_STREAM as NO_STREAM
 from .avbert import AudiovisualTask as AudiovisualTask
 from .avbert import AVBertConfig as AVBertConfig
 from .avbert import SequenceAugment as SequenceAugment

@@ -15,6 +15,9 @@ from polyvit.config.sharing import RoleSharing
 from polyvit.config.tasks import Probability, TaskBase, ViewAverage, crops_in_words
 
 Streams = Literal["both", "visual", "audio"]
+NO_STREAM = {"audio": "no sound track", "visual": "no pictures"}
+"""What is said of a file that lacks a stream."""
+_OF_READS: dict[str, Streams] = {"visual_cnn": "visual", "audio_cnn": "audio"}
 
 
 class SequenceInput(InputSection):
@@ -94,15 +97,15 @@ class AudiovisualTask(TaskBase):
     """A task on sequences of clips with their sound."""
 
     extensions: ClassVar[tuple[str, ...]] = extensions("video", "audio")
-    evaluation_keys: ClassVar[frozenset[str]] = frozenset({"augment", "eval_crops", "streams"})
+    evaluation_keys: ClassVar[frozenset[str]] = frozenset({"augment", "eval_crops"})
 
     modality: Literal["audiovisual"] = "audiovisual"
     """Videos with their sound, as sequences of clips."""
     augment: SequenceAugment = SequenceAugment()
-    streams: Streams = "both"
-    """What is read of a file. `both`: files without a sound track, or without pictures, are left out of the index.
-    `visual`: pictures alone, all spectrograms are `augment.fill`. `audio`: sound alone, of recordings too; all
-    pixels are 0."""
+    streams: Streams | None = None
+    """What is read of a file; null: what `reads` needs, pictures alone for `visual_cnn`, sound alone for
+    `audio_cnn`, else both. `both`: files without a sound track, or without pictures, are left out of the index.
+    `visual`: all spectrograms are `augment.fill`. `audio`: of recordings too; all pixels are 0."""
     eval_crops: Literal[1, 3] = 1
     """1: the centre crop; 3: both ends of the longer side too (the release). Each is a view of the whole
     sequence."""
@@ -118,9 +121,27 @@ class AudiovisualTask(TaskBase):
     """`loss: contrastive`: what is predicted among which negatives."""
 
     @property
+    def loaded_streams(self) -> Streams:
+        """`streams`, or where that is null what `reads` needs."""
+        return self.streams or _OF_READS.get(self.reads, "both")
+
+    @property
     def needed_streams(self) -> frozenset[str]:
-        """By `streams`."""
-        return frozenset({"visual", "audio"}) if self.streams == "both" else frozenset({self.streams})
+        """The loaded ones, one by one."""
+        loaded = self.loaded_streams
+        return frozenset({"visual", "audio"}) if loaded == "both" else frozenset({loaded})
+
+    def stream_problems(self, name: str) -> list[str]:
+        """Where `streams` and what reads them contradict each other; one line each. name: of the task."""
+        given, needed = self.streams, _OF_READS.get(self.reads)
+        if self.loss == "contrastive" and given not in (None, "both"):
+            return [
+                f"tasks.{name}.streams={given}: loss=contrastive compares picture and sound; leave streams out"
+            ]
+        if given is None or needed is None or given == needed:
+            return []
+        what = "does not load what" if given != "both" else "loads more than"
+        return [f"tasks.{name}.streams={given} {what} reads={self.reads} uses; leave it out, then it is {needed}"]
 
     @property
     def eval_views(self) -> int:

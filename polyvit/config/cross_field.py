@@ -93,6 +93,7 @@ def _objective_problems(name: str, task: TaskBase, model: ModelConfig | AVBertCo
         problems.append(f"tasks.{name}.batch={task.batch} must be at least 2: examples are compared")
     if not isinstance(model, AVBertConfig) or not isinstance(task, AudiovisualTask):
         return problems
+    problems += task.stream_problems(name)
     if contrastive and task.reads != "summaries":
         problems.append(f"tasks.{name}.reads={task.reads} is of tasks with classes; leave it out")
     if task.reads == "clips_and_sequence" and model.fusion == "late":

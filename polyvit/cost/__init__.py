@@ -1,7 +1,7 @@
 """What a run will take: time, memory, disk, network.
 
 In: a config and a schedule. Out: an estimate for this machine, a prediction for a cluster.
-Read: run_estimate, cluster_model.
+Read: run_estimate, exchange, cluster_model.
 """
 
 import lazy_loader

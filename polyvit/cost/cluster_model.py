@@ -5,7 +5,8 @@ seconds and bytes for each worker and step of a task (`step_cost`), and of the w
 docs/scaling.md has the nine-task predictions and how far the model is from measurements.
 
 Bytes are exact, seconds are rates applied to them: a step is compute + the part of the reduction that the backward
-pass does not hide + the optimiser's update; feeding runs beside it and holds it back only where it is slower.
+pass does not hide + what else is exchanged (`exchange.py`) + the optimiser's update; feeding
+runs beside it and holds it back only where it is slower.
 """
 
 import math
@@ -15,12 +16,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from polyvit.config import AVBertConfig, Modality, ModelConfig, RunConfig
+from polyvit.cost.exchange import FLOAT, Exchanged, exchanged
 from polyvit.distributed import BUCKET_BYTES
 from polyvit.model import PEAK_BFLOAT16, parameters_of, touched_parameters, training_flops
 from polyvit.schedule import mixes, rank_slice
 
-FLOAT = 4
-"""Bytes of a parameter, a gradient and an entry of the optimiser's state: float32 at any `train.precision`."""
 GB = 1e9
 
 
@@ -96,7 +96,8 @@ class StepCost:
     """One step of one task, for the busiest worker.
 
     local_batch: its part of the minibatch. gradient_bytes: of the parameters that the task touches.
-    wire_bytes: sent by each worker, and as many received, to sum them.
+    wire_bytes: sent by each worker, and as many received, to sum them. exchange_bytes: the same of what else all
+    workers sum, in `exchange_sums` messages: a contrastive task's embeddings, batch norm's statistics.
     feed_bytes: tokens and labels brought to the worker. decode_s: core-seconds to make them.
     read_bytes: of encoded files behind them. ideal_s: compute alone, were the minibatch divided evenly.
     """
@@ -111,6 +112,9 @@ class StepCost:
     wire_bytes: float
     reduce_s: float
     exposed_s: float
+    exchange_bytes: float
+    exchange_sums: int
+    exchange_s: float
     update_s: float
     feed_bytes: int
     copy_s: float
@@ -120,7 +124,7 @@ class StepCost:
     @property
     def step_s(self) -> float:
         """Seconds of a step whose data are in host memory; the next step's copy runs beside this one."""
-        return max(self.copy_s, self.compute_s + self.exposed_s + self.update_s)
+        return max(self.copy_s, self.compute_s + self.exposed_s + self.exchange_s + self.update_s)
 
     @property
     def cores(self) -> float:
@@ -146,18 +150,20 @@ def token_bytes(model: ModelConfig | AVBertConfig, modality: Modality) -> int:
     return sum(math.prod(each.shape) * np.dtype(each.dtype).itemsize for each in arrays)
 
 
-def reduction(sent: float, workers: int, hardware: Hardware) -> float:
-    """Seconds in which each worker sends, and receives, `sent` bytes in buckets of a collective of all workers.
+def reduction(sent: float, workers: int, hardware: Hardware, messages: int | None = None) -> float:
+    """Seconds in which each worker sends, and receives, `sent` bytes in collectives of all workers.
 
-    Within a node the links between GPUs bound it. Across nodes rings run in parallel, one a network card, so the
-    cards of a node together do, where they are slower than the links.
+    messages: how many collectives, each waited for; None: buckets of gradients. Within a node the links between
+    GPUs bound it. Across nodes rings run in parallel, one a network card, so the cards of a node together do,
+    where they are slower than the links.
     """
     if workers == 1:
         return 0.0
     rate = hardware.link_gb_s
     if workers > hardware.workers_per_node:
         rate = min(rate, hardware.node_network_gb_s)
-    hops = math.ceil(sent / (2 * BUCKET_BYTES)) * 2 * math.ceil(math.log2(workers))
+    collectives = math.ceil(sent / (2 * BUCKET_BYTES)) if messages is None else messages
+    hops = collectives * 2 * math.ceil(math.log2(workers))
     return sent / (rate * GB * hardware.link_efficiency) + hops * hardware.hop_us * 1e-6
 
 
@@ -175,6 +181,8 @@ def step_cost(config: RunConfig, task: str, workers: int, hardware: Hardware) ->
     reduce_s = reduction(wire_bytes, workers, hardware)
     last_s = reduce_s * min(1.0, BUCKET_BYTES / gradient_bytes)
     hidden_s = min(reduce_s - last_s, hardware.overlap * compute_s * 2 / 3)  # 2 / 3: backward's arithmetic
+    besides = exchanged(config, task) if workers > 1 else Exchanged(0, 0)
+    exchange_bytes = 2 * (workers - 1) / workers * besides.bytes
     decode = hardware.decode.get(entry.modality, DECODE["image"])
     values = sum(math.prod(each.shape) for each in model.input(entry.modality).arrays.values())
     feed_bytes = local * (token_bytes(model, entry.modality) + entry.num_classes)
@@ -189,6 +197,9 @@ def step_cost(config: RunConfig, task: str, workers: int, hardware: Hardware) ->
         wire_bytes=wire_bytes,
         reduce_s=reduce_s,
         exposed_s=reduce_s - hidden_s,
+        exchange_bytes=exchange_bytes,
+        exchange_sums=besides.sums,
+        exchange_s=reduction(exchange_bytes, workers, hardware, besides.sums),
         update_s=update_passes(config, workers) * gradient_bytes / (hardware.memory_gb_s * GB) * hardware.crowding,
         feed_bytes=feed_bytes,
         copy_s=feed_bytes / (hardware.host_gb_s * GB),
@@ -256,7 +267,8 @@ def run_cost(
         feed_gb_s_mean=total(costs, steps_of, "feed_bytes") / train_s / GB,
         feed_gb_s_peak=max(cost.feed_bytes / cost.step_s for cost in costs.values()) / GB,
         read_gb_s_mean=total(costs, steps_of, "read_bytes") / train_s / GB,
-        network_gb_s_peak=max(cost.wire_bytes / cost.step_s for cost in costs.values()) / GB,
+        network_gb_s_peak=max((cost.wire_bytes + cost.exchange_bytes) / cost.step_s for cost in costs.values())
+        / GB,
         checkpoint_bytes=size,
         checkpoint_s=checkpoint_s,
         checkpoint_share=checkpoint_s / between_s,

@@ -1,7 +1,7 @@
 """A trained model in use: predict, package, export, extend.
 
 In: a checkpoint or a run. Out: answers for media files; folders and files for other runtimes.
-Read: predict, isolated_predict, package, sequence_model, export, extend.
+Read: predict, isolated_predict, package, sequence_model, clip_cnn, export, extend.
 """
 
 import lazy_loader

@@ -1,3 +1,5 @@
+from .clip_cnn import PARTS as PARTS
+from .clip_cnn import cnn_alone as cnn_alone
 from .export import TOLERANCE as TOLERANCE
 from .export import Runner as Runner
 from .export import TaskModel as TaskModel
@@ -9,6 +11,7 @@ from .export import example_media as example_media
 from .export import export_onnx as export_onnx
 from .export import export_torch as export_torch
 from .export import latency_ms as latency_ms
+from .export import part_description as part_description
 from .export import quantise as quantise
 from .export import require_onnx as require_onnx
 from .export import task_model as task_model

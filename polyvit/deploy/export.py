@@ -2,7 +2,7 @@
 
 In: a trained model and a task. Out: media of the model's size -> logits [B, K], B free:
 image  uint8 RGB [B, H, W, 3]; video uint8 RGB [B, T, H, W, 3]; audio float32 log-mel [B, T, F];
-audiovisual  two inputs, see `sequence_model.py`.
+audiovisual  two inputs, see `sequence_model.py`. A CNN alone gives features instead, see `clip_cnn.py`.
 The exported graph cuts patches, normalises, embeds and classifies. The caller resizes or computes the log-mel as
 `task.json` describes (or with `polyvit.data.loading`, as training did). Each of several evaluation views is one
 example of the batch, and the caller averages. Legend: B batch, T frames, H W C, F mel bins, N tokens, P patch_dim.
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from polyvit.config import InputSection, RunConfig, TaskConfig
 from polyvit.data.loading import Minibatch, codec_of
+from polyvit.deploy.clip_cnn import ARRAYS, ClipCNN, ClipInput, Part, task_of_part
 from polyvit.deploy.sequence_model import SequenceTaskModel
 from polyvit.errors import UserError
 from polyvit.evaluation import MetricState, average_views
@@ -33,11 +34,13 @@ from polyvit.objectives import example_losses
 TOLERANCE = 1e-4
 """Largest difference of a logit that an exported model may show, relative to the largest logit above 1."""
 Runner = Callable[..., np.ndarray]
-"""Media of the model's size, an array for each input in order -> logits [B, K]."""
+"""Media of the model's size, an array for each input in order -> logits [B, K], or features."""
 
 
 class TaskModel(nn.Module):
     """Tokenizer, adaptor blocks, shared blocks, norm and head of one task: media -> logits [B, K]."""
+
+    output = "logits"
 
     def __init__(self, model: PolyViT, config: RunConfig, task: str) -> None:
         super().__init__()
@@ -122,9 +125,9 @@ def example_media(spec: InputSection, batch: int, seed: int = 0) -> np.ndarray:
     return rng.integers(0, 256, shape, dtype=np.uint8)
 
 
-def example_inputs(spec: InputSection, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+def example_inputs(spec: InputSection | ClipInput, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Noise for every input of the exported model, by name and in order: `media`, or a section's own arrays."""
-    if "tokens" in spec.arrays:
+    if isinstance(spec, InputSection) and "tokens" in spec.arrays:
         return {"media": example_media(spec, batch, seed)}
     rng = np.random.default_rng(seed)
     return {
@@ -138,7 +141,11 @@ def example_inputs(spec: InputSection, batch: int, seed: int = 0) -> dict[str, n
 # ------------------------------------------------------------------------------------------------- files
 
 
-def export_torch(module: TaskModel | SequenceTaskModel, path: Path) -> Runner:
+Exportable = TaskModel | SequenceTaskModel | ClipCNN
+"""A module of plain arrays, with `spec` of its inputs and the name of its `output`."""
+
+
+def export_torch(module: Exportable, path: Path) -> Runner:
     """A .pt2 file, read with `torch.export.load(path).module()`. Returns what runs it."""
     media = tuple(map(torch.from_numpy, example_inputs(module.spec, 2).values()))
     batch = torch.export.Dim("batch", min=1)
@@ -160,8 +167,8 @@ def torch_runner(module: nn.Module) -> Runner:
     return run
 
 
-def export_onnx(module: TaskModel | SequenceTaskModel, path: Path) -> Runner:
-    """An .onnx file: inputs as `example_inputs`, one output `logits`. Returns what runs it in ONNX Runtime.
+def export_onnx(module: Exportable, path: Path) -> Runner:
+    """An .onnx file: inputs as `example_inputs`, one output, `logits` or `features`. Returns what runs it.
 
     Raises UserError where the packages of the extra `export` are not installed.
     """
@@ -171,8 +178,8 @@ def export_onnx(module: TaskModel | SequenceTaskModel, path: Path) -> Runner:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module.eval(), tuple(media.values()), path, input_names=[*media], output_names=["logits"], dynamo=True,
-            dynamic_shapes=({0: batch},) * len(media), external_data=False, verbose=False,
+            module.eval(), tuple(media.values()), path, input_names=[*media], output_names=[module.output],
+            dynamo=True, dynamic_shapes=({0: batch},) * len(media), external_data=False, verbose=False,
         )  # fmt: skip
     return onnx_runner(path)
 
@@ -197,7 +204,7 @@ def onnx_runner(path: Path) -> Runner:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
-    return lambda *media: session.run(["logits"], dict(zip(names, media, strict=True)))[0]
+    return lambda *media: session.run(None, dict(zip(names, media, strict=True)))[0]
 
 
 def quantise(path: Path, target: Path) -> Runner:
@@ -247,8 +254,8 @@ def latency_ms(run: Runner, *media: np.ndarray, seconds: float = 2.0) -> float:
     return 1000 * statistics.median(times)
 
 
-def difference(run: Runner, reference: Runner, spec: InputSection, batch: int = 3) -> float:
-    """Largest difference of logits on noise, relative to the largest logit where that is above 1."""
+def difference(run: Runner, reference: Runner, spec: InputSection | ClipInput, batch: int = 3) -> float:
+    """Largest difference of logits or features on noise, relative to the largest where that is above 1."""
     media = example_inputs(spec, batch, seed=1).values()
     wanted = reference(*media)
     return float(np.abs(run(*media) - wanted).max() / max(1.0, np.abs(wanted).max()))
@@ -304,6 +311,23 @@ def description(config: RunConfig, name: str, classes: Sequence[str], step: int)
         },
         "step": step,
         "classes": list(classes),
+    }
+
+
+def part_description(config: RunConfig, part: Part, channels: int, step: int) -> dict[str, Any]:
+    """`part.json` of a CNN alone: what goes in and comes out, and how a sequence's clips are prepared."""
+    name = task_of_part(config, part)
+    task = config.tasks[name]
+    spec = config.model.input(task.modality)
+    whole = _inputs_description(task, spec)["inputs"]
+    (given,) = (each for each in whole if each["name"] == ARRAYS[part])
+    return {
+        "part": part,
+        "input": {**given, "shape": ["batch", *given["shape"][2:]], "one": "clip of a sequence"},
+        "output": {"name": ClipCNN.output, "shape": ["batch", channels]},
+        "settings": {"input": spec.model_dump(mode="json"), "augment": task.augment.model_dump(mode="json")},
+        "settings_of": name,
+        "step": step,
     }
 
 

@@ -7,6 +7,7 @@ evaluation's own functions (`evaluation_tokens`, `average_views`), with each tas
 `eval_*` settings. Legend: V views of one file, W views of several, N tokens, P patch_dim, D width, K classes.
 """
 
+import io
 import itertools
 import json
 import os
@@ -20,8 +21,8 @@ import torch
 from torch import Tensor
 
 from polyvit.checkpoint import find_checkpoint, load_trained
-from polyvit.config import Modality, RunConfig, TaskConfig
-from polyvit.data.decode import detect_modality
+from polyvit.config import NO_STREAM, Modality, RunConfig, TaskConfig
+from polyvit.data.decode import bad_media, detect_modality, streams_of
 from polyvit.data.index import index_classes
 from polyvit.data.loading import EVAL_BATCH, Arrays, check_readable, concatenated, example_arrays
 from polyvit.errors import BadMedia, UserError
@@ -81,22 +82,21 @@ def prepare(
 ) -> Prepared:
     """Decode a file as the evaluation of `tasks` does (none named: all tasks of its modality).
 
-    modality: None: detected from the content. Of the tasks named, those of the file's modality answer; where
-    only audio tasks are named, a video's sound track is taken. Raises BadMedia with a reason.
+    modality: None: detected from the content. Of the tasks named, those of the file's modality answer, and of
+    audiovisual ones those whose streams the file has; where only audio tasks are named, a video's sound track is
+    taken. Raises BadMedia with a reason.
     """
+    asked = tasks or tasks_with_classes(config)
     detected = detect_modality(data)
-    if modality is None:
-        named = {config.tasks[name].modality for name in tasks}
-        modality = "audio" if detected == "video" and named == {"audio"} else detected
-        if {config.tasks[name].modality for name in tasks or tasks_with_classes(config)} == {"audiovisual"}:
-            modality = "audiovisual"  # a video with its sound; a recording, or a silent video, for one CNN alone
-    wanted = [name for name in tasks or tasks_with_classes(config) if config.tasks[name].modality == modality]
-    if not wanted:
+    modality = modality or _taken_as(detected, {config.tasks[name].modality for name in asked})
+    wanted = [name for name in asked if config.tasks[name].modality == modality]
+    if not wanted or (modality == "audiovisual" and detected == "image"):
         have = ", ".join(tasks) if tasks else ", ".join(config.modalities)
         what = "asked for" if tasks else "the model takes"
-        raise BadMedia(f"no task for this file: it is {modality}; {what}: {have}")
-    groups: dict[str, list[str]] = {}
-    for name in wanted:
+        kind = detected if modality == "audiovisual" else modality
+        raise BadMedia(f"no task for this file: it is {kind}; {what}: {have}")
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in _with_streams(data, wanted, config):
         groups.setdefault(_sight(config.tasks[name]), []).append(name)
     spec = config.model.input(modality)
     return Prepared(
@@ -108,9 +108,29 @@ def prepare(
     )
 
 
-def _sight(task: TaskConfig) -> str:
-    """The settings of a task that decide its evaluation tokens, as text: equal texts give equal tokens."""
-    return task.model_dump_json(include=set(task.evaluation_keys))
+def _taken_as(detected: Modality, asked: set[Modality]) -> Modality:
+    """The modality as which a file of the detected one is read, for tasks of the modalities asked for."""
+    if detected != "image" and asked == {"audiovisual"}:
+        return "audiovisual"  # a video with its sound; a recording, or a silent video, for one CNN alone
+    return "audio" if detected == "video" and asked == {"audio"} else detected
+
+
+def _with_streams(data: bytes, names: Sequence[str], config: RunConfig) -> list[str]:
+    """Of the tasks, those whose streams the file has by its header. Raises BadMedia where there is none."""
+    needed = {name: config.tasks[name].needed_streams for name in names}
+    if not any(needed.values()):
+        return list(names)
+    with bad_media("container"):
+        held = streams_of(io.BytesIO(data))
+    if able := [name for name in names if needed[name] <= held]:
+        return able
+    lacking = [NO_STREAM[stream] for stream in sorted(set().union(*needed.values()) - held)]
+    raise BadMedia(f"no task for this file: it has {' and '.join(lacking)}; asked for: {', '.join(names)}")
+
+
+def _sight(task: TaskConfig) -> tuple[str, ...]:
+    """The settings of a task that decide its evaluation tokens: equal ones give equal tokens."""
+    return task.model_dump_json(include=set(task.evaluation_keys)), *sorted(task.needed_streams)
 
 
 def read_media(path: Path) -> bytes:

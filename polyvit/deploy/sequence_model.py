@@ -15,6 +15,8 @@ from polyvit.objectives import one_answer
 class SequenceTaskModel(nn.Module):
     """A copy of the model with one head, its rotations worked out: arrays as above -> logits [B, K]."""
 
+    output = "logits"
+
     def __init__(self, model: AVBert, config: RunConfig, task: str) -> None:
         super().__init__()
         self.loss = config.tasks[task].loss

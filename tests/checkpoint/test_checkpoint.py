@@ -206,6 +206,12 @@ def test_quarantine_is_sorted_and_holds_each_once() -> None:
     state.quarantined([one, one])
     state.quarantined([two, one])
     assert state.quarantine == [two, one]
+    early = Quarantined("b", "k", "p", "another part is broken")
+    for order in ([early, one], [one, early]):
+        state = TrainState(quarantine=[two])
+        for entry in order:
+            state.quarantined([entry])
+        assert state.quarantine == [two, early]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import avbert_small
 import numpy as np
 import pytest
 import torch
@@ -27,9 +28,13 @@ from polyvit.cost.cluster_model import (
     token_bytes,
     touched_parameters,
 )
+from polyvit.cost.exchange import exchanged
 from polyvit.distributed import BUCKET_BYTES
+from polyvit.model import build_model
 from polyvit.model.flops import training_flops
+from polyvit.objectives.pretraining import MEASURES
 from polyvit.schedule.schedule import build_schedule
+from polyvit.training.optim import build_optimiser
 from polyvit.training.step import train_step
 
 PLAIN = Hardware(
@@ -50,14 +55,15 @@ def test_gradients_are_what_a_step_touches() -> None:
 
 
 class Counting:
-    """Two ranks that hold the same: sums are doubled, and their bytes counted."""
+    """Two ranks, of which one is here: the bytes of their sums are counted."""
 
     rank, size = 0, 2
 
     def __init__(self) -> None:
-        self.sent = 0
+        self.sent, self.sums = 0, 0
 
     def sum_(self, flat: torch.Tensor) -> None:
+        self.sums += 1
         self.sent += flat.numel() * flat.element_size()
 
     def sum_async(self, flat: torch.Tensor) -> "Counting":
@@ -87,6 +93,65 @@ def test_the_bytes_of_a_real_step() -> None:
         assert fed == cost.feed_bytes // cost.local_batch * minibatch.rows
         seen.add(minibatch.task)
     assert seen == set(SIZES)
+
+
+EXCHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
+    "mid": ({}, {}, False),
+    "late": ({}, {"fusion": "late"}, False),
+    "detached": ({"detach_targets": True}, {"fusion": "early"}, False),
+    "norms apart": ({"sync_batch_norm": False}, {}, False),
+    "checkpointed": ({}, {}, True),
+}
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("settings", "model", "again"), EXCHANGES.values(), ids=EXCHANGES)
+def test_the_exchange_of_a_real_contrastive_step(
+    settings: dict[str, Any], model: dict[str, Any], again: bool
+) -> None:
+    """Embeddings both ways, batch norm's sums, running averages: to the byte, and each message."""
+    config = avbert_small.contrastive(settings, **model)
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update={"activation_checkpointing": again})}
+    )
+    built, world = build_model(config, seed=1), Counting()
+    built.activation_checkpointing = again
+    optimiser = build_optimiser(dict(built.named_parameters()), config.optim)
+    train_step(built, optimiser, [avbert_small.minibatch(config, "one", 1, slice(0, 2))], 0.01, config, world)
+    cost, besides = step_cost(config, "one", 2, PLAIN), exchanged(config, "one")
+    counters = 4 * (4 + 2 * len(MEASURES))
+    assert world.sent == cost.gradient_bytes + counters + besides.bytes
+    assert cost.exchange_bytes == besides.bytes  # 2 (n - 1) / n = 1
+    gradients = -(-cost.gradient_bytes // BUCKET_BYTES)
+    assert world.sums - besides.sums in (gradients, gradients + 1)
+    assert cost.exchange_s == pytest.approx(besides.bytes / 50e9)
+    slow = replace(PLAIN, hop_us=1e6)
+    assert step_cost(config, "one", 2, slow).exchange_s == pytest.approx(2 * besides.sums, rel=1e-3)
+
+
+def test_what_is_exchanged_where_nothing_is_contrasted() -> None:
+    """A task with classes: running averages alone; PolyViT: nothing; one worker: nothing."""
+    config = avbert_small.tiny()
+    buffers = sum(buffer.numel() for buffer in build_model(config).buffers())
+    assert exchanged(config, "one") == (4 * buffers, 1)
+    assert exchanged(small_config(), "clip") == (0, 0)
+    assert step_cost(avbert_small.contrastive(), "one", 1, PLAIN).exchange_s == 0
+
+
+def test_the_plan_of_the_papers_pre_training_says_what_is_exchanged(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """256 sequences of 30 clips at width 768 on 64 workers."""
+    kept = tmp_path / "plan.json"
+    given = ["plan", "avbert-kinetics700", "train.workers=64", "--no-measure", "--json", str(kept)]
+    assert cli.main(given) == 0
+    cost = json.loads(kept.read_text())["needs"]["steps"]["kinetics700"]
+    embeddings = 4 * 2 * (2 * 256 * 30 * 768 + 256 * 31 * 768)
+    assert embeddings < cost["exchange_bytes"] / (2 * 63 / 64) < embeddings * 1.01
+    said = " ".join(capsys.readouterr().out.split())
+    share = f"kinetics700: {cost['exchange_bytes'] / 1e6:,.0f} of its "
+    assert share in said
+    assert f"in {cost['exchange_sums']} sums that nothing hides: {cost['exchange_s'] * 1e3:.2f} ms" in said
 
 
 @pytest.mark.parametrize("modality", ["image", "video", "audio"])

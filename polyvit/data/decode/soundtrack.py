@@ -147,7 +147,7 @@ def _decoded(track: Track, spans: Sequence[tuple[int, int]]) -> list[_Piece]:
                     at += part.samples
         context.flush_buffers()
     if failed > (1 - LEAST_SHARE) * max(1, int(needed.sum())):
-        raise BadMedia(f"audio: damaged: {failed} of {int(needed.sum())} packets cannot be decoded")
+        raise BadMedia("audio: damaged: more than a tenth of its packets cannot be decoded")
     return pieces
 
 

@@ -5,9 +5,10 @@ The lists may lie in the root or in `Charades/`, as their archive unpacks; the v
 class, start and end in seconds; empty for a video without any); others are ignored. `Charades_v1_classes.txt` has
 `c000 Holding some clothes`; without it the 157 classes are called by their numbers. An example is a whole video
 with the classes of all its actions, as the official evaluation of classification has it, or, with option `each =
-"action"`, one action, cut by its times, with the classes of all actions that are going on in its middle. The test
-list becomes the validation split: Charades has these two only. A task on it takes several labels an example:
-`loss: sigmoid`, `metric: map`.
+"action"`, one action, cut by its times, with the classes of all actions that are going on in its middle. A row
+with a malformed action or an unknown class is left out whole: its other labels alone would be a wrong label set.
+The same id twice: the first row that can be used stays. The test list becomes the validation split: Charades has
+these two only.
 
 Options: folder = "", each = "video" or "action".
 """
@@ -60,6 +61,7 @@ def scan_charades(context: ScanContext) -> Scan:
             f"tasks.{context.name}: no video in {', '.join(map(context.at, folders))}; put them there, or set"
             f" tasks.{context.name}.options.folder to their folder"
         )
+    seen: set[str] = set()
     for file, split in LISTS.items():
         path = f"{tables}/{file}" if tables else file
         header, rows = read_table(context, path)
@@ -68,7 +70,10 @@ def scan_charades(context: ScanContext) -> Scan:
             actions = _actions(context, row["actions"], len(names), where)
             if reason := name_problem(row["id"]):
                 context.skip("broken", where, reason)
+            elif row["id"] in seen:
+                context.skip("duplicate", where, f"id {row['id']!r} occurs again; the first row is kept")
             elif actions is not None:
+                seen.add(row["id"])
                 video = videos.get(row["id"], f"{folders[0]}/{row['id']}.mp4")
                 _add(context, row["id"], video, split, actions, options["each"], where)
     return context.finish(names)
@@ -92,8 +97,11 @@ def _actions(context: ScanContext, cell: str, classes: int, where: str) -> list[
     actions = []
     for text in filter(None, (part.strip() for part in cell.split(";"))):
         match = _ACTION.fullmatch(text)
-        if not match or int(match[1]) >= classes:
+        if not match:
             context.skip("label", where, f"malformed action {text!r}; expected such as 'c092 11.90 21.20'")
+            return None
+        if int(match[1]) >= classes:
+            context.skip("label", where, f"action {text!r} is of no class: there are {classes}, from c000 on")
             return None
         actions.append(_Action(int(match[1]), float(match[2]), float(match[3])))
     return actions

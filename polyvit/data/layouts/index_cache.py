@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import polyvit.data
 from polyvit.config import TaskConfig
@@ -72,12 +73,16 @@ def scan_task(
         return False, f"tasks.{name}: {type(error).__name__}: {error}"
 
 
+def index_settings(task: TaskConfig) -> list[Any]:
+    """What of a task's config its index depends on, besides where the data and `classes` lie."""
+    return [
+        task.layout, task.modality, task.num_classes, task.options, task.extensions, sorted(task.needed_streams)
+    ]  # fmt: skip
+
+
 def _key(task: TaskConfig, root: Root, name: str) -> str:
     """The name of a task's index, a hash of all that a scan depends on, its code included, but not of the data."""
-    dependencies = [
-        root.at(""), task.layout, task.modality, task.num_classes, task.options, read_classes(task, root, name),
-        task.extensions, sorted(task.needed_streams), _code_digest(),
-    ]  # fmt: skip
+    dependencies = [root.at(""), *index_settings(task), read_classes(task, root, name), _code_digest()]
     digest = hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()
     return f"{name}-{digest[:24]}"
 

@@ -1,12 +1,12 @@
 """Layout `parquet`: tables as on the Hugging Face hub, `data/train-00000-of-00002.parquet` and so on.
 
-The media column is a struct {bytes, path} or plain binary; only label columns are read here, never media
-bytes. The split is in the file's name or its folder's (`train-...`, `train/0000.parquet`). Where no file says
-so, the hash of the key carves the splits; where files say train and none validation, it carves these two. Labels
-are whole numbers (floats such as 1.0 and truth values too), names, or lists of either. Class names:
-`task.classes`, else the ClassLabel names in the file's `huggingface` metadata, else sorted unique names of
-train, or the numbers themselves. Reading one row later costs its whole row group, so small row groups (100 rows,
-the hub's own size) train faster.
+The media column is a struct {bytes, path} or plain binary; only label columns are read here, never media bytes (of
+videos with sound `stream_check.py` reads them). The split is in the file's name or its folder's (`train-...`,
+`train/0000.parquet`). Where no file says so, the hash of the key carves the splits; where files say train and none
+validation, it carves these two. Labels are whole numbers (floats such as 1.0 and truth values too), names, or
+lists of either. Class names: `task.classes`, else the ClassLabel names in the file's `huggingface` metadata, else
+sorted unique names of train, or the numbers themselves. Reading one row later costs its whole row group, so small
+row groups (100 rows, the hub's own size) train faster.
 
 Options: media_column = "" (image, img, audio, video ... by modality), label_column = "" (label or labels),
 labels = "auto" ("name" or "index": see layout `csv`), validation_fraction = 0.1, test_fraction = 0.1.
@@ -45,7 +45,9 @@ MEDIA_COLUMNS: dict[Modality, tuple[str, ...]] = {
     "image": ("image", "img", "jpg", "png", "pixel_values"),
     "video": ("video", "clip", "mp4", "avi"),
     "audio": ("audio", "sound", "wav", "flac", "mp3"),
+    "audiovisual": ("video", "clip", "mp4", "avi", "audio", "sound", "wav", "flac", "mp3"),
 }
+"""Of a modality of `plugins` the column is called as it is."""
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
 
@@ -94,7 +96,7 @@ def _read(
     try:
         with context.open(path) as opened, pq.ParquetFile(opened) as file:
             schema = file.schema_arrow
-            usual = MEDIA_COLUMNS[context.task.modality]
+            usual = MEDIA_COLUMNS.get(context.task.modality, (context.task.modality,))
             media = _column(context, path, schema, options, "media_column", usual)
             label = _column(context, path, schema, options, "label_column", LABEL_COLUMNS)
             labels = file.read(columns=[label]).column(0).to_pylist()

@@ -6,3 +6,4 @@ from .comparison import parameters_saved as parameters_saved
 from .page import write_report as write_report
 from .run_summary import read_run as read_run
 from .run_summary import read_runs as read_runs
+from .spread import only_repeats as only_repeats

@@ -1,20 +1,23 @@
 """Runs that repeat each other over folds, splits or seeds: the mean and spread of each task's metric, in words."""
 
 import math
+import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from polyvit.reports.compare.run_summary import RunSummary
 
+_REPEAT = re.compile(r"tasks\.[^.]+\.options(\.(fold|split))?")
+"""Two folds alone make `options` itself what differs, where one has no options at all."""
+
 
 def spread_notes(runs: Sequence[RunSummary], keys: Mapping[str, Any]) -> list[str]:
-    """A line for each task, where the runs differ in their seed or in options of their data alone.
+    """A line for each task, where the runs repeat each other (`only_repeats`).
 
     keys: the config's keys that differ, dotted. The spread is the standard deviation between runs (n - 1).
     """
-    repeats = keys and all(key == "seed" or _is_an_option(key) for key in keys)
-    if not repeats or len(runs) < 2:
+    if not only_repeats(keys) or len(runs) < 2:
         return []
     notes = []
     for task in runs[0].config.tasks:
@@ -28,6 +31,9 @@ def spread_notes(runs: Sequence[RunSummary], keys: Mapping[str, Any]) -> list[st
     return notes
 
 
-def _is_an_option(key: str) -> bool:
-    first, _, rest = key.partition(".")
-    return first == "tasks" and rest.partition(".")[2].startswith("options")
+def only_repeats(keys: Collection[str]) -> bool:
+    """Whether runs that differ in these keys repeat each other: seeds, and folds or splits of their data.
+
+    keys: dotted. Between such runs there is nothing to choose.
+    """
+    return bool(keys) and all(key == "seed" or _REPEAT.fullmatch(key) for key in keys)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from kit import DATA_DIR, needs_data, rows, task, write
 from s3_kit import s3_server
@@ -160,6 +162,61 @@ def test_headers_in_a_bucket_are_read_too(tmp_path: Path) -> None:
         assert (len(found.examples), reasons(found)["stream"]) == (1, 1)
 
 
+def table(column: str = "video", struct: bool = True) -> pa.Table:
+    """Six rows in groups of two as written below: with both streams, without one, without bytes, no media."""
+    contents = [BOTH, SILENT, SOUND, BOTH, None, b"no media"]
+    values = [{"bytes": each, "path": "x.mp4"} for each in contents] if struct else contents
+    return pa.table({column: values, "label": [0, 1, 0, 1, 0, 1]})
+
+
+ROWS = [
+    ("both", [0, 3], {"stream": 2, "broken": 2}), ("visual", [0, 1, 3], {"stream": 1, "broken": 2}),
+    ("audio", [0, 2, 3], {"stream": 1, "broken": 2}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("streams", "kept", "problems"), ROWS)
+@pytest.mark.parametrize(("column", "struct"), [("video", True), ("mp4", False)])
+def test_rows_of_parquet_files_are_looked_at(
+    tmp_path: Path, streams: str, kept: list[int], problems: dict[str, int], column: str, struct: bool
+) -> None:
+    """As files are: what lacks a stream is left out by header and named by its row."""
+    pq.write_table(table(column, struct), tmp_path / "train-0.parquet", row_group_size=2)
+    pq.write_table(table(column, struct).slice(0, 2), tmp_path / "test-0.parquet")
+    found = scan(task("parquet", 2, "audiovisual", streams=streams), tmp_path)
+    assert [e.row for e in found.examples if e.split == "train"] == kept
+    assert [e.row for e in found.examples if e.split == "test"] == [row for row in kept if row < 2]
+    of_train = Counter(p.kind for p in found.problems if p.where.startswith("train"))
+    assert of_train == problems
+    said = {problem.where: problem.reason for problem in found.problems}
+    assert said["train-0.parquet:4"] == "row holds no bytes"
+    assert said["train-0.parquet:5"].startswith("header: ")
+    assert said.get("train-0.parquet:1", "no sound track") == "no sound track"
+    assert said.get("test-0.parquet:1", "no sound track") == "no sound track"
+    assert said.get("train-0.parquet:2", "no pictures") == "no pictures"
+
+
+def test_a_damaged_row_group_costs_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "train-0.parquet"
+    pq.write_table(table(), path, row_group_size=2, compression="none", use_dictionary=False)
+    chunk = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset : chunk.data_page_offset + 40] = bytes([255]) * 40
+    path.write_bytes(content)
+    found = scan(task("parquet", 2, "audiovisual", streams="visual"), tmp_path)
+    assert [e.row for e in found.examples] == [0, 1]
+    said = {problem.where: problem.reason for problem in found.problems}
+    assert said["train-0.parquet:2"] == said["train-0.parquet:3"] == "Parquet file is damaged"
+
+
+def test_rows_of_a_table_in_a_bucket(tmp_path: Path) -> None:
+    pq.write_table(table(), tmp_path / "train-0.parquet", row_group_size=2)
+    with s3_server() as url:
+        open_root(url).write("set/train-0.parquet", tmp_path / "train-0.parquet")
+        found = scan(task("parquet", 2, "audiovisual"), under(url, "set"))
+    assert ([e.row for e in found.examples], reasons(found)) == ([0, 3], {"stream": 2, "broken": 2})
+
+
 def test_a_store_that_does_not_answer_is_no_fault_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +276,24 @@ def test_ucf101_names_bad_rows_and_finds_other_extensions(tmp_path: Path) -> Non
         ("UCF-101/B/v_B_g02_c01.avi", (1,), "validation"),
     ]
     assert reasons(found) == {"label": 2, "broken": 1, "missing": 1}
+
+
+@pytest.mark.parametrize("each", ["video", "action"])
+def test_rows_of_charades_that_are_left_out_are_named(tmp_path: Path, each: str) -> None:
+    """A wrong action costs its row, for the other labels alone would be a wrong set; an id counts once."""
+    lines = ["id,actions", "A,c000 0 1", "A,c001 0 1;c002 0 1", "B,", "C,c000 0 1;c999 0 1", "D,c000 0 1;c1"]
+    test = "id,actions\nE,c001 0 1\n"
+    lists = {"Charades_v1_train.csv": "\n".join(lines) + "\n", "Charades_v1_test.csv": test}
+    write(tmp_path, {**lists, **{f"videos/{name}.mp4": SILENT for name in "ABCDE"}})
+    found = scan(task("charades", 157, "video", loss="sigmoid", options={"each": each}), tmp_path)
+    labels = {example.key.partition("/")[0]: example.labels for example in found.examples}
+    assert labels == {"A": (0,), "E": (1,), **({"B": ()} if each == "video" else {})}
+    assert len(found.examples) == len(labels)
+    assert [(problem.kind, problem.where, problem.reason) for problem in found.problems] == [
+        ("duplicate", "Charades_v1_train.csv:3", "id 'A' occurs again; the first row is kept"),
+        ("label", "Charades_v1_train.csv:5", "action 'c999 0 1' is of no class: there are 157, from c000 on"),
+        ("label", "Charades_v1_train.csv:6", "malformed action 'c1'; expected such as 'c092 11.90 21.20'"),
+    ]
 
 
 def test_bad_rows_of_esc50_and_charades(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ def test_folds_and_seeds_have_a_mean_and_a_spread(key: str) -> None:
     )
 
 
-@pytest.mark.parametrize("keys", [{}, {"model.l_adapt": {}}, {"seed": {}, "optim.lr": {}}])
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"model.l_adapt": {}}, {"seed": {}, "optim.lr": {}}, {"tasks.charades.options.each": {}}],
+)
 def test_other_runs_are_no_repetitions(keys: dict[str, Any]) -> None:
     assert spread_notes(runs(0.5, 0.6), keys) == []

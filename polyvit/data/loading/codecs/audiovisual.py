@@ -103,7 +103,7 @@ def _sequence(
     """
     augment = task.augment
     plan = SequencePlan(
-        spec.clips, spec.frames, augment.clip_seconds, augment.spacing, spec.sample_rate, task.streams
+        spec.clips, spec.frames, augment.clip_seconds, augment.spacing, spec.sample_rate, task.loaded_streams
     )
     frames, sound_SN = read_sequence(data, plan, cutter, rng, segment_s)
     shape = (spec.clips, spec.spectrogram_frames, spec.mel_bins)

@@ -47,10 +47,10 @@ def examine(
     """form, width, height, seconds (of the segment), fps, frames, sample_rate, channels, level_db, contrast,
     brightest, still: those of the streams that the task reads."""
     data = _bytes(media)
-    if task.streams != "audio":
+    if task.loaded_streams != "audio":
         with contextlib.suppress(Exception):
             known.update(video_header(data))
-    if task.streams != "visual":
+    if task.loaded_streams != "visual":
         with contextlib.suppress(Exception):
             sound = audio_header(data)
             known.update(form=known.get("form", sound["form"]))
@@ -153,7 +153,9 @@ def _read(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Four frames of each clip, the third its middle, and its sound, at the times of an evaluation."""
     augment = task.augment
-    plan = SequencePlan(spec.clips, 4, augment.clip_seconds, augment.spacing, spec.sample_rate, task.streams)
+    plan = SequencePlan(
+        spec.clips, 4, augment.clip_seconds, augment.spacing, spec.sample_rate, task.loaded_streams
+    )
     return read_sequence(data, plan, cutter, None, segment_s)
 
 

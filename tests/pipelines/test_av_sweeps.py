@@ -1,0 +1,135 @@
+"""Folds, splits and sharing compared by one command each, as the guide to pre-training has them, on toy data."""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pretrain_av import COMMANDS
+
+from pipelines import cli
+from pipelines.index import of_other_data
+from polyvit.config import load_config
+from polyvit.data.index import read_index
+from polyvit.synthetic.write import write_synthetic
+
+TINY = [
+    "model.width=16", "model.depth=1", "model.num_heads=2", "model.mlp_dim=24", "model.positions=6",
+    "model.visual_width=2", "model.audio_width=2", "model.blocks=[1,1,1,1]", "model.sharing.rank=4",
+    "model.audiovisual={clips: 2, frames: 2, size: 16, mel_bins: 16, spectrogram_frames: 16, sample_rate: 8000}",
+    "optim.warmup_steps=0", "train.checkpoint_every=10",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Toy data, and a store of its own."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    write_synthetic(folder / "data", tasks=["ucf101", "esc50", "kinetics700"], classes=2, train=24, evaluation=12,
+                    side=32)  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield folder
+
+
+def swept(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """The document of `polyvit sweep`, and what it prints."""
+    kept = folder / "sweep.json"
+    given = [
+        "sweep",
+        *arguments,
+        f"data.root={folder / 'data'}",
+        f"storage={folder / 'runs'}",
+        "--json",
+        str(kept),
+    ]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert cli.main(given) == 0, out.getvalue()
+    return json.loads(kept.read_text()), " ".join(out.getvalue().split())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(("name", "key"), [("esc50", "fold"), ("ucf101", "split")])
+def test_folds_and_splits_of_the_guide(folder: Path, name: str, key: str) -> None:
+    """Each trial holds out its own list; the report has their mean and spread; there is no winner."""
+    (line,) = (line for line in COMMANDS if f"tasks.{name}.options" in line)
+    words = [word for word in shlex.split(line)[1:] if not word.startswith("init.path")]
+    small = [f"tasks.{name}.steps=2", f"tasks.{name}.batch=2", f"tasks.{name}.augment.clip_seconds=1"]
+    document, printed = swept(folder, *words, *TINY, *small)
+    values = [int(value) for value in words[-1].partition("=")[2].split(",")]
+    trials = {trial["changes"][f"tasks.{name}.options.{key}"]: trial for trial in document["trials"]}
+    assert sorted(trials) == values == ([1, 2, 3, 4, 5] if key == "fold" else [1, 2, 3])
+    held_out = {}
+    for value, trial in trials.items():
+        index = read_index(Path(trial["folder"]) / "index" / f"{name}.parquet")
+        held_out[value] = {example.key for example in index.split("validation")}
+        assert {example.key for example in index.split("train")}.isdisjoint(held_out[value])
+        row = json.loads((Path(trial["folder"]) / "result.json").read_text())["tasks"][name]
+        assert row["eval_examples"] == len(held_out[value]) > 0
+    assert sum(map(len, held_out.values())) == len(set().union(*held_out.values())) == 36
+    note = re.search(
+        rf"{name} over {len(values)} values of tasks.{name}.options.{key}: ([\d.]+) % on average, standard"
+        r" deviation [\d.]+", printed
+    )  # fmt: skip
+    assert note
+    scores = [trial["objective"] for trial in trials.values()]
+    assert float(note[1]) == pytest.approx(100 * sum(scores) / len(scores), abs=0.06)
+    assert note[0].split(":")[0] in " ".join(Path(document["report"]).read_text().split())
+    assert document["registered"] is None
+    assert "registered none: the trials repeat each other" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_sharing_policies_of_pre_training(folder: Path) -> None:
+    """Parameters are counted for each, and the best is registered."""
+    (line,) = (line for line in COMMANDS if "model.sharing.roles" in line)
+    small = ["tasks.kinetics700.steps=2", "tasks.kinetics700.batch=4", *TINY]
+    document, printed = swept(folder, *shlex.split(line)[1:], *small)
+    trials = document["trials"]
+    assert len(trials) == 6
+    sizes = {}
+    for trial in trials:
+        counts = json.loads((Path(trial["folder"]) / "parameters.json").read_text())
+        owners = {role: count for role, count in counts.items() if role.startswith("transformers/")}
+        sizes[trial["changes"]["model.sharing.roles"], trial["changes"]["model.fusion"]] = sum(owners.values())
+        assert f"{counts['total'] / 1000:.1f}k" in printed
+    for fusion, transformers in (("mid", 3), ("late", 2)):
+        assert sizes["none", fusion] == transformers * sizes["full", fusion]
+        assert sizes["full", fusion] != sizes["low_rank", fusion] < sizes["none", fusion]
+    assert document["registered"]["version"]
+    assert trials[0]["objective"] == max(trial["objective"] for trial in trials)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_fold_that_is_not_there_ends_the_command_at_once(folder: Path) -> None:
+    given = ["sweep", "avbert-esc50", *TINY, f"data.root={folder / 'data'}", f"storage={folder / 'runs'}",
+             "--over", "tasks.esc50.options.fold=1,9", "--name", "nine"]  # fmt: skip
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        assert cli.main(given) == 2
+    said = " ".join(err.getvalue().split())
+    assert "tasks.esc50.options.fold=9" in said
+    assert not (folder / "runs" / "nine" / "trials").exists()
+
+
+def test_which_tasks_of_a_trial_read_other_data() -> None:
+    base = load_config("tiny-nine", ["data.root=here"])
+
+    def others(*overrides: str) -> list[str]:
+        config = of_other_data(load_config("tiny-nine", ["data.root=here", *overrides]), base)
+        return [] if config is None else list(config.tasks)
+
+    assert others("model.l_adapt=0", "optim.lr=0.1", "tasks.pets.batch=2", "seed=4") == []
+    assert others("tasks.pets.options.x=1", "tasks.cifar10.root=there") == ["cifar10", "pets"]
+    assert others("tasks.pets.classes=names.txt") == ["pets"]
+    assert others("data.root=there") == list(base.tasks)
