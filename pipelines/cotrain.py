@@ -49,6 +49,9 @@ def print_results(document: dict[str, Any]) -> None:
     console.print(f"MLflow      run {document['run_id']} in {document['mlflow_uri']}")
     if document["mlflow_uri"].startswith("sqlite:"):
         console.print(f"see it      {command_line.tool('mlflow')} ui --backend-store-uri {document['mlflow_uri']}")
+        console.print(f"            then http://127.0.0.1:5000{document['mlflow_page']}")
+    else:
+        console.print(f"see it      {document['mlflow_uri']}{document['mlflow_page']}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

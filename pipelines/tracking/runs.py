@@ -42,6 +42,17 @@ PATIENCE_S = 300.0
 RETRY_S = 5.0
 
 
+DESCRIPTION = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description."""
+
+
+def _description(config: RunConfig) -> str:
+    """What a run is, in Markdown: its recipe, its source and its tasks."""
+    rows = [f"| {name} | {task.modality} | {task.steps} | {task.batch} |" for name, task in config.tasks.items()]
+    table = ["| task | modality | steps | batch |", "|---|---|---|---|", *rows]
+    return "\n".join([f"**{config.name}** ({config.schedule.kind}). {config.source[:1000]}", "", *table])[:5000]
+
+
 def tracking_uri(config: RunConfig) -> str:
     """`tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file in `storage`.
 
@@ -112,6 +123,7 @@ class Tracker:
         """
         from mlflow.exceptions import MlflowException  # start-up: mlflow
         from mlflow.tracking import MlflowClient  # start-up: mlflow
+        from mlflow.tracking.context.registry import resolve_tags  # start-up: mlflow
 
         uri = tracking_uri(config)
         if uri.startswith("sqlite:"):
@@ -119,10 +131,11 @@ class Tracker:
         try:
             client = MlflowClient(tracking_uri=uri)
             experiment = experiment_id(client, config)
-            tags = {"polyvit.recipe": config.name, **(tags or {})}
+            tags = {"polyvit.recipe": config.name, DESCRIPTION: _description(config), **(tags or {})}
             if known := _trial_run(client, experiment, tags.get(TRIAL)):
                 return cls(uri, known)
-            run = client.create_run(experiment, run_name=run_name, tags=tags)
+            # Whose run it is, of which program and commit, as MLflow's own `start_run` says.
+            run = client.create_run(experiment, run_name=run_name, tags=resolve_tags(tags))
             tracker = cls(uri, run.info.run_id)
             tracker.params(flatten(config.model_dump(mode="json")))
         except (MlflowException, OSError, ImportError) as error:
@@ -174,6 +187,14 @@ class Tracker:
                 f"MLflow run {self.run_id} cannot go on in {self.uri} ({error}); {_advice(self.uri, str(error))}; "
                 "tracking.uri must be the store that holds it"
             ) from None
+
+    def page(self) -> str:
+        """What follows a server's address on the page of the run's experiment; empty where the store is away."""
+        try:
+            experiment = self.client.get_run(self.run_id).info.experiment_id
+        except Exception:  # any transport's error: the run is over and needs no page
+            return ""
+        return f"/#/experiments/{experiment}?workflowType=machine_learning"
 
     def finish(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""

@@ -146,6 +146,7 @@ def _log_results(
     values = {
         f"final/{name}/{row['metric']}": row["value"] for name, row in rows.items() if row["value"] is not None
     }
+    values |= {f"final/{key}": value for key, value in state.scores().items() if key == "mean"}
     tracker.metrics(state.global_step, values)
 
 
@@ -168,6 +169,7 @@ def _result_document(
         "run": run_dir.name,
         "run_id": tracker.run_id,
         "mlflow_uri": tracker.uri,
+        "mlflow_page": tracker.page(),
         "checkpoint": under(run_dir.checkpoints(config), folder_name(state.global_step)),
         "best": _best(config, run_dir),
         "steps": state.global_step,

@@ -276,6 +276,7 @@ def _evaluate(
         for key, value in result.items()
         if isinstance(value, float)
     }
+    values |= {f"eval/{key}": value for key, value in state.scores().items() if key == "mean"}
     # Every rank has the whole list already; rank 0's copy alone goes on to be gathered.
     return bad if world.rank == 0 else []
 

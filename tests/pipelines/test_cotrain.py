@@ -165,6 +165,9 @@ def test_the_mlflow_run(straight: dict[str, Any], recipe: Path) -> None:
         (final,) = tracking.get_metric_history(run_id, f"eval/{name}/{row['metric']}")
         assert (final.step, final.value) == (STEPS, pytest.approx(row["value"]))
         assert run.data.metrics[f"final/{name}/{row['metric']}"] == pytest.approx(row["value"])
+    values = [row["value"] for row in document["tasks"].values()]
+    for key in ("final/mean", "eval/mean"):
+        assert run.data.metrics[key] == pytest.approx(sum(values) / len(values))
 
 
 def test_a_run_that_stopped_goes_on_and_ends_with_the_same_bits(

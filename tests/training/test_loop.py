@@ -71,6 +71,8 @@ def test_an_evaluation_result() -> None:
     (values,) = [values for _, values in events.points if "eval/sound/map" in values]
     assert values["eval/sound/map"] == evaluation["tasks"]["sound"]["value"]
     assert "eval/sound/metric" not in values
+    results = [result["value"] for result in evaluation["tasks"].values()]
+    assert values["eval/mean"] == pytest.approx(sum(results) / len(results))
 
 
 def test_learning_rate_is_the_tasks() -> None:

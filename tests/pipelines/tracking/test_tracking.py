@@ -47,7 +47,11 @@ def test_a_run_has_the_config_as_parameters(tracker: Tracker, client: MlflowClie
     run = client.get_run(tracker.run_id)
     assert run.info.run_name == "a-run"
     assert run.info.status == "RUNNING"
-    assert run.data.tags["polyvit.recipe"] == "small"
+    tags = run.data.tags
+    assert tags["polyvit.recipe"] == "small"
+    assert {"mlflow.user", "mlflow.source.name", "mlflow.source.type"} <= set(tags)
+    assert "| sound | audio |" in tags["mlflow.note.content"]
+    assert tracker.page() == f"/#/experiments/{run.info.experiment_id}?workflowType=machine_learning"
     assert client.get_experiment(run.info.experiment_id).name == "polyvit"
     params = run.data.params
     assert params["model.l_adapt"] == "1"
