@@ -1,8 +1,8 @@
 """Evaluate a checkpoint on the cluster: index, decode, measure. `polyvit evaluate` and `polyvit extend` run this.
 
 In: a model, a config that says what to evaluate, and the checkpoint's folder, which knows the class names. Out: a
-row of results for each task. Decoding runs on any CPU of the cluster; the model runs on a GPU if the cluster has
-one, else in this process.
+row of results for each task. Decoding runs on any CPU of the cluster; the model runs on all GPUs that the cluster
+has, each with a share of the minibatches, else in this process.
 """
 
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from pipelines.feed import make_decoder, minibatches
 from pipelines.index import Indexes, build_indexes, index_report
@@ -30,9 +31,8 @@ from polyvit.data.index import Scan
 from polyvit.data.loading import Minibatch, Quarantined, Request, split_requests
 from polyvit.deploy import class_names
 from polyvit.errors import UserError
-from polyvit.evaluation import chance_of, evaluate, label_shares
-from polyvit.model import MultiTaskModel
-from polyvit.training import SingleProcess
+from polyvit.evaluation import Totals, chance_of, label_shares, merged, totals
+from polyvit.model import MultiTaskModel, fast_kernels
 
 Results = tuple[dict[str, dict[str, Any]], list[Quarantined]]
 """Each task's results, and the examples that could not be decoded."""
@@ -91,26 +91,45 @@ def _shared_folder(config: RunConfig) -> Path | None:
 
 
 def _measure(model: MultiTaskModel, config: RunConfig, indexes: Indexes, gpu: bool) -> Results:
-    """`_forward` in a Ray task that holds a GPU, or here."""
+    """`measure_share` of as many Ray tasks as there are GPUs, or here."""
     progress_actor = ProgressActor.remote()  # type: ignore[attr-defined]
     ray.get(progress_actor.post.remote({"phase": "starting the feed ..."}))
     with live_line(progress_actor):
         if not gpu:
-            return _forward(model, config, indexes, progress_actor, "cpu")
-        task = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=config.train.gpus_per_worker)(_forward)
-        return ray.get(task.remote(model, config, indexes, progress_actor, "cuda"))
+            return merged(config, [measure_share(model, config, indexes, progress_actor, "cpu")])
+        train = config.train
+        shares = gpu_shares(config, ray.cluster_resources(), len(all_ranks_requests(config, indexes.scans)))
+        task = ray.remote(num_cpus=train.cpus_per_worker, num_gpus=train.gpus_per_worker)(measure_share)
+        model_ref = ray.put(model)
+        return merged(
+            config,
+            ray.get(
+                [
+                    task.remote(model_ref, config, indexes, progress_actor, "cuda", rank, shares)
+                    for rank in range(shares)
+                ]
+            ),
+        )
 
 
-def _forward(
-    model: MultiTaskModel, config: RunConfig, indexes: Indexes, progress_actor: Any, device: str
-) -> Results:
-    """Run the model on every task's evaluation split.
+def gpu_shares(config: RunConfig, have: Mapping[str, float], requests: int) -> int:
+    """How many GPUs measure: all that the cluster has, as long as CPUs are left to decode and each has work."""
+    cpus = (have["CPU"] - config.data.decode_cpus) // config.train.cpus_per_worker
+    return max(1, min(int(have["GPU"] // config.train.gpus_per_worker), int(cpus), requests))
 
-    model, config, indexes: what to evaluate. progress_actor: gets the live line. device: "cpu" or "cuda".
+
+def measure_share(
+    model: MultiTaskModel, config: RunConfig, indexes: Indexes, progress_actor: Any, device: str, rank: int = 0,
+    shares: int = 1,
+) -> Totals:  # fmt: skip
+    """Run the model on every `shares`-th minibatch of every task's evaluation split, from the rank-th on.
+
+    model, config, indexes: what to evaluate. progress_actor: gets the live line, of rank 0. device: "cpu" or
+    "cuda".
     """
-    requests = all_ranks_requests(config, indexes.scans)
+    requests = all_ranks_requests(config, indexes.scans)[rank::shares]
     stream = minibatches(requests, make_decoder(config, indexes), config)
-    progress = ProgressReporter(progress_actor, rank=0)
+    progress = ProgressReporter(progress_actor, rank)
 
     def announced(i: int, minibatch: Minibatch) -> Minibatch:
         progress({"phase": f"evaluating: {minibatch.task} (minibatch {i} of {len(requests)}) ..."})
@@ -118,7 +137,8 @@ def _forward(
 
     try:
         numbered = (announced(i, minibatch) for i, minibatch in enumerate(stream, start=1))
-        return evaluate(model.to(device), numbered, config, SingleProcess())
+        with fast_kernels(torch.device(device), config.train.precision):
+            return totals(model.to(device), numbered, config)
     finally:
         stream.close()
 

@@ -35,6 +35,7 @@ from polyvit.model import (
     FORMULA,
     build_model,
     fast_kernels,
+    grow_segments,
     training_flops,
     uses_bfloat16,
 )
@@ -86,6 +87,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.seconds <= 0:
         raise UserError("--seconds must be above 0")
     config = load_config(arguments.config, arguments.overrides, [])
+    grow_segments()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before, where = os.getloadavg()[0], kit.machine(device)
     precision = "bfloat16" if uses_bfloat16(device, config.train.precision) else "float32"

@@ -1,5 +1,8 @@
+from .evaluator import Totals as Totals
 from .evaluator import average_views as average_views
 from .evaluator import evaluate as evaluate
+from .evaluator import merged as merged
+from .evaluator import totals as totals
 from .features import DamagedFeatures as DamagedFeatures
 from .features import Features as Features
 from .features import features_key as features_key

@@ -5,7 +5,7 @@ are averaged before anything is measured. The main number of a task is its `metr
 multi-label audio. Legend: B examples, V views of each, N tokens, P patch_dim, K classes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ from polyvit.evaluation.metrics import MetricState
 from polyvit.model import MultiTaskModel, autocast, device_of, normalise
 from polyvit.objectives import example_losses, mean_probability, one_answer
 
+Totals = tuple[dict[str, "MetricState | ContrastiveState"], list[Quarantined]]
+"""Running totals by task, and the examples that could not be decoded."""
 
-@torch.no_grad()
+
 def evaluate(
     model: MultiTaskModel, minibatches: Iterable[Minibatch], config: RunConfig, world: Communicator
 ) -> tuple[dict[str, dict[str, Any]], list[Quarantined]]:
@@ -29,6 +31,12 @@ def evaluate(
     A result: `metric`, `value` (that metric), `examples`, `skipped`, `protocol`, and where an example counted
     `loss`, `top1`, `top5`, `map`; of a contrastive task `loss` and what `polyvit.objectives.MEASURES` names.
     """
+    return merged(config, world.gather(totals(model, minibatches, config)))
+
+
+@torch.no_grad()
+def totals(model: MultiTaskModel, minibatches: Iterable[Minibatch], config: RunConfig) -> Totals:
+    """What one process measures of its share of the minibatches; `merged` makes results of all shares."""
     device = device_of(model)
     states = {name: state_of(task) for name, task in config.tasks.items()}
     bad: list[Quarantined] = []
@@ -53,14 +61,18 @@ def evaluate(
         losses = example_losses(logits, labels, task.loss, margin=task.margin)
         state.update(logits.numpy(), minibatch.labels, losses.numpy())
     model.train()
-    gathered = world.gather((states, bad))
-    for others, _ in gathered[1:]:
-        for name, state in gathered[0][0].items():
-            state.merge(others[name])
-    all_bad = [entry for _, entries in gathered for entry in entries]
+    return states, bad
+
+
+def merged(config: RunConfig, shares: Sequence[Totals]) -> tuple[dict[str, dict[str, Any]], list[Quarantined]]:
+    """The results of every task over all shares, as `evaluate` gives them."""
+    for others, _ in shares[1:]:
+        for name, state in shares[0][0].items():
+            state.merge(others[name])  # type: ignore[arg-type]
+    all_bad = [entry for _, entries in shares for entry in entries]
     return {
         name: _result(config.tasks[name], state, sum(entry.task == name for entry in all_bad))
-        for name, state in gathered[0][0].items()
+        for name, state in shares[0][0].items()
     }, all_bad
 
 

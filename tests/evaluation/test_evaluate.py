@@ -13,13 +13,13 @@ import torch
 from arrays_kit import evaluation_tokens, evaluation_views, example_tokens
 from PIL import Image
 from sklearn.metrics import average_precision_score, top_k_accuracy_score
-from small import small_config, small_plan
+from small import ArrayFeed, fresh, small_config, small_plan
 
 from polyvit.config import RunConfig
 from polyvit.data.index.io import Example, Scan
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Quarantined, Request
 from polyvit.data.loading.requests import EVAL_BATCH, InlineFeed, Requests, split_requests
-from polyvit.evaluation.evaluator import average_views, evaluate
+from polyvit.evaluation.evaluator import average_views, evaluate, merged, totals
 from polyvit.model.polyvit import PolyViT
 from polyvit.model.tokenizer import normalise
 from polyvit.training.step import SingleProcess
@@ -318,3 +318,28 @@ def test_an_example_without_views_counts_nowhere(root: Path) -> None:
     made = [decoder(config, root).decode(request) for request in requests]
     results, _ = evaluate(lively(config), made, config, SingleProcess())
     assert (results["clip"]["examples"], results["clip"]["skipped"], results["clip"]["value"]) == (0, 1, None)
+
+
+def test_shares_measure_what_one_process_measures() -> None:
+    """As many GPUs as there are, each with every n-th minibatch; contrastive tasks among them are not cut."""
+    config = small_config()
+    model = fresh(config)[0]
+    whole = [minibatch for rank in range(4) for minibatch in ArrayFeed(config, rank, 4).evaluation()]
+    together, _ = merged(config, [totals(model, whole, config)])
+    apart, bad = merged(config, [totals(model, whole[rank::3], config) for rank in range(3)])
+    assert bad == []
+    for name, result in together.items():
+        assert apart[name]["examples"] == result["examples"] == 10
+        assert apart[name]["value"] == result["value"]
+        assert apart[name]["loss"] == pytest.approx(result["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("have", "requests", "shares"),
+    [({"CPU": 64.0, "GPU": 8.0}, 100, 8), ({"CPU": 4.0, "GPU": 8.0}, 100, 3), ({"CPU": 64.0, "GPU": 8.0}, 2, 2),
+     ({"CPU": 1.0, "GPU": 1.0}, 5, 1)],
+)  # fmt: skip
+def test_every_gpu_measures(have: dict[str, float], requests: int, shares: int) -> None:
+    from pipelines.batch.evaluate_job import gpu_shares
+
+    assert gpu_shares(small_config(), have, requests) == shares
