@@ -160,9 +160,9 @@ def test_another_number_of_workers_goes_on(
 ) -> None:
     """After a checkpoint `train.workers` is another: pre-training steps are those of the run with two.
 
-    Negatives are clips of all workers and batch norm counts all clips, so only the order of sums differs: 1e-3 of a
-    loss or norm, where 1e-5 was measured. A step of the task with classes has each worker's own batch norm, and an
-    evaluation compares the clips of one worker's minibatch: neither is compared.
+    Negatives are clips of all workers and batch norm counts all clips, so only the order of sums differs: 1e-3 of
+    a loss or norm, where 4e-5 was measured. A step of the task with classes has each worker's own batch norm, and
+    an evaluation compares the clips of one worker's minibatch: neither is compared.
     """
     run, middle = folder / "runs" / f"then{workers}", STEPS - 2 * EVERY  # the first checkpoint that is kept
     shutil.copytree(folder / "runs" / "straight", run)
