@@ -158,11 +158,11 @@ def kill_a_worker(run: Path, session: str, ended: threading.Event) -> int:
 def test_another_number_of_workers_goes_on(
     folder: Path, recipe: Path, straight: dict[str, Any], workers: int
 ) -> None:
-    """From the middle on, with `train.workers` changed: the curves of the run with two, but for rounding.
+    """After a checkpoint `train.workers` is another: pre-training steps are those of the run with two.
 
-    Batch norm counts the clips of all workers, and negatives are of all of them. 2e-3: sums are taken in another
-    order, and AMSGrad divides by small numbers in the first steps. Retrieval counts hits among few clips, of which
-    a near tie may go over.
+    Negatives are clips of all workers and batch norm counts all clips, so only the order of sums differs: 1e-3 of
+    a loss or norm, where 4e-5 was measured. A step of the task with classes has each worker's own batch norm, and
+    an evaluation compares the clips of one worker's minibatch: neither is compared.
     """
     run, middle = folder / "runs" / f"then{workers}", STEPS - 2 * EVERY  # the first checkpoint that is kept
     shutil.copytree(folder / "runs" / "straight", run)
@@ -173,10 +173,15 @@ def test_another_number_of_workers_goes_on(
     wanted, ended = curves(folder / "runs" / "straight"), curves(run)
     assert sorted(ended) == sorted(wanted)
     for step, values in wanted.items():
-        for key, value in values.items():
-            counted = "retrieval" in key or "accuracy" in key or key.endswith("/value")
-            limit = 0.0 if step <= middle else 0.25 if counted else max(2e-3, 2e-3 * abs(value))
-            assert abs(ended[step][key] - value) <= limit, (step, key, ended[step][key], value)
+        if step <= middle:
+            assert ended[step] == values
+        elif "train/kinetics700/loss" in values:
+            compared = {key: value for key, value in values.items() if not key.startswith("eval/")}
+            hits = {key for key in compared if "retrieval" in key or "accuracy" in key}
+            assert {"train/kinetics700/loss", "train/grad_norm"} <= compared.keys() - hits
+            for key, value in compared.items():
+                limit = 0.25 if key in hits else 1e-3 * max(1.0, abs(value))  # of few clips one may go over
+                assert abs(ended[step][key] - value) <= limit, (step, key, ended[step][key], value)
     state, expected = (read_document(place / f"step_{STEPS:08d}") for place in (run, folder / "runs" / "straight"))
     for key in ("global_step", "read", "bad", "quarantine"):
         assert state[key] == expected[key]
