@@ -15,6 +15,7 @@ from typing import Any
 import mlflow
 import mlflow.pyfunc
 import pandas as pd
+from mlflow.exceptions import MlflowException
 
 
 class PolyViTModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
@@ -34,10 +35,15 @@ class PolyViTModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """One row of answers a row of `model_input`; a file that cannot be used has its reason as `error`."""
+        """One row of answers a row of `model_input`; a file that cannot be used has its reason as `error`.
+
+        Raises MlflowException for what is no table of files.
+        """
         options = params or {}
         tasks = [name.strip() for name in str(options.get("task") or "").split(",") if name.strip()]
         modality = options.get("modality") or None
+        if not len(model_input) or not {"path", "content"} & set(model_input.columns):
+            raise _refused(f"a table of {len(model_input)} rows without `path` and `content`, or without rows")
         media = [_media(row) for row in model_input.to_dict("records")]
         top_k = int(options.get("top_k") or 5)
         with self.lock:
@@ -52,7 +58,18 @@ def _media(row: dict[str, Any]) -> bytes | Path:
         return bytes(content)
     if isinstance(path, str) and path:
         return Path(path)
+    if isinstance(path, list | tuple | dict) or isinstance(content, str | list | tuple | dict):
+        raise _refused(f"a row of {type(path).__name__} as path, {type(content).__name__} as content")
     return b""
+
+
+def _refused(given: str) -> MlflowException:
+    """The error for input that is no table of files. MLflow drops columns that the signature does not have, so a
+    string or a list of paths arrives as a table without columns."""
+    return MlflowException.invalid_parameter_value(
+        f"given: {given}. Send a table with a row a file and a column `path` (a path where the model runs) or "
+        '`content` (the bytes): pandas.DataFrame({"path": ["a.jpg", "b.mp4"]}), or [{"path": "a.jpg"}]'
+    )
 
 
 mlflow.models.set_model(PolyViTModel())
