@@ -1,6 +1,7 @@
 """One task of a trained model, or one CNN of it, as files for other runtimes: their size, latency and agreement.
 
     polyvit export MODEL --task NAME --out DIR [--int8] [--data ROOT] [--json FILE]
+    polyvit export MODEL --task NAME --to timm|huggingface --out DIR [--json FILE]
     polyvit export MODEL --part visual_cnn|audio_cnn --out DIR [--json FILE]
     python -m pipelines.export ...
 
@@ -8,6 +9,10 @@ DIR gets NAME.pt2 (torch.export), NAME.onnx, with --int8 NAME.int8.onnx, and tas
 media become the input. An ONNX file whose logits differ from the model's by more than 1e-4 is deleted and refused.
 --data measures each file on the task's evaluation split of ROOT/NAME (as data.root), in this process. MODEL is a
 checkpoint's folder, a run's, or `models:/name@alias`.
+
+--to writes the task as a model of another library instead: timm's VisionTransformer (images), or Hugging Face's
+ViT, ViViT or AST (images, videos, audio). DIR gets model.safetensors, config.json, the processors' files and
+README.md; the library loads them, and weights whose logits differ are deleted and refused.
 
 --part takes a CNN of an AVBert alone, pre-trained or fine-tuned: one clip in, its features out. DIR gets PART.pt2,
 PART.onnx and part.json.
@@ -39,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", metavar="NAME", help="the task whose head is taken")
     what.add_argument("--part", choices=("visual_cnn", "audio_cnn"), help="one CNN of an AVBert, without any head")
+    parser.add_argument(
+        "--to", choices=("timm", "huggingface"), help="a folder that this library loads, no other file"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the files")
     parser.add_argument("--int8", action="store_true", help="a third file, with weights quantised to int8")
     parser.add_argument("--data", metavar="ROOT", type=Path, help="measure the files on ROOT/NAME (see data.root)")
@@ -58,6 +66,8 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         task_model,
     )
 
+    if arguments.to is not None:
+        return _to_library(arguments)
     require_onnx()
     if arguments.part is not None:
         return _part(arguments)
@@ -71,8 +81,9 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         held = _held_out(config, name, arguments.data.expanduser().absolute(), names)
     step = document["global_step"]
     classes = pad_names(names, config.tasks[name].num_classes)
-    out = _described(arguments.out, "task.json", description(config, name, classes, step))
-    rows, runs = export_module(task_model(model, config, name), name, out, arguments.int8)
+    facts = description(config, name, classes, step)
+    out = _described(arguments.out, "task.json", facts)
+    rows, runs = export_module(task_model(model, config, name), name, out, arguments.int8, facts)
     if held is not None:
         console.print("measuring on data ...")
         for file, measured in accuracy(runs, held, config, name).items():
@@ -82,6 +93,50 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     result = {"model": arguments.model, "folder": str(folder), "out": str(out), "task": name, "files": rows}
     print_results(result, name)
     return result
+
+
+def _to_library(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Write one task for timm or Hugging Face."""
+    from pipelines.tracking import model_folder  # start-up: MLflow, torch
+    from polyvit.checkpoint import load_trained, write_manifest  # start-up: torch
+    from polyvit.deploy import (  # start-up: torch
+        check_portable,
+        check_tasks,
+        class_names,
+        description,
+        pad_names,
+        require_library,
+        write_for_library,
+    )
+
+    given = (("--part", arguments.part), ("--int8", arguments.int8), ("--data", arguments.data))
+    if unfit := [flag for flag, value in given if value]:
+        raise UserError(f"{unfit[0]} is of the .pt2 and .onnx files; leave it out with --to {arguments.to}")
+    require_library(arguments.to)
+    folder = model_folder(arguments.model)
+    model, config, document = load_trained(folder)
+    (name,) = check_tasks(config, [arguments.task])
+    check_portable(config, name, arguments.to)
+    classes = pad_names(class_names(folder, config, document).get(name, []), config.tasks[name].num_classes)
+    step, evaluations = document["global_step"], document.get("evaluations") or []
+    out = _described(arguments.out, "task.json", description(config, name, classes, step))
+    console.print(f"writing {name} for {arguments.to} ...")
+    scores = evaluations[-1]["tasks"].get(name) if evaluations else None
+    written = write_for_library(model, config, name, classes, arguments.to, out, scores)
+    write_manifest(out, {"task": name, "global_step": step}, ["task.json", *written["files"]])
+    console.print(f"{out}: {', '.join(written['files'])}; logits differ by {written['difference']:.1e} on noise")
+    if written["unmasked"] is not None:
+        console.print(f"without attention_mask logits differ by {written['unmasked']:.1e} on noise")
+    for note in written["notes"]:
+        console.print(f"- {note}")
+    return {
+        "model": arguments.model,
+        "folder": str(folder),
+        "out": str(out),
+        "task": name,
+        "to": arguments.to,
+        **written,
+    }
 
 
 def _part(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -97,8 +152,9 @@ def _part(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = model_folder(arguments.model)
     model, config, document = load_trained(folder)
     module, step = cnn_alone(model, part), document["global_step"]
-    out = _described(arguments.out, "part.json", part_description(config, part, module.cnn.channels, step))
-    rows, _ = export_module(module, part, out, False)
+    facts = part_description(config, part, module.cnn.channels, step)
+    out = _described(arguments.out, "part.json", facts)
+    rows, _ = export_module(module, part, out, False, facts)
     write_manifest(out, {"part": part, "global_step": step}, ["part.json", f"{part}.pt2", f"{part}.onnx"])
     result = {"model": arguments.model, "folder": str(folder), "out": str(out), "part": part, "files": rows}
     print_results(result, part)
@@ -117,13 +173,14 @@ def _described(folder: Path, file: str, content: dict[str, Any]) -> Path:
 
 
 def export_module(
-    module: Any, name: str, out: Path, int8: bool
+    module: Any, name: str, out: Path, int8: bool, facts: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Write the files and measure them: {file: {bytes, latency_ms, difference}} and {file: what runs it}; `model`
     stands for the module itself.
 
     module: one task or one CNN of a trained model. name: of the files. out: the folder. int8: whether to write a
-    quantised file too. Raises UserError where a file's answers are not the model's.
+    quantised file too. facts: the description, which the .onnx files carry as metadata.
+    Raises UserError where a file's answers are not the model's.
     """
     import torch
 
@@ -143,7 +200,7 @@ def export_module(
     runs = {"model": reference}
     console.print(f"writing {name}.pt2 and {name}.onnx ...")
     runs[f"{name}.pt2"] = export_torch(module, out / f"{name}.pt2")
-    runs[f"{name}.onnx"] = export_onnx(module, out / f"{name}.onnx")
+    runs[f"{name}.onnx"] = export_onnx(module, out / f"{name}.onnx", facts)
     for file in (f"{name}.pt2", f"{name}.onnx"):
         if (measured := difference(runs[file], reference, module.spec)) > TOLERANCE:
             (out / file).unlink()

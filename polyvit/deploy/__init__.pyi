@@ -21,6 +21,10 @@ from .extend import add_results as add_results
 from .extend import assemble as assemble
 from .extend import extension_config as extension_config
 from .extend import write_extended as write_extended
+from .hub import require_library as require_library
+from .hub import write_for_library as write_for_library
+from .hub_config import Library as Library
+from .hub_config import check_portable as check_portable
 from .isolated_predict import DecoderDied as DecoderDied
 from .isolated_predict import IsolatedDecoder as IsolatedDecoder
 from .isolated_predict import Limits as Limits

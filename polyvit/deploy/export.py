@@ -9,6 +9,7 @@ example of the batch, and the caller averages. Legend: B batch, T frames, H W C,
 """
 
 import itertools
+import json
 import logging
 import statistics
 import time
@@ -167,9 +168,10 @@ def torch_runner(module: nn.Module) -> Runner:
     return run
 
 
-def export_onnx(module: Exportable, path: Path) -> Runner:
+def export_onnx(module: Exportable, path: Path, metadata: Mapping[str, Any] | None = None) -> Runner:
     """An .onnx file: inputs as `example_inputs`, one output, `logits` or `features`. Returns what runs it.
 
+    metadata: becomes the file's `metadata_props`, as text: strings as they are, all else as JSON.
     Raises UserError where the packages of the extra `export` are not installed.
     """
     require_onnx()
@@ -181,6 +183,13 @@ def export_onnx(module: Exportable, path: Path) -> Runner:
             module.eval(), tuple(media.values()), path, input_names=[*media], output_names=[module.output],
             dynamo=True, dynamic_shapes=({0: batch},) * len(media), external_data=False, verbose=False,
         )  # fmt: skip
+    if metadata:
+        import onnx
+
+        model = onnx.load(path)
+        texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in metadata.items()}
+        onnx.helper.set_model_props(model, texts)
+        onnx.save(model, path)
     return onnx_runner(path)
 
 

@@ -95,6 +95,17 @@ class PolyViT(MultiTaskModel):
                 alone[id(block)] = block.alone(self.config, modality) if low_rank else block  # type: ignore[operator,assignment]
         return [alone[id(block)] for block in blocks]
 
+    def plain_blocks(self, modality: Modality) -> list[Block]:
+        """The blocks of a modality in the order in which they run, every low-rank map multiplied out.
+
+        A block that runs several times is there several times.
+        """
+        blocks = self._blocks(modality)
+        return [
+            block.plain(self.config, modality) if isinstance(block, LowRankBlock) else block  # type: ignore[misc]
+            for block in blocks
+        ]
+
     def _run(self, block: nn.Module, x_BND: Tensor, keep_2B: Tensor | None, modality: Modality) -> Tensor:
         own = (modality,) if isinstance(block, LowRankBlock) else ()
         if self.activation_checkpointing and torch.is_grad_enabled():

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from pipelines_kit import pair_document
-from use_kit import media, trained, write_checkpoint
+from use_kit import CLASSES, media, trained, write_checkpoint
 
 from pipelines.export import main
 from polyvit.checkpoint.store import damage, read_manifest
@@ -77,11 +78,13 @@ def test_torch_and_onnx_files_answer_as_the_model_does(tmp_path: Path) -> None:
         for run in (
             torch_runner(module),
             export_torch(module, tmp_path / "m.pt2"),
-            export_onnx(module, tmp_path / "m.onnx"),
+            export_onnx(module, tmp_path / "m.onnx", {"task": task, "classes": CLASSES[task]}),
         ):
             assert np.abs(run(arrays)[0] - wanted).max() < 1e-5
             assert [len(run(example_media(module.spec, batch))) for batch in (1, 5)] == [1, 5]
             assert difference(run, torch_runner(module), module.spec) < 1e-5
+        told = onnxruntime.InferenceSession(tmp_path / "m.onnx").get_modelmeta().custom_metadata_map
+        assert (told["task"], json.loads(told["classes"])) == (task, CLASSES[task])
         module.head.bias.data += 0.5  # a difference is seen
         assert difference(onnx_runner(tmp_path / "m.onnx"), torch_runner(module), module.spec) > 1e-2
         module.head.bias.data -= 0.5
@@ -122,6 +125,12 @@ def test_the_command_measures_on_data(pair_root: Path, tmp_path: Path, capsys: p
     assert told["input"]["shape"] == ["batch", 16, 16, 3]
     assert told["output"]["probabilities"] == "softmax"
     assert len(told["classes"]) == 3
+    for file in ("shapes.onnx", "shapes.int8.onnx"):
+        session = onnxruntime.InferenceSession(tmp_path / "out" / file)
+        carried = session.get_modelmeta().custom_metadata_map
+        assert {
+            key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()
+        }.items() <= (carried.items())
     capsys.readouterr()
     for arguments, said in [
         (["--task", "cats", "--out", str(tmp_path)], "no task 'cats'; it has shapes, sounds"),

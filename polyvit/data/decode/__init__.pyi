@@ -1,5 +1,6 @@
 from .audio import decode_waveform as decode_waveform
 from .audio import log_mel as log_mel
+from .audio import transform_sizes as transform_sizes
 from .clip_spectrogram import clip_log_mel as clip_log_mel
 from .containers import bad_media as bad_media
 from .containers import moving_pictures as moving_pictures
@@ -11,8 +12,10 @@ from .headers import picture_size as picture_size
 from .headers import streams_of as streams_of
 from .headers import video_header as video_header
 from .image import decode_image as decode_image
+from .image import image_eval_side as image_eval_side
 from .media_type import UNKNOWN as UNKNOWN
 from .media_type import detect_modality as detect_modality
 from .sequence import SequencePlan as SequencePlan
 from .sequence import read_sequence as read_sequence
 from .video import read_clip as read_clip
+from .video import video_eval_side as video_eval_side

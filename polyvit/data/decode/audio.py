@@ -224,6 +224,12 @@ def log_mel(waveform_S: np.ndarray, spec: AudioInput, start: int = 0, frames: in
     return np.log(mel_TF, out=mel_TF)
 
 
+def transform_sizes(spec: AudioInput) -> tuple[int, int, int]:
+    """(FFT size, window, hop) of `log_mel`, in samples."""
+    window = _window_samples(spec)
+    return _mel_parts(spec.sample_rate, window, spec.mel_bins)[2], window, _hop(spec)
+
+
 def _hop(spec: AudioInput) -> int:
     return max(1, round(spec.sample_rate * spec.hop_ms / 1000))
 

@@ -183,13 +183,18 @@ def eval_image(image_HWC: np.ndarray, size: tuple[int, int], augment: ImageAugme
     """
     if augment.eval_resize == "square":
         return resize(image_HWC, size, augment.antialias)
-    side = augment.eval_resize_size or round(max(size) * EVAL_RESIZE_RATIO)
+    side = image_eval_side(size, augment)
     image_HWC = centre_cut(image_HWC, longest=4 * max(size) / min(size))
     height, width = smaller_side_size(image_HWC.shape[:2], side, size)
     area = not augment.antialias and height < image_HWC.shape[0]
     image_HWC = resize(image_HWC, (height, width), augment.antialias, cv2.INTER_AREA if area else cv2.INTER_LINEAR)
     top, left = (height - size[0]) // 2, (width - size[1]) // 2
     return image_HWC[top : top + size[0], left : left + size[1]]
+
+
+def image_eval_side(size: tuple[int, int], augment: ImageAugment) -> int:
+    """Pixels of the smaller side before the centre crop of an evaluation."""
+    return augment.eval_resize_size or round(max(size) * EVAL_RESIZE_RATIO)
 
 
 def smaller_side_size(sides: tuple[int, ...], side: int, at_least: tuple[int, int]) -> tuple[int, int]:

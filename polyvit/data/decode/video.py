@@ -328,7 +328,7 @@ def train_video(
     `colour_drop`, in that order (`augment.jitter_colours` says how uint8 differs from its floats).
     """
     height, width = video[0].shape[:2]
-    scale_h = scale_w = _resize_side(size, augment) / min(height, width)
+    scale_h = scale_w = video_eval_side(size, augment) / min(height, width)
     if augment.scale_jitter is not None:
         scale_h *= rng.uniform(*augment.scale_jitter)
         scale_w *= rng.uniform(*augment.scale_jitter)
@@ -351,7 +351,7 @@ def eval_video(
     "left" is the top and "right" the bottom of an upright video. `video` is a list of frames, or video_THWC.
     """
     frames = [centre_cut(frame_HWC, longest=4 * max(size) / min(size)) for frame_HWC in video]
-    height, width = smaller_side_size(frames[0].shape[:2], _resize_side(size, augment), size)
+    height, width = smaller_side_size(frames[0].shape[:2], video_eval_side(size, augment), size)
     video_THWC = _resize_frames(frames, (height, width))
     top, left = (height - size[0]) // 2, (width - size[1]) // 2
     if position != "centre":
@@ -363,7 +363,8 @@ def eval_video(
     return video_THWC[:, top : top + size[0], left : left + size[1]]
 
 
-def _resize_side(size: tuple[int, int], augment: VideoAugment) -> int:
+def video_eval_side(size: tuple[int, int], augment: VideoAugment) -> int:
+    """Pixels of the smaller side of a frame before it is cropped to `size`."""
     return augment.resize_side or round(min(size) * RESIZE_RATIO)
 
 

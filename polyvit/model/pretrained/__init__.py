@@ -1,8 +1,9 @@
 """Other people's checkpoints, read and written.
 
 In: an .npz, a safetensors file or a folder (timm, Hugging Face, Scenic, big_vision); a file of the official
-AVBert. Out: a PolyViT's weights, or an AVBert's.
-Read: vit_files, convert, from_vit, from_avbert.
+AVBert; or a trained PolyViT. Out: a PolyViT's weights, or an AVBert's; or a task's, in the names of timm and
+Hugging Face.
+Read: vit_files, convert, from_vit, from_avbert, to_vit.
 """
 
 import lazy_loader

@@ -5,4 +5,9 @@ from .from_avbert import initialise_avbert as initialise_avbert
 from .from_vit import LoadReport as LoadReport
 from .from_vit import fit_problems as fit_problems
 from .from_vit import initialise as initialise
+from .to_vit import TaskPath as TaskPath
+from .to_vit import ast_state as ast_state
+from .to_vit import hf_state as hf_state
+from .to_vit import task_path as task_path
+from .to_vit import timm_state as timm_state
 from .vit_files import load_vit as load_vit

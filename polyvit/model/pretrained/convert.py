@@ -159,6 +159,18 @@ def block_from_hf(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     return _whole_block(parts, leaves)
 
 
+def block_to_hf(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our block -> Hugging Face's (ViT, ViViT, AST) in the names of release 4, which release 5 reads too."""
+    parts = dict(block)
+    for leaf in ("weight", "bias"):
+        parts |= zip((f"{part}.{leaf}" for part in "qkv"), parts.pop(f"attn.qkv.{leaf}").chunk(3), strict=True)
+    return {
+        f"{names[1]}.{leaf}": parts[f"{part}.{leaf}"]
+        for part, names in HF_BLOCK_NAMES.items()
+        for leaf in ("weight", "bias")
+    }
+
+
 def _dense(leaves: dict[str, Tensor], name: str, inputs: int) -> tuple[Tensor, Tensor]:
     """(weight [out, in], bias [out]) of a Flax layer whose kernel has `inputs` input axes."""
     kernel = pop(leaves, f"{name}/kernel")
