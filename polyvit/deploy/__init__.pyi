@@ -38,3 +38,5 @@ from .predict import class_names as class_names
 from .predict import load as load
 from .predict import pad_names as pad_names
 from .predict import read_media as read_media
+from .pretrained import from_pretrained as from_pretrained
+from .pretrained import save_pretrained as save_pretrained

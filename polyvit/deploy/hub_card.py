@@ -71,7 +71,7 @@ def differences(config: RunConfig, name: str, library: Library) -> list[str]:
     if isinstance(spec, AudioInput):
         notes += [
             "AST has a distillation token, this model has none: pass `attention_mask` as below, with 0 at place 1 "
-            "(transformers 5). Without it the class token counts twice in every attention, and logits differ.",
+            "(transformers 5.10 or newer). Without it the class token counts twice in each attention.",
             "`ASTFeatureExtractor` computes Kaldi's filter banks (pre-emphasis, other windows). This model was "
             "trained on the log-mel below: use its normalisation alone, not its spectrogram.",
             "The training feed rounds spectrograms to half floats; unrounded ones move logits in the third or "

@@ -1,0 +1,82 @@
+"""A trained model as a folder in the conventions of Hugging Face's hub, and back.
+
+In: a checkpoint or a run. Out: a packaged model (see `package.py`), which every command reads, with what the hub
+looks for beside it: config.json (what the model is, and the class names of each task) and README.md, the model
+card under YAML front matter. Files for other libraries: `hub.py`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from polyvit import __version__
+from polyvit.config import RunConfig, validate_config
+from polyvit.deploy.package import write_package
+from polyvit.deploy.predict import Predictor, load, pad_names, tasks_with_classes
+from polyvit.errors import UserError
+from polyvit.storage import read_record
+
+ARCHITECTURES = {"polyvit": "PolyViT", "avbert": "AVBert"}
+"""Of `model.kind`."""
+_LIBRARY = "polyvit"
+
+
+def save_pretrained(model: str | Path, folder: str | Path) -> Path:
+    """Write a trained model into `folder`, which is created if absent, and return it.
+
+    model: the folder of a run or a checkpoint. Raises UserError where it is neither, or where `folder` cannot be
+    written.
+    """
+    folder = Path(folder)
+    try:
+        document = write_package(Path(model), folder)
+        config = validate_config(document["config"])
+        (folder / "config.json").write_text(json.dumps(hub_config(config, document), indent=2, ensure_ascii=False))
+        card = (folder / "model_card.md").read_text()
+        (folder / "README.md").write_text(front_matter(config) + "\n" + card)
+        (folder / "model_card.md").unlink()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}); give another folder") from None
+    return folder
+
+
+def from_pretrained(folder: str | Path, device: str = "cpu") -> Predictor:
+    """The model that `save_pretrained` wrote, ready to answer. Raises UserError where it is of another library."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json; give a folder of save_pretrained, or use polyvit.load")
+    library = read_record(path, "put back a copy of it").get("library_name")
+    if library != _LIBRARY:
+        raise UserError(
+            f"{path} is not of {_LIBRARY} (library_name: {library}); as weights to start from: init.path"
+        )
+    return load(folder, device)
+
+
+def hub_config(config: RunConfig, document: dict[str, Any]) -> dict[str, Any]:
+    """config.json. The run's whole config is in state.json, from which the model is built."""
+    classes = document.get("classes") or {}
+    return {
+        "library_name": _LIBRARY,
+        "polyvit_version": __version__,
+        "model_type": config.model.kind,
+        "architectures": [ARCHITECTURES[config.model.kind]],
+        "model": config.model.model_dump(mode="json"),
+        "tasks": {
+            name: {
+                "modality": task.modality,
+                "problem_type": "multi_label_classification"
+                if task.loss == "sigmoid"
+                else "single_label_classification",
+                "id2label": dict(enumerate(pad_names(classes.get(name, ()), task.num_classes))),
+            }
+            for name in tasks_with_classes(config)
+            for task in (config.tasks[name],)
+        },
+    }
+
+
+def front_matter(config: RunConfig) -> str:
+    """The YAML at the head of README.md: library and tags, a tag for each modality that it classifies."""
+    tags = [f"{modality}-classification" for modality in config.modalities]
+    return "\n".join(["---", f"library_name: {_LIBRARY}", "tags:", *(f"- {tag}" for tag in tags), "---", ""])
