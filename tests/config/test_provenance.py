@@ -68,7 +68,7 @@ def test_the_schema_accepts_every_recipe(recipe: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"modle": {}}, {"train": {"workers": "two"}}, {"tasks": {"pets": {"modality": "smell"}}}]
+    "wrong", [{"no_such_key": {}}, {"train": {"workers": "two"}}, {"tasks": {"pets": {"modality": "smell"}}}]
 )
 def test_the_schema_refuses(wrong: dict[str, Any]) -> None:
     assert not jsonschema.Draft202012Validator(SCHEMA).is_valid(wrong)

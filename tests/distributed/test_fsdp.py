@@ -107,7 +107,7 @@ def test_divided_trains_as_whole(found: list[dict], rank: int, name: str) -> Non
                 assert (found_.shape, found_.dtype) == (tensor.shape, tensor.dtype), key
                 if name == "bfloat16":  # norms and positions are float32 in autocast, bfloat16 when divided
                     apart = (found_ - tensor).norm() / tensor.norm().clamp(min=1e-3)
-                    assert kind == "state" or float(apart) < 0.05, key
+                    assert kind == "state" or float(apart) < 0.1, key
                 elif not (name == "adamw" and key.endswith("qkv.bias")):  # the keys' gradient is rounding alone
                     rounding = 2e-2 if tensor.dtype == torch.bfloat16 else rough  # it may fall the other way
                     torch.testing.assert_close(
