@@ -6,6 +6,7 @@ And where the videos are not files in a folder: shards, a bucket. Each run must 
 import contextlib
 import copy
 import io
+import itertools
 import json
 import shutil
 import threading
@@ -161,8 +162,9 @@ def test_another_number_of_workers_goes_on(
     """After a checkpoint `train.workers` is another: pre-training steps are those of the run with two.
 
     Negatives are clips of all workers and batch norm counts all clips, so only the order of sums differs: 1e-3 of
-    a loss or norm, where 4e-5 was measured. A step of the task with classes has each worker's own batch norm, and
-    an evaluation compares the clips of one worker's minibatch: neither is compared.
+    a loss or norm, where 6e-5 was measured. A step of the task with classes has each worker's own batch norm, so
+    from the first one on the models differ; an evaluation compares the clips of one worker's minibatch. Neither is
+    compared.
     """
     run, middle = folder / "runs" / f"then{workers}", STEPS - 2 * EVERY  # the first checkpoint that is kept
     shutil.copytree(folder / "runs" / "straight", run)
@@ -172,16 +174,18 @@ def test_another_number_of_workers_goes_on(
     assert cli.main(["cotrain", "--resume", str(run), f"train.workers={workers}"]) == 0
     wanted, ended = curves(folder / "runs" / "straight"), curves(run)
     assert sorted(ended) == sorted(wanted)
-    for step, values in wanted.items():
-        if step <= middle:
-            assert ended[step] == values
-        elif "train/kinetics700/loss" in values:
-            compared = {key: value for key, value in values.items() if not key.startswith("eval/")}
-            hits = {key for key in compared if "retrieval" in key or "accuracy" in key}
-            assert {"train/kinetics700/loss", "train/grad_norm"} <= compared.keys() - hits
-            for key, value in compared.items():
-                limit = 0.25 if key in hits else 1e-3 * max(1.0, abs(value))  # of few clips one may go over
-                assert abs(ended[step][key] - value) <= limit, (step, key, ended[step][key], value)
+    steps = sorted(wanted)
+    assert all(ended[step] == wanted[step] for step in steps if step <= middle)
+    later = [step for step in steps if step > middle]
+    alike = list(itertools.takewhile(lambda step: "train/kinetics700/loss" in wanted[step], later))
+    assert len(alike) >= 4
+    for step in alike:
+        compared = {key: value for key, value in wanted[step].items() if not key.startswith("eval/")}
+        hits = {key for key in compared if "retrieval" in key or "accuracy" in key}
+        assert {"train/kinetics700/loss", "train/grad_norm"} <= compared.keys() - hits
+        for key, value in compared.items():
+            limit = 0.25 if key in hits else 1e-3 * max(1.0, abs(value))  # of few clips one may go over
+            assert abs(ended[step][key] - value) <= limit, (step, key, ended[step][key], value)
     state, expected = (read_document(place / f"step_{STEPS:08d}") for place in (run, folder / "runs" / "straight"))
     for key in ("global_step", "read", "bad", "quarantine"):
         assert state[key] == expected[key]
