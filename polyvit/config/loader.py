@@ -7,7 +7,7 @@ recipe's task of that name, or else from `KNOWN_TASKS`). Overrides are `key.path
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -277,15 +277,18 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"width": 8}} -> {"model.width": 8}; the keys are those of the command line."""
-    flat: dict[str, Any] = {}
+def values_of(document: Mapping[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(the keys that lead to it, value) of each value of a config as plain data; an empty mapping is one."""
     for key, value in document.items():
         if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
+            yield from values_of(value, (*before, key))
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            yield (*before, key), value
+
+
+def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
+    """{"model": {"width": 8}} -> {"model.width": 8}; the keys are those of the command line."""
+    return {".".join(map(str, place)): value for place, value in values_of(document)}
 
 
 def _problems(error: ValidationError, document: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from polyvit.config.loader import known_task, load_config, recipe_chain, validate_config
+from polyvit.config.loader import known_task, load_config, recipe_chain, validate_config, values_of
 from polyvit.config.renamed import new_name, with_new_names
 from polyvit.config.run import RunConfig
 
@@ -41,14 +41,16 @@ def resolve_config(recipe: str, overrides: Sequence[str] = (), only: Sequence[st
     config = load_config(recipe, overrides, only)
     given = [tuple(new_name(override.partition("=")[0]).split(".")) for override in overrides]
     chain = [(name, with_new_names(document)) for name, document in recipe_chain(recipe)]
-    sources = {place: _source(place, given, chain, config) for place, _ in _values(config.model_dump(mode="json"))}
+    sources = {
+        place: _source(place, given, chain, config) for place, _ in values_of(config.model_dump(mode="json"))
+    }
     return Resolved(config, sources)
 
 
 def resolve_run(document: dict[str, Any]) -> Resolved:
     """The config of a run, from its config.json. Raises UserError."""
     config = validate_config(with_new_names(document))
-    return Resolved(config, {place: "the run" for place, _ in _values(config.model_dump(mode="json"))})
+    return Resolved(config, {place: "the run" for place, _ in values_of(config.model_dump(mode="json"))})
 
 
 def config_yaml(resolved: Resolved) -> str:
@@ -58,7 +60,7 @@ def config_yaml(resolved: Resolved) -> str:
 
 def config_difference(first: Resolved, second: Resolved) -> list[Difference]:
     """The keys in which two configs differ, in the order of the first, then those that only the second has."""
-    a, b = (dict(_values(each.config.model_dump(mode="json"))) for each in (first, second))
+    a, b = (dict(values_of(each.config.model_dump(mode="json"))) for each in (first, second))
     places = [*a, *(place for place in b if place not in a)]
     return [
         Difference(
@@ -69,14 +71,6 @@ def config_difference(first: Resolved, second: Resolved) -> list[Difference]:
         for place in places
         if place not in a or place not in b or a[place] != b[place]
     ]  # fmt: skip
-
-
-def _values(document: Mapping[str, Any], before: Place = ()) -> Iterator[tuple[Place, Any]]:
-    for key, value in document.items():
-        if isinstance(value, Mapping) and value:
-            yield from _values(value, (*before, key))
-        else:
-            yield (*before, key), value
 
 
 def _source(

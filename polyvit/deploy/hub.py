@@ -96,6 +96,7 @@ def library_runner(folder: Path, library: Library, spec: InputSection, masked: b
     loaded = _load(folder, library, spec)
 
     def run(*media: np.ndarray) -> np.ndarray:
+        """Media -> logits [B, K], with the folder as it was loaded."""
         inputs = library_input(torch.from_numpy(media[0]), spec)
         more = {}
         if isinstance(spec, AudioInput) and masked:
