@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[3]
 DOOR = "polyvit/data/decode/containers.py"
 OWN_BYTES = ("pipelines/bench/decode_peers.py",)
 """Benchmarks that time FFmpeg on files which they have made themselves."""
+FOR_READERS = "polyvit/deploy/hub_card.py"
+"""Writes the README of an exported folder, whose lines open the reader's own files: we never run them."""
 
 
 def test_nothing_else_opens_media_to_read_them() -> None:
@@ -18,7 +20,7 @@ def test_nothing_else_opens_media_to_read_them() -> None:
     for top in ("polyvit", "pipelines"):
         for path in sorted((ROOT / top).rglob("*.py")):
             name, text = str(path.relative_to(ROOT)), path.read_text()
-            if name == DOOR or name in OWN_BYTES:
+            if name in (DOOR, FOR_READERS, *OWN_BYTES):
                 continue
             calls = re.findall(r"\bav\.open\(.*|\bav\.container\.open\(.*|from av import .*\bopen\b.*", text)
             opened += [f"{name}: {call}" for call in calls if not re.search(r'av\.open\([^,()]+, "w"', call)]
