@@ -227,12 +227,20 @@ class _Run:
 @contextmanager
 def no_collection_inside_steps() -> Iterator[None]:
     """Python's garbage collector keeps still, which would stop the launches for tens of milliseconds wherever it
-    likes; `_Run.between_steps` runs it."""
-    was = gc.isenabled()
+    likes; `_Run.between_steps` runs it.
+
+    What is there before the first step (modules, model, optimiser) is set aside, so that a collection looks at what
+    the steps have left and no more: of all objects of a process with torch and Ray it took 0.1 to 0.4 s.
+    """
+    was, mine = gc.isenabled(), not gc.get_freeze_count()
     gc.disable()
+    if mine:
+        gc.freeze()
     try:
         yield
     finally:
+        if mine:
+            gc.unfreeze()
         if was:
             gc.enable()
 
