@@ -66,28 +66,34 @@ def test_patches_are_cut_as_the_feed_cuts_them_and_put_together_again(spec: Inpu
     assert np.array_equal(np.stack([feed_tokens(array, spec) for array in back]), tokens)
 
 
-def test_torch_and_onnx_files_answer_as_the_model_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("picture", "image"),
+        pytest.param("clip", "clip", marks=pytest.mark.slow),
+        pytest.param("sound", "song", marks=pytest.mark.slow),
+    ],
+)
+def test_torch_and_onnx_files_answer_as_the_model_does(tmp_path: Path, task: str, name: str) -> None:
     _, model, config = trained(tmp_path)
     files = media(tmp_path / "media")
     predictor = Predictor(model, config)
-    for task, name in [("picture", "image"), ("clip", "clip"), ("sound", "song")]:
-        module = TaskModel(model, config, task).eval()
-        prepared = prepare(files[name].read_bytes(), config, [task])
-        arrays = media_of(prepared.groups[0].arrays["tokens"], module.spec)
-        wanted = predictor.logits([prepared])[0][task].numpy()
-        for run in (
-            torch_runner(module),
-            export_torch(module, tmp_path / "m.pt2"),
-            export_onnx(module, tmp_path / "m.onnx", {"task": task, "classes": CLASSES[task]}),
-        ):
-            assert np.abs(run(arrays)[0] - wanted).max() < 1e-5
-            assert [len(run(example_media(module.spec, batch))) for batch in (1, 5)] == [1, 5]
-            assert difference(run, torch_runner(module), module.spec) < 1e-5
-        told = onnxruntime.InferenceSession(tmp_path / "m.onnx").get_modelmeta().custom_metadata_map
-        assert (told["task"], json.loads(told["classes"])) == (task, CLASSES[task])
-        module.head.bias.data += 0.5  # a difference is seen
-        assert difference(onnx_runner(tmp_path / "m.onnx"), torch_runner(module), module.spec) > 1e-2
-        module.head.bias.data -= 0.5
+    module = TaskModel(model, config, task).eval()
+    prepared = prepare(files[name].read_bytes(), config, [task])
+    arrays = media_of(prepared.groups[0].arrays["tokens"], module.spec)
+    wanted = predictor.logits([prepared])[0][task].numpy()
+    for run in (
+        torch_runner(module),
+        export_torch(module, tmp_path / "m.pt2"),
+        export_onnx(module, tmp_path / "m.onnx", {"task": task, "classes": CLASSES[task]}),
+    ):
+        assert np.abs(run(arrays)[0] - wanted).max() < 1e-5
+        assert [len(run(example_media(module.spec, batch))) for batch in (1, 5)] == [1, 5]
+        assert difference(run, torch_runner(module), module.spec) < 1e-5
+    told = onnxruntime.InferenceSession(tmp_path / "m.onnx").get_modelmeta().custom_metadata_map
+    assert (told["task"], json.loads(told["classes"])) == (task, CLASSES[task])
+    module.head.bias.data += 0.5  # a difference is seen
+    assert difference(onnx_runner(tmp_path / "m.onnx"), torch_runner(module), module.spec) > 1e-2
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from toy_sensor import write_signals
 from pipelines import cli
 from polyvit.config import MODALITIES
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,7 @@ def test_cotrain(tmp_path: Path) -> None:
 TINY = ("model.width=16", "model.num_heads=2", "model.mlp_dim=32", "model.depth=2")
 
 
+@pytest.mark.slow
 def test_gpu_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole script, with a tiny model and peers of its size."""
     monkeypatch.setattr(gpu.step, "MANY", 2)

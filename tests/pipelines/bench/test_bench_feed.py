@@ -72,6 +72,7 @@ def test_mistakes(arguments: list[str], words: str, capsys: pytest.CaptureFixtur
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_side_delivers_every_example(pair_root: Path, tmp_path: Path) -> None:
     config = pair_config(pair_root, tmp_path, "schedule.steps=6")
     indexes = scanned(config)
