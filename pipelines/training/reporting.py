@@ -79,8 +79,9 @@ class TrainReporter:
 
     def checkpoint(self, state: TrainState, last: bool) -> None:
         """Rank 0 writes a checkpoint while the next steps run; the last one is written before the run ends."""
-        tensors = training_tensors(self.learner)  # every rank: they may be divided among them
-        if self._progress.rank != 0:
+        writes = self._progress.rank == 0
+        tensors = training_tensors(self.learner, writes)  # every rank: they may be divided among them
+        if not writes:
             return
         document = checkpoint_data(tensors, state, self.config, self.metadata)
         if last:

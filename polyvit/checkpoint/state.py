@@ -133,8 +133,8 @@ class ParameterAverage(Protocol):
     def update(self) -> None:
         """After a step."""
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """The average by parameter name, whole; all ranks call this together."""
+    def state(self, keeps: bool = True) -> dict[str, torch.Tensor]:
+        """The average by parameter name, whole; all ranks call this together. keeps: see `training_tensors`."""
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take back what `state` gave. Raises UserError where the names or shapes differ."""
@@ -191,13 +191,15 @@ def checkpoint_data(
     return CheckpointData(state.global_step, owned, document, state.scores())
 
 
-def training_tensors(unit: TrainUnit) -> dict[str, dict[str, torch.Tensor]]:
-    """The tensors of a checkpoint, by file and name: the very ones that training changes, or gathered where they
-    are divided among ranks (then all ranks call this together).
+def training_tensors(unit: TrainUnit, keeps: bool = True) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of a checkpoint, by file and name: the very ones that training changes, or gathered in host
+    memory, one at a time, where they are divided among ranks (then all ranks call this together).
+
+    keeps: False on a rank that does not write: of what is gathered it gets nothing.
     """
-    parameters, state = full_state(unit.model, unit.optimiser)  # type: ignore[arg-type]
+    parameters, state = full_state(unit.model, unit.optimiser, keeps)  # type: ignore[arg-type]
     tensors = {"model.safetensors": parameters, "optimiser.safetensors": state}
-    return {**tensors, "ema.safetensors": unit.ema.state()} if unit.ema else tensors
+    return {**tensors, "ema.safetensors": unit.ema.state(keeps)} if unit.ema else tensors
 
 
 def read_document(directory: Path) -> dict[str, Any]:

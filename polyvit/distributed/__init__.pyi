@@ -8,14 +8,15 @@ from .fsdp import OptimiserState as OptimiserState
 from .fsdp import average_buffers as average_buffers
 from .fsdp import buffers_of as buffers_of
 from .fsdp import full_state as full_state
-from .fsdp import gathered as gathered
 from .fsdp import is_sharded as is_sharded
 from .fsdp import is_split as is_split
+from .fsdp import kept_whole as kept_whole
 from .fsdp import load_optimiser as load_optimiser
 from .fsdp import load_parameters as load_parameters
 from .fsdp import local as local
 from .fsdp import part as part
 from .fsdp import reduce_at_once as reduce_at_once
+from .fsdp import reshard as reshard
 from .fsdp import shard as shard
 from .fsdp import units_with as units_with
 from .fsdp import whole as whole

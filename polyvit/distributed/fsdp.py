@@ -7,8 +7,7 @@ batch already. Only what a step's task reaches is gathered and summed. Every fun
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -113,17 +112,30 @@ def part(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def full_state(model: nn.Module, optimiser: OptimiserState) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def full_state(
+    model: nn.Module, optimiser: OptimiserState, keeps: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Parameters and buffers by name and optimiser state by name, whole: what a checkpoint holds, sharded or not.
 
-    Not copied where they are whole already.
+    Not copied where they are whole already; see `kept_whole` for `keeps` and for those that are divided.
     """
     parameters = dict(model.named_parameters())
     state = {}
     for key, value in optimiser.state().items():
         name = key.partition(".")[2]
-        state[key] = value if value.ndim == 0 else whole(value, parameters[name])
-    return {name: whole(p, p) for name, p in parameters.items()} | buffers_of(model), state
+        state[key] = value if value.ndim == 0 else kept_whole(value, parameters[name], keeps)
+    return {name: kept_whole(p, p, keeps) for name, p in parameters.items()} | buffers_of(model), state
+
+
+def kept_whole(tensor: Tensor, like: Tensor, keeps: bool) -> Tensor:
+    """`whole`, moved to host memory at once where it had to be gathered, so that no device holds more than one.
+
+    keeps: whether this rank has a use for it; one that has none takes part in the gathering and gets an empty one.
+    """
+    if not is_split(like):
+        return tensor.detach()
+    gathered = whole(tensor, like)
+    return gathered.cpu() if keeps else gathered.new_empty(0)
 
 
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:
@@ -171,16 +183,8 @@ def load_optimiser(model: nn.Module, optimiser: OptimiserState, state: Mapping[s
     optimiser.load_state(divided)
 
 
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """The model whole on every rank, so that ranks may run it apart, as an evaluation does; for no gradients."""
-    units: list[FSDPModule] = [module for module in model.modules() if is_sharded(module)]  # type: ignore[misc]
-    for unit in units:
-        unit.set_reshard_after_forward(False, recurse=False)
-        unit.unshard()
-    try:
-        yield
-    finally:
-        for unit in units:
-            unit.set_reshard_after_forward(unit is not model, recurse=False)
-            unit.reshard()
+def reshard(model: nn.Module) -> None:
+    """Drop what a pass without gradients has left gathered: it is not seen there when the parts change."""
+    for module in model.modules():
+        if is_sharded(module):
+            module.reshard()  # type: ignore[operator]

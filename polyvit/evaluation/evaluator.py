@@ -5,15 +5,25 @@ are averaged before anything is measured. The main number of a task is its `metr
 multi-label audio. Legend: B examples, V views of each, N tokens, P patch_dim, K classes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from polyvit.config import AudiovisualTask, RunConfig, TaskConfig
-from polyvit.data.loading import Minibatch, Quarantined, as_tensor, eval_rows, on_device, tensors
-from polyvit.distributed import Communicator
+from polyvit.data.loading import (
+    Minibatch,
+    Quarantined,
+    as_tensor,
+    blank_arrays,
+    eval_rows,
+    on_device,
+    tensors,
+)
+from polyvit.distributed import Communicator, is_sharded, reshard
 from polyvit.evaluation.contrastive import ContrastiveState
 from polyvit.evaluation.metrics import MetricState
 from polyvit.model import MultiTaskModel, autocast, device_of, normalise
@@ -31,18 +41,26 @@ def evaluate(
     A result: `metric`, `value` (that metric), `examples`, `skipped`, `protocol`, and where an example counted
     `loss`, `top1`, `top5`, `map`; of a contrastive task `loss` and what `polyvit.objectives.MEASURES` names.
     """
-    return merged(config, world.gather(totals(model, minibatches, config)))
+    return merged(config, world.gather(totals(model, minibatches, config, world)))
 
 
 @torch.no_grad()
-def totals(model: MultiTaskModel, minibatches: Iterable[Minibatch], config: RunConfig) -> Totals:
-    """What one process measures of its share of the minibatches; `merged` makes results of all shares."""
-    device = device_of(model)
+def totals(
+    model: MultiTaskModel, minibatches: Iterable[Minibatch], config: RunConfig, world: Communicator | None = None
+) -> Totals:
+    """What one process measures of its share of the minibatches; `merged` makes results of all shares.
+
+    world: the ranks among which the model is divided, if it is; they call this together.
+    """
+    device, divided = device_of(model), is_sharded(model)
     states = {name: state_of(task) for name, task in config.tasks.items()}
     bad: list[Quarantined] = []
     model.eval()
-    for (minibatch,) in on_device(([minibatch] for minibatch in minibatches), device):
+    uploaded = (minibatch for (minibatch,) in on_device(([each] for each in minibatches), device))
+    for minibatch in together(uploaded, config, world) if divided and world else uploaded:
         bad += minibatch.bad
+        if divided and minibatch.rows < least_rows(config.tasks[minibatch.task]):
+            _take_part(model, minibatch, config)
         if not minibatch.rows:
             continue
         task = config.tasks[minibatch.task]
@@ -61,7 +79,44 @@ def totals(model: MultiTaskModel, minibatches: Iterable[Minibatch], config: RunC
         losses = example_losses(logits, labels, task.loss, margin=task.margin)
         state.update(logits.numpy(), minibatch.labels, losses.numpy())
     model.train()
+    if divided:  # what the last pass has gathered may be the average's
+        reshard(model)
     return states, bad
+
+
+def together(minibatches: Iterable[Minibatch], config: RunConfig, world: Communicator) -> Iterator[Minibatch]:
+    """This rank's minibatches, and between them empty ones, so that all ranks run the same tasks equally often.
+
+    Of a model that is divided among ranks each pass gathers a block at a time from all of them.
+    """
+    names, source = list(config.tasks), iter(minibatches)
+    mine = next(source, None)
+    while (turn := min(world.gather(names.index(mine.task) if mine else len(names)))) < len(names):
+        if mine and mine.task == names[turn]:
+            yield mine
+            mine = next(source, None)
+        else:
+            task = config.tasks[names[turn]]
+            arrays = blank_arrays(config.model.input(task.modality), 0)
+            yield Minibatch(0, names[turn], arrays, np.zeros((0, task.num_classes), np.uint8), (), 0, 0)
+
+
+def least_rows(task: TaskConfig) -> int:
+    """With fewer, a minibatch of an evaluation is measured without a pass of the model."""
+    return 2 if task.loss == "contrastive" else 1
+
+
+def _take_part(model: MultiTaskModel, minibatch: Minibatch, config: RunConfig) -> None:
+    """The pass of a minibatch too small to be measured: other ranks wait for this one's part of the model."""
+    task, device = config.tasks[minibatch.task], device_of(model)
+    rows = eval_rows(task) if model.compiled else least_rows(task)
+    blank = blank_arrays(config.model.input(task.modality), rows)
+    inputs = {name: normalise(as_tensor(array).to(device)) for name, array in blank.items()}
+    if isinstance(task, AudiovisualTask) and task.loss == "contrastive":
+        ContrastiveState().update(model, inputs, task, replace(minibatch, inputs=blank), config)
+    else:
+        with autocast(device, config.train.precision):
+            model(inputs, minibatch.task)
 
 
 def merged(config: RunConfig, shares: Sequence[Totals]) -> tuple[dict[str, dict[str, Any]], list[Quarantined]]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from polyvit.distributed import buffers_of, local, part, whole
+from polyvit.distributed import buffers_of, kept_whole, local, part
 from polyvit.errors import UserError
 
 
@@ -27,9 +27,9 @@ class Ema:
         """After a step. Parameters that the step left alone are drawn closer too."""
         torch._foreach_lerp_(list(self.average.values()), self._parameters(), 1.0 - self.decay)
 
-    def state(self) -> dict[str, Tensor]:
-        """The average by parameter name, whole; all ranks together where it is divided."""
-        average = {name: whole(self.average[name], p) for name, p in self.model.named_parameters()}
+    def state(self, keeps: bool = True) -> dict[str, Tensor]:
+        """The average by parameter name, whole; all ranks together where it is divided (see `kept_whole`)."""
+        average = {name: kept_whole(self.average[name], p, keeps) for name, p in self.model.named_parameters()}
         return average | buffers_of(self.model)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

@@ -20,7 +20,6 @@ import torch
 from polyvit.checkpoint import TrainState, TrainUnit
 from polyvit.config import RunConfig
 from polyvit.data.loading import Minibatch, Quarantined, on_device, on_host
-from polyvit.distributed import gathered, is_sharded
 from polyvit.errors import UserError
 from polyvit.evaluation import evaluate
 from polyvit.model import device_of
@@ -229,8 +228,8 @@ def no_collection_inside_steps() -> Iterator[None]:
     """Python's garbage collector keeps still, which would stop the launches for tens of milliseconds wherever it
     likes; `_Run.between_steps` runs it.
 
-    What is there before the first step (modules, model, optimiser) is set aside, so that a collection looks at what
-    the steps have left and no more: of all objects of a process with torch and Ray it took 0.1 to 0.4 s.
+    What is there before the first step (modules, model, optimiser) is set aside, so that a collection looks at
+    what the steps have left and no more: of all objects of a process with torch and Ray it took 0.1 to 0.4 s.
     """
     was, mine = gc.isenabled(), not gc.get_freeze_count()
     gc.disable()
@@ -274,8 +273,6 @@ def _evaluate(
     with ExitStack() as stack:
         if learner.ema:
             stack.enter_context(learner.ema.swapped())
-        if is_sharded(learner.model):
-            stack.enter_context(gathered(learner.model))
         results, bad = evaluate(learner.model, feed.evaluation(), config, world)
     state.evaluations.append({"step": state.global_step, "tasks": results})
     values |= {

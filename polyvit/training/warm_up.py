@@ -7,14 +7,13 @@ whether branches are dropped, whether gradients are wanted.
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 
 import numpy as np
 import torch
 
 from polyvit.config import RunConfig
 from polyvit.data.loading import Minibatch, blank_arrays, eval_rows
-from polyvit.distributed import Communicator, SingleProcess, buffers_of, gathered, is_sharded
+from polyvit.distributed import Communicator, SingleProcess, buffers_of, is_sharded
 from polyvit.evaluation import evaluate
 from polyvit.model import MultiTaskModel, autocast, device_of
 from polyvit.schedule import mixes, rank_slice
@@ -66,9 +65,8 @@ def _compile(
             run_pass(model, part, config, device, SingleProcess())
     for i, name in enumerate(evaluations, start=len(passes) + 1):
         say(f"compiling {i} of {len(passes) + len(evaluations)}: evaluation of {name} ...")
-        with gathered(model) if is_sharded(model) else nullcontext():
-            blank = blank_minibatch(config, name, eval_rows(config.tasks[name]))
-            evaluate(model, [blank], config, SingleProcess())
+        blank = blank_minibatch(config, name, eval_rows(config.tasks[name]))
+        evaluate(model, [blank], config, SingleProcess())
 
 
 def _form(config: RunConfig, name: str, rows: int) -> tuple[object, ...]:

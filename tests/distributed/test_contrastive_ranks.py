@@ -11,7 +11,8 @@ from ranks_kit import GlooWorld, SingleProcess, meet
 from safetensors.torch import load_file, save_file
 
 from polyvit.config import RunConfig
-from polyvit.distributed import Communicator, full_state, shard
+from polyvit.distributed import Communicator, full_state, load_parameters, shard
+from polyvit.evaluation.evaluator import evaluate
 from polyvit.model import MultiTaskModel, build_model
 from polyvit.objectives.contrastive import info_nce
 from polyvit.training import train_step
@@ -45,6 +46,18 @@ def steps(config: RunConfig, world: Communicator, rows: slice, path: Path, shard
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     result = train_step(model, optimiser, [minibatch(config, "one", 1, rows)], 1.0, config, world)
     tensors, _ = full_state(model, optimiser)
+    if sharded:  # one rank has a minibatch that is too small to be measured, and then none: it takes part
+        mine = [minibatch(config, "one", 2), minibatch(config, "one", 3)] if rows.start == 0 else [
+            minibatch(config, "one", 2, slice(0, 1))
+        ]  # fmt: skip
+        measured = evaluate(model, mine, config, world)[0]["one"]
+        whole = built(config)
+        load_parameters(whole, tensors)
+        both = [minibatch(config, "one", 2), minibatch(config, "one", 3)]
+        expected = evaluate(whole, both, config, SingleProcess())[0]["one"]
+        assert measured.keys() == expected.keys()
+        for key, value in expected.items():
+            assert measured[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
     measures = {f"measure.{name}": torch.tensor(value) for name, value in result.measures["one"].items()}
     loss = {"loss": torch.tensor(result.losses[0])}
     save_file({n: t.contiguous() for n, t in {**tensors, **measures, **loss}.items()}, path)

@@ -1,5 +1,9 @@
 """Parameters divided among two processes: as the run that is not divided, with its checkpoints and evaluation."""
 
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -7,7 +11,8 @@ from ranks_kit import GlooWorld, meet
 from small import ArrayFeed, fresh, small_config
 
 from polyvit.config import RunConfig, validate_config
-from polyvit.distributed import full_state, gathered, is_sharded, load_optimiser, load_parameters, local, shard
+from polyvit.data.loading import Minibatch
+from polyvit.distributed import full_state, is_sharded, is_split, load_optimiser, load_parameters, local, shard
 from polyvit.errors import UserError
 from polyvit.evaluation.evaluator import evaluate
 from polyvit.model.polyvit import PolyViT
@@ -57,13 +62,52 @@ def trained(config: RunConfig, lr: float, other: RunConfig, rank: int) -> dict:
             ema.load_state(average)
         result = train_step(model, optimiser, minibatches, lr, config, world)
         ema.update()
+        if minibatches[0].step == SWITCH - 1:  # what it gathers of the average must not stay for the next step
+            with ema.swapped():
+                evaluate(model, Uneven(config, rank, 2).evaluation(), config, world)
         reached = sorted(name for name, p in model.named_parameters() if p.grad is not None)
         steps.append((result.losses, result.grad_norm, result.examples, result.bad, reached))
-    with ema.swapped(), gathered(model) if is_sharded(model) else torch.no_grad():
-        evaluation = evaluate(model, ArrayFeed(config, rank, 2).evaluation(), config, world)[0]
+    whole_blocks: list[int] = []
+    with ema.swapped(), watched(model, whole_blocks):
+        evaluation = evaluate(model, Uneven(config, rank, 2).evaluation(), config, world)[0]
     held = sum(local(p).numel() for p in model.parameters())
+    kept = [
+        t.numel() for t in (*full_state(model, optimiser, rank == 0)[0].values(), *ema.state(rank == 0).values())
+    ]
     tensors, state = full_state(model, optimiser)
-    return {"steps": steps, "model": tensors, "state": state, "ema": ema.state(), "held": held, "eval": evaluation}
+    return {
+        "steps": steps, "model": tensors, "state": state, "ema": ema.state(), "held": held, "eval": evaluation,
+        "whole_blocks": whole_blocks, "kept": sum(kept),
+    }  # fmt: skip
+
+
+class Uneven(ArrayFeed):
+    """Rank 1 has all of `clip`, nothing of `word`, and an evaluation minibatch without a readable example."""
+
+    def evaluation(self) -> Iterator[Minibatch]:
+        for whole in ArrayFeed(self.config, 0, 1).evaluation():
+            if whole.task == "clip" and self.rank == 1:
+                yield dataclasses.replace(whole, inputs={k: v[:0] for k, v in whole.inputs.items()},
+                                          labels=whole.labels[:0], keys=())  # fmt: skip
+            owner = {"clip": 1, "word": 0}.get(whole.task)
+            if owner is None:
+                yield next(m for m in super().evaluation() if m.task == whole.task)
+            elif owner == self.rank:
+                yield whole
+
+
+@contextmanager
+def watched(model: PolyViT, counts: list[int]) -> Iterator[None]:
+    """Before each block of a pass, how many blocks of the model are whole on this rank."""
+    blocks = [module for module in model.modules() if is_sharded(module) and module is not model]
+
+    def count(*_: object) -> None:
+        counts.append(sum(not any(is_split(p) for p in block.parameters()) for block in blocks))
+
+    hooks = [block.register_forward_pre_hook(count) for block in blocks]
+    yield
+    for hook in hooks:
+        hook.remove()
 
 
 def work(rank: int, folder: str) -> None:
@@ -116,6 +160,7 @@ def test_divided_trains_as_whole(found: list[dict], rank: int, name: str) -> Non
         for task, result in expected["eval"].items():
             assert runs[way]["eval"][task]["loss"] == pytest.approx(result["loss"], rel=max(rough, 1e-4))
             assert runs[way]["eval"][task]["examples"] == 10
+            assert runs[way]["eval"][task]["top1"] == result["top1"] or name == "bfloat16"
 
 
 @pytest.mark.slow
@@ -123,6 +168,16 @@ def test_each_rank_holds_about_half(found: list[dict]) -> None:
     whole, parts = found[0]["sgd"]["whole"]["held"], [f["sgd"]["divided"]["held"] for f in found]
     assert sum(parts) == whole
     assert max(parts) < 0.55 * whole
+
+
+@pytest.mark.slow
+def test_no_rank_has_the_whole_model_at_once(found: list[dict]) -> None:
+    """An evaluation gathers a block at a time; a checkpoint is gathered where it is written alone."""
+    for rank, runs in enumerate(found):
+        held = runs["sgd"]["divided"]["whole_blocks"]
+        assert len(held) > 12
+        assert set(held) == {1}  # of eleven
+        assert (runs["sgd"]["divided"]["kept"] > 0) is (rank == 0)
 
 
 @pytest.mark.slow

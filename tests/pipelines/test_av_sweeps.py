@@ -114,7 +114,7 @@ def test_what_sharing_policies_save() -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_sharing_policies_of_pre_training(folder: Path) -> None:
-    """Parameters are counted for each, and the best is registered: the guide's line, with two of its six trials."""
+    """Parameters are counted for each, and the best is registered: two of the six trials."""
     (line,) = (line for line in COMMANDS if "model.sharing.roles" in line)
     words = shlex.split(line)[1:]
     assert words == ["demo-av", *SHARING]

@@ -204,7 +204,7 @@ def test_shards_of_videos_with_sound_give_the_same_run(
 
 
 def test_a_bucket_gives_the_same_run(folder: Path, recipe: Path, straight: dict[str, Any]) -> None:
-    """Headers and videos are read from S3 (moto's), by range, and decoded by Ray's tasks instead of by Ray Data."""
+    """Headers and videos are read from S3 (moto's), by range, and decoded by Ray's tasks, not by Ray Data."""
     with s3_server() as address:
         bucket, query = address.split("?")
         filesystem, path = pyarrow.fs.FileSystem.from_uri(f"{bucket}/data?{query}")
