@@ -25,9 +25,10 @@ from polyvit.data.loading import (
 )
 from polyvit.distributed import Communicator, is_sharded, reshard
 from polyvit.evaluation.contrastive import ContrastiveState
+from polyvit.evaluation.device_totals import DeviceTotals
 from polyvit.evaluation.metrics import MetricState
 from polyvit.model import MultiTaskModel, autocast, device_of, normalise
-from polyvit.objectives import example_losses, mean_probability, one_answer
+from polyvit.objectives import mean_probability, one_answer
 
 Totals = tuple[dict[str, "MetricState | ContrastiveState"], list[Quarantined]]
 """Running totals by task, and the examples that could not be decoded."""
@@ -54,6 +55,7 @@ def totals(
     """
     device, divided = device_of(model), is_sharded(model)
     states = {name: state_of(task) for name, task in config.tasks.items()}
+    later = {n: DeviceTotals(config.tasks[n], s) for n, s in states.items() if isinstance(s, MetricState)}
     bad: list[Quarantined] = []
     model.eval()
     uploaded = (minibatch for (minibatch,) in on_device(([each] for each in minibatches), device))
@@ -64,7 +66,8 @@ def totals(
         if not minibatch.rows:
             continue
         task = config.tasks[minibatch.task]
-        inputs = {name: normalise(array) for name, array in tensors(minibatch, device)[0].items()}
+        arrays, labels = tensors(minibatch, device)
+        inputs = {name: normalise(array) for name, array in arrays.items()}
         state = states[minibatch.task]
         if isinstance(state, ContrastiveState):
             assert isinstance(task, AudiovisualTask)  # the config says so
@@ -74,10 +77,10 @@ def totals(
             inputs = padded(inputs, eval_rows(task))
         with autocast(device, config.train.precision):
             logits = one_answer(model(inputs, minibatch.task)[: minibatch.rows].float(), task.loss)
-        logits = average_views(logits.cpu(), minibatch.views, task)
-        labels = as_tensor(minibatch.labels)
-        losses = example_losses(logits, labels, task.loss, margin=task.margin)
-        state.update(logits.numpy(), minibatch.labels, losses.numpy())
+        logits = average_views(logits, minibatch.views, task)
+        later[minibatch.task].add(logits, minibatch.labels, labels)
+    for each in later.values():
+        each.read()
     model.train()
     if divided:  # what the last pass has gathered may be the average's
         reshard(model)

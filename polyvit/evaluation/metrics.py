@@ -29,19 +29,28 @@ class MetricState:
 
     def update(self, logits_BK: np.ndarray, labels_BK: np.ndarray, losses_B: np.ndarray) -> None:
         """Add a minibatch: float logits, 0/1 labels, per-example losses."""
-        counted = labels_BK.any(axis=1)
-        logits_BK, labels_BK, losses_B = logits_BK[counted], labels_BK[counted], losses_B[counted]
-        if not len(logits_BK):
-            return
-        self.examples += len(logits_BK)
-        self.loss += float(losses_B.sum(dtype=np.float64))
         best = np.argsort(-logits_BK, axis=1, kind="stable")[:, :TOP_K]
         hits = np.take_along_axis(labels_BK, best, axis=1) > 0
-        self.top1 += int(hits[:, 0].sum())
-        self.top5 += int(hits.any(axis=1).sum())
+        self.add(labels_BK, np.stack([losses_B, hits[:, 0], hits.any(axis=1)], axis=1), logits_BK)
+
+    def add(self, labels_BK: np.ndarray, measured_B3: np.ndarray, logits_BK: np.ndarray | None) -> None:
+        """Add a minibatch that was measured elsewhere (see `DeviceTotals`).
+
+        measured_B3: each example's loss, and 1 where the best class is right, and where one of the best TOP_K is.
+        logits_BK: float, wanted where scores are kept.
+        """
+        counted = labels_BK.any(axis=1)
+        if not counted.any():
+            return
+        loss, top1, top5 = measured_B3[counted].sum(axis=0, dtype=np.float64)
+        self.examples += int(counted.sum())
+        self.loss += float(loss)
+        self.top1 += int(top1)
+        self.top5 += int(top5)
         if self.keep_scores:
-            self.scores.append(logits_BK.astype(np.float32))
-            self.labels.append(labels_BK.astype(bool))
+            assert logits_BK is not None
+            self.scores.append(logits_BK[counted].astype(np.float32))
+            self.labels.append(labels_BK[counted].astype(bool))
 
     def merge(self, other: "MetricState") -> None:
         """Add the totals of another rank."""

@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score, top_k_accuracy_score
+from small import small_config
 
 from polyvit.errors import UserError
+from polyvit.evaluation.device_totals import DeviceTotals
 from polyvit.evaluation.metrics import MetricState, average_precision, chance_level, mean_average_precision
+from polyvit.objectives import example_losses
 
 
 @pytest.fixture
@@ -109,6 +113,33 @@ def test_merging_parts_equals_one_pass(multi_label: tuple[np.ndarray, ...], part
         states[0].merge(state)
     assert (states[0].examples, states[0].top1, states[0].top5) == (whole.examples, whole.top1, whole.top5)
     assert states[0].results() == pytest.approx(whole.results())
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_a_device_measures_is_what_the_host_measures(
+    multi_label: tuple[np.ndarray, ...], keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal scores rank by class, examples without a label do not count, NaN is last; read after two of them."""
+    monkeypatch.setattr("polyvit.evaluation.device_totals.READ_EVERY", 2)
+    logits, labels, _ = multi_label
+    logits = np.round(logits)
+    logits[3, 2] = np.nan
+    task = small_config().tasks["sound"]
+    there, here = MetricState(keep_scores=keep), MetricState(keep_scores=keep)
+    totals, read = DeviceTotals(task, there), []
+    for start in range(0, 50, 10):
+        part, marks = torch.from_numpy(logits[start : start + 10]), labels[start : start + 10]
+        totals.add(part, marks, torch.from_numpy(marks))
+        read.append(there.examples)
+        losses = example_losses(part, torch.from_numpy(marks), task.loss, margin=task.margin)
+        here.update(part.numpy(), marks, losses.numpy())
+    totals.read()
+    assert read == [labels[:seen].any(axis=1).sum() for seen in (0, 20, 20, 40, 40)]
+    assert (there.examples, there.top1, there.top5) == (here.examples, here.top1, here.top5)
+    assert 0 < there.top1 < there.top5
+    assert there.loss == pytest.approx(here.loss, rel=1e-12, nan_ok=True)
+    for ours, theirs in zip(there.scores, here.scores, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_nothing_evaluated_gives_no_figures() -> None:

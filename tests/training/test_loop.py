@@ -1,5 +1,6 @@
 """The loop: what it asks for, reports, stops at; the timer's arithmetic."""
 
+import gc
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -98,6 +99,26 @@ def test_the_reported_lr_is_the_one_used() -> None:
     expected = {n: learning_rate(config, n, 18, schedule.tasks_at(n)[0][0]) for n in range(1, 19)}
     assert rates == pytest.approx(expected)
     assert rates[18] == 0.0
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_collections_run_between_steps_and_see_what_steps_left(
+    others: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was there before is set aside, and back after; what another has set aside stays so."""
+    seen: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(Heard, "progress", lambda *_: seen.append((gc.isenabled(), gc.get_freeze_count() > 1000)))
+    if others:
+        gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        trained(small_config("train.eval_every=6"))
+        assert gc.isenabled()
+        assert (gc.get_freeze_count() > 0) is others
+        assert gc.get_freeze_count() <= before
+    finally:
+        gc.unfreeze()
+    assert seen == [(False, True)] * 18
 
 
 class Poisoned(ArrayFeed):
