@@ -106,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
     command_line.add_config(parser, optional=True)
     parser.add_argument("--split", choices=get_args(Split), help="instead of each task's eval_split")
+    parser.add_argument("--no-mlflow", action="store_true", help="do not log the results to MLflow")
     return command_line.run(parser, _body, argv)
 
 
@@ -132,6 +133,12 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         "tasks": rows,
     }
     print_results(document)
+    if not arguments.no_mlflow:
+        from pipelines.tracking import log_measurement  # start-up: MLflow
+
+        run, line = log_measurement(config, "evaluation", arguments.model, checkpoint, state["global_step"], rows)
+        console.print(line, style=None if run else "yellow")
+        document["mlflow_run"] = run
     return document
 
 

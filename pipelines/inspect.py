@@ -12,7 +12,6 @@ import argparse
 import shlex
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -192,26 +191,18 @@ def _count(number: int, word: str) -> str:
 def log(
     config: RunConfig, reports: Mapping[str, TaskReport], findings: Sequence[Finding], files: Mapping[str, Path]
 ) -> str | None:
-    """The report as an MLflow run; returns its id. A store that cannot be used costs a warning, not the report."""
-    from pipelines.tracking import Tracker  # start-up: MLflow
+    """The report as an MLflow run of an experiment of its own; returns its id, None where no store took it."""
+    from pipelines.tracking import log_side_run  # start-up: MLflow
 
     values = {f"findings/{severity}": sum(f.severity == severity for f in findings) for severity in SEVERITIES}
     for name, report in reports.items():
         values |= {f"{name}/{split}": count for split, count in report.examples.items()}
         values |= {f"{name}/decoded": len(report.examined), f"{name}/broken": len(report.broken)}
-    try:
-        tracker = Tracker.start(
-            config, f"inspect-{config.name}-{time.strftime('%Y%m%d-%H%M%S')}", {"polyvit.kind": "inspection"}
-        )
-    except (UserError, OSError) as error:
-        console.print(f"not logged to MLflow: {error}", style="yellow")
-        return None
-    tracker.metrics(0, values)
-    for path in files.values():
-        tracker.artifact(path, "inspection")
-    tracker.finish("FINISHED")
-    console.print(f"MLflow      run {tracker.run_id} in {tracker.uri}")
-    return tracker.run_id
+    apart = config.tracking.model_copy(update={"experiment": f"{config.tracking.experiment}-inspections"})
+    own = config.model_copy(update={"tracking": apart})
+    run, line = log_side_run(own, "inspection", config.name, values, files=files.values())
+    console.print(line, style=None if run else "yellow")
+    return run
 
 
 if __name__ == "__main__":

@@ -184,6 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--lrs", type=_learning_rates, default=LRS, metavar="LR,LR", help="learning rates to choose from"
     )
     parser.add_argument("--epochs", type=_count, default=EPOCHS, help=f"passes over train (default: {EPOCHS})")
+    parser.add_argument("--no-mlflow", action="store_true", help="do not log the results to MLflow")
     return command_line.run(parser, _body, argv)
 
 
@@ -214,6 +215,12 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         "tasks": rows,
     }
     print_results(document)
+    if not arguments.no_mlflow:
+        from pipelines.tracking import log_measurement  # start-up: MLflow
+
+        run, line = log_measurement(config, "probe", arguments.model, checkpoint, state["global_step"], rows)
+        console.print(line, style=None if run else "yellow")
+        document["mlflow_run"] = run
     return document
 
 

@@ -1,7 +1,7 @@
 """MLflow: runs, curves, artifacts, the model registry. The only package that imports mlflow.
 
 In: configs, metrics, files. Out: MLflow runs and registered models.
-Read: runs, registry, pyfunc_model.
+Read: runs, side_runs, registry, pyfunc_model.
 """
 
 import lazy_loader

@@ -5,6 +5,10 @@ from .registry import model_folder as model_folder
 from .registry import registry_uri as registry_uri
 from .registry import set_alias as set_alias
 from .runs import PARENT as PARENT
+from .runs import RUN_NAME as RUN_NAME
 from .runs import TRIAL as TRIAL
 from .runs import Curves as Curves
 from .runs import Tracker as Tracker
+from .side_runs import KIND as KIND
+from .side_runs import log_measurement as log_measurement
+from .side_runs import log_side_run as log_side_run

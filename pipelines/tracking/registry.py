@@ -13,12 +13,12 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import polyvit
-from pipelines.tracking.runs import experiment_id, tracking_uri
+from pipelines.tracking.runs import experiment_id, not_default, tracking_uri
 from polyvit.checkpoint import find_checkpoint, read_document
 from polyvit.config import RunConfig
 from polyvit.deploy import write_package
@@ -108,24 +108,37 @@ def log_model(
     folder = find_checkpoint(checkpoint).absolute()
     document = read_document(folder)
     config = RunConfig.model_validate(document["config"])
-    recorded = _run_record(folder)
+    recorded = run_record(folder)
     uri = uri or recorded.get("mlflow_uri") or tracking_uri(config)
     run_id = run_id or (recorded.get("mlflow_run") if uri == recorded.get("mlflow_uri") else None)
     with tempfile.TemporaryDirectory(prefix="polyvit-release-") as temporary, _store(uri), _user_errors(uri):
         release = Path(temporary) / "release"
         write_package(folder, release)
-        version = _log(release, name, config, run_id)
+        version = _log(release, name, config, run_id, _scores(document))
         from mlflow import MlflowClient  # start-up: mlflow
 
         client = MlflowClient()
         card = (release / "model_card.md").read_text()
         client.update_model_version(name, version["version"], description=card[:_DESCRIPTION])
+        for key, value in _scores(document).items():
+            client.set_model_version_tag(name, version["version"], key, f"{value:.6g}")
         if alias:
             client.set_registered_model_alias(name, alias, version["version"])
     return {"name": name, **version, "alias": alias, "uri": uri, "checkpoint": str(folder)}
 
 
-def _run_record(checkpoint: Path) -> dict[str, str]:
+def _scores(document: Mapping[str, Any]) -> dict[str, float]:
+    """What a checkpoint's last evaluation says of it: its step, the metric of each task, their mean."""
+    evaluated = [each for each in document["evaluations"] if each["step"] == document["global_step"]]
+    scores = {"step": float(document["global_step"])}
+    for name, result in (evaluated[-1]["tasks"] if evaluated else {}).items():
+        if result.get("value") is not None:
+            scores[f"{name}/{result['metric']}"] = result["value"]
+    values = [value for key, value in scores.items() if key != "step"]
+    return {**scores, "mean": sum(values) / len(values)} if values else scores
+
+
+def run_record(checkpoint: Path) -> dict[str, str]:
     """The run.json of the run that a checkpoint lies in; empty where there is none."""
     for folder in (checkpoint.parent, checkpoint.parent.parent):
         try:
@@ -135,7 +148,9 @@ def _run_record(checkpoint: Path) -> dict[str, str]:
     return {}
 
 
-def _log(release: Path, name: str, config: RunConfig, run_id: str | None) -> dict[str, str]:
+def _log(
+    release: Path, name: str, config: RunConfig, run_id: str | None, scores: Mapping[str, float]
+) -> dict[str, str]:
     import mlflow  # start-up: mlflow
 
     experiment = None if run_id else experiment_id(mlflow.MlflowClient(), config)
@@ -153,6 +168,14 @@ def _log(release: Path, name: str, config: RunConfig, run_id: str | None) -> dic
             metadata={"tasks": list(config.tasks), "modalities": list(config.modalities)},
         )
         mlflow.log_artifact(str(release / "model_card.md"))
+        client = mlflow.MlflowClient()
+        if not client.get_logged_model(logged.model_id).params:  # else MLflow has copied those of the run
+            client.log_model_params(logged.model_id, {k: str(v)[:500] for k, v in not_default(config).items()})
+        for key, value in scores.items():
+            if key != "step":
+                client.log_metric(
+                    run.info.run_id, f"registered/{key}", value, step=int(scores["step"]), model_id=logged.model_id
+                )
     return {"version": str(logged.registered_model_version), "run_id": run.info.run_id}
 
 

@@ -5,6 +5,7 @@ rank 0 of the train workers writes its curves, the driver adds the artifacts and
 continues its run. Training never waits for a server that is away.
 """
 
+import json
 import logging
 import os
 import threading
@@ -37,6 +38,8 @@ STEP_KEY = "global_step"
 PARENT, TRIAL = "mlflow.parentRunId", "polyvit.trial"
 """Tags of a trial's run: the sweep's run, and which trial it is. A trial that restarts finds its run by the
 latter."""
+RUN_NAME = "mlflow.runName"
+"""The tag that MLflow shows as a run's name."""
 PATIENCE_S = 300.0
 """How long the end of a run waits for a store that is out of reach."""
 RETRY_S = 5.0
@@ -50,7 +53,29 @@ def _description(config: RunConfig) -> str:
     """What a run is, in Markdown: its recipe, its source and its tasks."""
     rows = [f"| {name} | {task.modality} | {task.steps} | {task.batch} |" for name, task in config.tasks.items()]
     table = ["| task | modality | steps | batch |", "|---|---|---|---|", *rows]
-    return "\n".join([f"**{config.name}** ({config.schedule.kind}). {config.source[:1000]}", "", *table])[:5000]
+    differs = [f"- `{key}`: {value}" for key, value in not_default(config).items() if not key.startswith("tasks.")]
+    head = f"**{config.name}** ({config.schedule.kind}). {config.source[:1000]}"
+    return "\n".join([head, "", *table, "", "Not the default:", "", *differs])[:5000]
+
+
+def not_default(config: RunConfig) -> dict[str, Any]:
+    """The keys whose values are not their defaults, dotted; without what the description says anyway."""
+    differs = flatten(config.model_dump(mode="json", exclude_defaults=True))
+    return {key: value for key, value in differs.items() if key not in ("name", "source")}
+
+
+def measured_once(values: Mapping[str, float]) -> dict[str, float]:
+    """A point of the curves as MLflow gets it: no number twice, and of several labels no top-1.
+
+    `eval/T/value` repeats the metric of task T; the run's own history keeps it.
+    """
+    several = {key.removesuffix("map") for key in values if key.startswith("eval/") and key.endswith("/map")}
+    dropped = {f"{head}{kind}" for head in several for kind in ("top1", "top5")}
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in dropped and not (key.startswith("eval/") and key.endswith("/value"))
+    }
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -118,26 +143,29 @@ class Tracker:
 
     @classmethod
     def start(cls, config: RunConfig, run_name: str, tags: Mapping[str, str] | None = None) -> "Tracker":
-        """Start a run with the resolved config as its parameters. Where the store holds a run with the same TRIAL
-        tag, that run goes on. Raises UserError if the store is out of reach.
+        """Start a run with the resolved config as its parameters, what is not the default first. Where the store
+        holds a run with the same TRIAL tag, that run goes on. Raises UserError if the store is out of reach.
+
+        tags: RUN_NAME among them is the run's name.
         """
         from mlflow.exceptions import MlflowException  # start-up: mlflow
         from mlflow.tracking import MlflowClient  # start-up: mlflow
         from mlflow.tracking.context.registry import resolve_tags  # start-up: mlflow
 
         uri = tracking_uri(config)
-        if uri.startswith("sqlite:"):
+        if uri == f"sqlite:///{Path(config.storage).absolute()}/mlflow.db":
             Path(config.storage).mkdir(parents=True, exist_ok=True)
         try:
             client = MlflowClient(tracking_uri=uri)
             experiment = experiment_id(client, config)
             tags = {"polyvit.recipe": config.name, DESCRIPTION: _description(config), **(tags or {})}
+            run_name = tags.pop(RUN_NAME, run_name)
             if known := _trial_run(client, experiment, tags.get(TRIAL)):
                 return cls(uri, known)
             # Whose run it is, of which program and commit, as MLflow's own `start_run` says.
             run = client.create_run(experiment, run_name=run_name, tags=resolve_tags(tags))
             tracker = cls(uri, run.info.run_id)
-            tracker.params(flatten(config.model_dump(mode="json")))
+            tracker.params(not_default(config) | flatten(config.model_dump(mode="json")))
         except (MlflowException, OSError, ImportError) as error:
             raise UserError(
                 f"the MLflow store {uri} cannot be used ({error}); {_advice(uri, str(error))}"
@@ -152,10 +180,30 @@ class Tracker:
         for i in range(0, len(entries), _PARAMS_PER_CALL):
             self.client.log_batch(self.run_id, params=entries[i : i + _PARAMS_PER_CALL])
 
+    def inputs(self, config: RunConfig, report: Mapping[str, Mapping[str, Any]]) -> None:
+        """The dataset of every task: its name, the digest of its index, where it lies, counts and schema.
+
+        report: of the indexes, by task (`index.json`). Waits for a store that is away, and in the end warns.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag  # start-up: mlflow
+
+        datasets = []
+        for name, entry in report.items():
+            task = config.tasks[name]
+            counts = {key: entry[key] for key in ("train", "validation", "test", "classes") if key in entry}
+            columns = [{"name": key, "type": "string"} for key in ("key", "path")]
+            schema = {"modality": task.modality, "columns": [*columns, {"name": "labels", "type": "list<int32>"}]}
+            dataset = Dataset(
+                name, entry["hash"][:36], "local" if "://" not in entry["root"] else entry["root"].split("://")[0],
+                json.dumps({"uri": entry["root"], "layout": task.layout}), json.dumps(schema), json.dumps(counts),
+            )  # fmt: skip
+            datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", "training and evaluation")]))
+        retry(lambda: self.client.log_inputs(self.run_id, datasets), f"logging the datasets to {self.uri}")
+
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log values at one step; a metric that the run has at this step already is not logged again.
 
-        Waits for a store that is out of reach, and in the end warns.
+        Waits for a store that is away, and in the end warns.
         """
         retry(lambda: self._metrics(step, values), f"logging the results to {self.uri}")
 
@@ -175,6 +223,14 @@ class Tracker:
         upload = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
         where = (folder or path.name) if path.is_dir() else folder
         retry(lambda: upload(self.run_id, str(path), where), f"logging {path.name} to {self.uri}")
+
+    def watch_machine(self) -> Any:
+        """MLflow's monitor of this machine (processors, memory, disk, network, GPUs), which logs to this run."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # start-up: mlflow
+
+        monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.uri)
+        monitor.start()
+        return monitor
 
     def reopen(self) -> None:
         """Mark a resumed run as running. Raises UserError where the store does not hold it."""
@@ -224,22 +280,24 @@ class Curves:
     """Sends points in order from a thread, each exactly once, however often the server or this process fails.
 
     A point's metrics are sent in one transaction with STEP_KEY. After a restart or a failure the store is asked
-    which steps it holds, and those are not sent again.
+    which steps it holds, and those are not sent again. From the first point on MLflow's own monitor adds what the
+    machine does (`system/*`), as often as its MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says, else every 10 s.
     """
 
     def __init__(self, tracker: Tracker, past: Sequence[Point]) -> None:
         self._tracker, self._run_id, self._uri = tracker, tracker.run_id, tracker.uri
-        self._waiting: deque[Point] = deque(past)
+        self._waiting: deque[Point] = deque((step, measured_once(values)) for step, values in past)
         self._change = threading.Condition()
         self._closing = False
         self._held: set[int] | None = None
+        self._machine: Any = None
         self._thread = threading.Thread(target=self._send_all, name="polyvit-mlflow", daemon=True)
         self._thread.start()
 
     def put(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point; returns at once."""
         with self._change:
-            self._waiting.append((step, dict(values)))
+            self._waiting.append((step, measured_once(values)))
             self._change.notify()
 
     def close(self, patience_s: float = PATIENCE_S) -> int:
@@ -248,6 +306,8 @@ class Curves:
             self._closing = True
             self._change.notify()
         self._thread.join(patience_s)
+        if self._machine:
+            self._machine.finish()
         left = len(self._waiting)
         if left:
             logger.warning(
@@ -272,6 +332,8 @@ class Curves:
                 time.sleep(RETRY_S)
                 continue
             self._held |= {step for step, _ in batch}
+            if self._machine is None:
+                self._machine = self._tracker.watch_machine()
             with self._change:
                 for _ in batch:
                     self._waiting.popleft()

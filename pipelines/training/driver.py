@@ -58,7 +58,7 @@ def cotrain(
 
         def track() -> None:  # takes seconds, while the workers start
             trackers.append(_tracker(config, run_dir, run_id, trial_tags))
-            _log_plan(config, run_dir, trackers[0])
+            _log_plan(config, run_dir, trackers[0], report)
 
         def draw() -> None:  # takes two seconds more, for which no step waits
             draw_schedule(schedule, config, run_dir.folder / "schedule.png")
@@ -72,7 +72,7 @@ def cotrain(
             rows = result_rows(config, schedule, indexes.scans, _last_evaluation(state), state.global_step)
             document = _result_document(config, run_dir, trackers[0], state, rows, report)
             run_dir.write("result.json", document)
-            _log_results(config, run_dir, trackers[0], state, rows)
+            _log_results(config, run_dir, trackers[0], state)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -121,33 +121,27 @@ def _last_evaluation(state: TrainState) -> dict[str, Any]:
     return state.evaluations[-1]["tasks"] if state.evaluations else {}
 
 
-def _log_plan(config: RunConfig, run_dir: RunDir, tracker: Tracker) -> None:
-    """What is known before the first step, to the folder and to MLflow."""
+def _log_plan(config: RunConfig, run_dir: RunDir, tracker: Tracker, report: Mapping[str, Any]) -> None:
+    """What is known before the first step, to the folder and to MLflow. report: of the indexes."""
     table = parameters_of(config)
     parameters = run_dir.write("parameters.json", {**table, "total": sum(table.values())})
     as_yaml = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     write_whole(run_dir.folder / "config.yaml", as_yaml)
     for path in (parameters, run_dir.folder / "config.yaml", run_dir.folder / "index.json"):
         tracker.artifact(path)
+    tracker.inputs(config, report)
 
 
-def _log_results(
-    config: RunConfig, run_dir: RunDir, tracker: Tracker, state: TrainState, rows: Mapping[str, dict[str, Any]]
-) -> None:
-    """The results, the last checkpoint and the final metrics, to MLflow.
+def _log_results(config: RunConfig, run_dir: RunDir, tracker: Tracker, state: TrainState) -> None:
+    """The results and the last checkpoint, to MLflow.
 
-    config, run_dir, tracker: of the run. state: at its end. rows: a result row for each task.
+    config, run_dir, tracker: of the run. state: at its end.
     """
     quarantine = run_dir.write("quarantine.json", [asdict(entry) for entry in state.quarantine])
     tracker.artifact(quarantine)
     tracker.artifact(run_dir.folder / "result.json")
     with open_store(run_dir.checkpoints(config)).fetched(state.global_step) as folder:
         tracker.artifact(folder, "checkpoint")
-    values = {
-        f"final/{name}/{row['metric']}": row["value"] for name, row in rows.items() if row["value"] is not None
-    }
-    values |= {f"final/{key}": value for key, value in state.scores().items() if key == "mean"}
-    tracker.metrics(state.global_step, values)
 
 
 def _result_document(

@@ -14,7 +14,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from pipelines.index import build_indexes, of_other_data
 from pipelines.runtime import console
-from pipelines.tracking import PARENT, TRIAL
+from pipelines.tracking import PARENT, RUN_NAME, TRIAL
 from pipelines.training import METRIC, PROGRESS, RunDir, cotrain
 from pipelines.tuning.space import format_changes, trial_config
 from polyvit.config import validate_config
@@ -42,7 +42,7 @@ def run_trial(changes: dict[str, Any], folder: str, parent: str) -> None:
         _share_indexes(sweep / "index", run_dir.folder / "index")
         if others := of_other_data(asked, base):  # another fold, say; the sweep's start has put it into the cache
             build_indexes(others, run_dir.folder / "index")
-    tags = {PARENT: parent, TRIAL: f"{sweep.name}/{name}"}
+    tags = {PARENT: parent, TRIAL: f"{sweep.name}/{name}", RUN_NAME: format_changes(changes)[:250]}
     cotrain(config, run_dir, run_id, tags)
 
 

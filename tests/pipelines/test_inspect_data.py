@@ -76,6 +76,7 @@ def _check_mlflow(run_id: str, folder: Path, names: set[str]) -> None:
     client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
+    assert client.get_experiment(run.info.experiment_id).name == "polyvit-inspections"
     assert run.data.tags["polyvit.kind"] == "inspection"
     assert run.data.metrics["findings/error"] == 1
     assert run.data.metrics["shapes/broken"] == 1
@@ -122,7 +123,7 @@ def test_rows_hold_every_example_once_and_say_which_to_decode(pair_root: Path, t
 
 def test_a_store_that_is_gone_costs_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = load_config(
-        "demo", [f"tracking.uri=sqlite:///{tmp_path}/none/mlflow.db", f"storage={tmp_path}/file/x"]
+        "demo", [f"tracking.uri=sqlite:///{tmp_path}/file/mlflow.db", f"storage={tmp_path}/file/x"]
     )
     (tmp_path / "file").write_text("")
     assert inspect.log(config, {}, [], {}) is None

@@ -120,6 +120,14 @@ def test_what_is_logged(store: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
     run = client.get_run(version["run_id"])
     assert run.info.status == "FINISHED"
     assert "## Results" in client.get_model_version("polyvit", "1").description
+    scores = {"step": "18", "picture/top1": "0.625", "mean": "0.625"}
+    assert client.get_model_version("polyvit", "1").tags == scores
+    (output,) = run.outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    assert {metric.key: metric.value for metric in model.metrics} == {
+        "registered/picture/top1": 0.625, "registered/mean": 0.625,
+    }  # fmt: skip
+    assert model.params["model.width"] == "16"
     assert "model_card.md" in [each.path for each in client.list_artifacts(version["run_id"])]
 
 

@@ -198,7 +198,7 @@ def test_a_job_is_submitted_followed_stopped_and_gone_on_with(head: Head, config
     assert f"job: {STEPS} steps on 1 workers" in (head.temp / "again").read_text()
     run = _the_run(client)
     assert run.info.status == "FINISHED"
-    assert {"final/cifar10/top1", "final/audioset/map"} <= set(run.data.metrics)
+    assert {"eval/cifar10/top1", "eval/audioset/map"} <= set(run.data.metrics)
     logged = [point.step for point in client.get_metric_history(run.info.run_id, STEP_KEY)]
     assert sorted(logged) == sorted(set(logged)), "a step was logged twice"
     assert set(range(20, STEPS + 1, 20)) <= set(logged)

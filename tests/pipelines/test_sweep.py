@@ -295,6 +295,8 @@ def _check_mlflow(document: dict[str, Any]) -> None:
     for run in children:
         steps = [point.step for point in client.get_metric_history(run.info.run_id, "global_step")]
         assert steps == sorted(set(steps))
+    names = {run.info.run_name for run in children}
+    assert names == {"schedule.kind=weighted", "schedule.kind=uniform"}
     version = client.get_model_version_by_alias("polyvit", "champion")
     assert version.run_id in {run.info.run_id for run in children}
     assert str(version.version) == str(document["registered"]["version"])

@@ -334,7 +334,7 @@ def key_words(key: str, value: Any) -> str:
 
 
 def leaderboard(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row a run, best first: rank, run, status, steps, keys that differ, mean, `final/TASK/METRIC` (as MLflow
+    """A row a run, best first: rank, run, status, steps, keys that differ, mean, `eval/TASK/METRIC` (as MLflow
     names it), parameters, folder; where there are baselines also the worst difference to them, and its task.
     """
     rows = []
@@ -347,7 +347,7 @@ def leaderboard(comparison: Comparison) -> list[dict[str, Any]]:
             row |= {"worst_regression": worst and worst[1], "worst_task": worst and worst[0]}
             row["times_fewer_parameters"] = saved and saved[1]
         for task in comparison.tasks:
-            row[f"final/{task}/{comparison.metric(task)}"] = run.values.get(task)
+            row[f"eval/{task}/{comparison.metric(task)}"] = run.values.get(task)
         rows.append({**row, "parameters": run.total_parameters, "folder": str(run.folder)})
     return rows
 

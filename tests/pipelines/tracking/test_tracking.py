@@ -1,6 +1,7 @@
 """MLflow: where the store is, parameters as the command line names them, curves, artifacts, a run that goes on."""
 
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,6 +65,28 @@ def test_a_run_has_the_config_as_parameters(tracker: Tracker, client: MlflowClie
 
 def steps_of(client: MlflowClient, run_id: str, key: str) -> list[int]:
     return [point.step for point in client.get_metric_history(run_id, key)]
+
+
+def test_what_the_machine_does_is_logged_once_points_come(
+    tracker: Tracker, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    began = Tracker(tracker.uri, client.create_run(client.get_run(tracker.run_id).info.experiment_id).info.run_id)
+    curves = began.curves()
+    assert not any(key.startswith("system/") for key in client.get_run(began.run_id).data.metrics)
+    curves.put(1, {"train/sound/loss": 1.0})
+    until = time.monotonic() + 30
+    while time.monotonic() < until and "system/cpu_utilization_percentage" not in _metrics(client, began):
+        time.sleep(0.1)
+    assert curves.close() == 0
+    found = _metrics(client, began)
+    assert 0 <= found["system/cpu_utilization_percentage"] <= 100
+    assert found["system/system_memory_usage_megabytes"] > 100
+    assert not [thread for thread in threading.enumerate() if thread.name == "SystemMetricsMonitor"]
+
+
+def _metrics(client: MlflowClient, tracker: Tracker) -> dict[str, float]:
+    return client.get_run(tracker.run_id).data.metrics
 
 
 def test_curves_by_global_step(tracker: Tracker, client: MlflowClient) -> None:

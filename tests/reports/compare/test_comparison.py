@@ -273,8 +273,8 @@ def test_the_leaderboard_as_rows_and_csv(tmp_path: Path) -> None:
     assert rows[1] == {
         "rank": 2, "run": "task_by_task-2", "status": "finished", "steps": 18, "schedule.kind": "task_by_task",
         "model.l_adapt": 2, "mean": pytest.approx(0.55), "worst_regression": 0.0, "worst_task": "clip",
-        "times_fewer_parameters": pytest.approx(2400 / 902), "final/picture/top1": 0.7, "final/clip/top1": 0.25,
-        "final/sound/map": 0.75, "final/word/top1": 0.5, "parameters": 902,
+        "times_fewer_parameters": pytest.approx(2400 / 902), "eval/picture/top1": 0.7, "eval/clip/top1": 0.25,
+        "eval/sound/map": 0.75, "eval/word/top1": 0.5, "parameters": 902,
         "folder": str(tmp_path / "runs" / "task_by_task-2"),
     }  # fmt: skip
     write_csv(rows, tmp_path / "rows.csv")
