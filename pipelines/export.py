@@ -1,6 +1,6 @@
 """One task of a trained model, or one CNN of it, as files for other runtimes: their size, latency and agreement.
 
-    polyvit export MODEL --task NAME --out DIR [--int8] [--data ROOT] [--json FILE]
+    polyvit export MODEL --task NAME --out DIR [--to torch|onnx] [--int8] [--data ROOT] [--json FILE]
     polyvit export MODEL --task NAME --to timm|huggingface --out DIR [--json FILE]
     polyvit export MODEL --part visual_cnn|audio_cnn --out DIR [--json FILE]
     python -m pipelines.export ...
@@ -10,9 +10,10 @@ media become the input. An ONNX file whose logits differ from the model's by mor
 --data measures each file on the task's evaluation split of ROOT/NAME (as data.root), in this process. MODEL is a
 checkpoint's folder, a run's, or `models:/name@alias`.
 
---to writes the task as a model of another library instead: timm's VisionTransformer (images), or Hugging Face's
-ViT, ViViT or AST (images, videos, audio). DIR gets model.safetensors, config.json, the processors' files and
-README.md; the library loads them, and weights whose logits differ are deleted and refused.
+--to torch or onnx writes that file alone. --to timm or huggingface writes the task as a model of that library
+instead: timm's VisionTransformer (images), or Hugging Face's ViT, ViViT or AST (images, videos, audio). DIR gets
+model.safetensors, config.json, the processors' files and README.md; the library loads them, and weights whose
+logits differ are deleted and refused.
 
 --part takes a CNN of an AVBert alone, pre-trained or fine-tuned: one clip in, its features out. DIR gets PART.pt2,
 PART.onnx and part.json.
@@ -33,6 +34,7 @@ from polyvit.data.layouts import scan
 from polyvit.data.loading import Decoder, Minibatch, check_readable, evaluation_requests
 from polyvit.errors import UserError
 
+LIBRARIES, FORMATS = ("timm", "huggingface"), ("torch", "onnx")
 BATCH_VIEWS = 16
 """Views of one forward pass in the measurement on data."""
 
@@ -45,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--task", metavar="NAME", help="the task whose head is taken")
     what.add_argument("--part", choices=("visual_cnn", "audio_cnn"), help="one CNN of an AVBert, without any head")
     parser.add_argument(
-        "--to", choices=("timm", "huggingface"), help="a folder that this library loads, no other file"
+        "--to",
+        choices=(*LIBRARIES, *FORMATS),
+        help="timm, huggingface: a folder that this library loads; torch: the .pt2 file alone; onnx: the .onnx files"
+        " alone (default: both of the latter)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the files")
     parser.add_argument("--int8", action="store_true", help="a third file, with weights quantised to int8")
@@ -66,11 +71,15 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         task_model,
     )
 
-    if arguments.to is not None:
+    if arguments.to in LIBRARIES:
         return _to_library(arguments)
-    require_onnx()
+    formats = FORMATS if arguments.to is None else (arguments.to,)
+    if arguments.int8 and "onnx" not in formats:
+        raise UserError("--int8 is an .onnx file; leave it out with --to torch")
+    if "onnx" in formats:
+        require_onnx()
     if arguments.part is not None:
-        return _part(arguments)
+        return _part(arguments, formats)
     folder = model_folder(arguments.model)
     model, config, document = load_trained(folder)
     (name,) = check_tasks(config, [arguments.task])
@@ -83,13 +92,12 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     classes = pad_names(names, config.tasks[name].num_classes)
     facts = description(config, name, classes, step)
     out = _described(arguments.out, "task.json", facts)
-    rows, runs = export_module(task_model(model, config, name), name, out, arguments.int8, facts)
+    rows, runs = export_module(task_model(model, config, name), name, out, arguments.int8, facts, formats)
     if held is not None:
         console.print("measuring on data ...")
         for file, measured in accuracy(runs, held, config, name).items():
             rows[file] |= measured
-    written = [path.name for path in out.iterdir() if path.name == "task.json" or path.name.startswith(f"{name}.")]
-    write_manifest(out, {"task": name, "global_step": step}, written)
+    write_manifest(out, {"task": name, "global_step": step}, ["task.json", *(f for f in rows if f != "model")])
     result = {"model": arguments.model, "folder": str(folder), "out": str(out), "task": name, "files": rows}
     print_results(result, name)
     return result
@@ -139,7 +147,7 @@ def _to_library(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _part(arguments: argparse.Namespace) -> dict[str, Any]:
+def _part(arguments: argparse.Namespace, formats: Sequence[str]) -> dict[str, Any]:
     """Export one CNN."""
     from pipelines.tracking import model_folder  # start-up: MLflow, torch
     from polyvit.checkpoint import load_trained, write_manifest  # start-up: torch
@@ -154,8 +162,8 @@ def _part(arguments: argparse.Namespace) -> dict[str, Any]:
     module, step = cnn_alone(model, part), document["global_step"]
     facts = part_description(config, part, module.cnn.channels, step)
     out = _described(arguments.out, "part.json", facts)
-    rows, _ = export_module(module, part, out, False, facts)
-    write_manifest(out, {"part": part, "global_step": step}, ["part.json", f"{part}.pt2", f"{part}.onnx"])
+    rows, _ = export_module(module, part, out, False, facts, formats)
+    write_manifest(out, {"part": part, "global_step": step}, ["part.json", *(f for f in rows if f != "model")])
     result = {"model": arguments.model, "folder": str(folder), "out": str(out), "part": part, "files": rows}
     print_results(result, part)
     return result
@@ -173,13 +181,13 @@ def _described(folder: Path, file: str, content: dict[str, Any]) -> Path:
 
 
 def export_module(
-    module: Any, name: str, out: Path, int8: bool, facts: dict[str, Any]
+    module: Any, name: str, out: Path, int8: bool, facts: dict[str, Any], formats: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Write the files and measure them: {file: {bytes, latency_ms, difference}} and {file: what runs it}; `model`
     stands for the module itself.
 
     module: one task or one CNN of a trained model. name: of the files. out: the folder. int8: whether to write a
-    quantised file too. facts: the description, which the .onnx files carry as metadata.
+    quantised file too. facts: the description, which the .onnx files carry as metadata. formats: of FORMATS.
     Raises UserError where a file's answers are not the model's.
     """
     import torch
@@ -198,10 +206,13 @@ def export_module(
     torch.set_num_threads(1)  # as ONNX Runtime here: figures that can be compared, whatever else the machine does
     reference = torch_runner(module)
     runs = {"model": reference}
-    console.print(f"writing {name}.pt2 and {name}.onnx ...")
-    runs[f"{name}.pt2"] = export_torch(module, out / f"{name}.pt2")
-    runs[f"{name}.onnx"] = export_onnx(module, out / f"{name}.onnx", facts)
-    for file in (f"{name}.pt2", f"{name}.onnx"):
+    files = {"torch": f"{name}.pt2", "onnx": f"{name}.onnx"}
+    console.print(f"writing {' and '.join(files[each] for each in formats)} ...")
+    if "torch" in formats:
+        runs[files["torch"]] = export_torch(module, out / files["torch"])
+    if "onnx" in formats:
+        runs[files["onnx"]] = export_onnx(module, out / files["onnx"], facts)
+    for file in [each for each in runs if each != "model"]:
         if (measured := difference(runs[file], reference, module.spec)) > TOLERANCE:
             (out / file).unlink()
             raise UserError(

@@ -112,6 +112,20 @@ def test_int8_weights_are_a_quarter(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("to", "file"), [("torch", "picture.pt2"), ("onnx", "picture.onnx")])
+def test_one_format_alone(tmp_path: Path, to: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, _, _ = trained(tmp_path)
+    out, kept = tmp_path / "out", tmp_path / "e.json"
+    given = [str(checkpoint), "--task", "picture", "--to", to, "--out", str(out)]
+    assert main([*given, "--json", str(kept)]) == 0
+    assert {path.name for path in out.iterdir() if path.suffix in (".pt2", ".onnx")} == {file}
+    assert list(json.loads(kept.read_text())["files"]) == ["model", file]
+    assert damage(out) is None
+    if to == "torch":
+        assert main([*given, "--int8"]) == 2
+        assert "--int8 is an .onnx file; leave it out with --to torch" in capsys.readouterr().err
+
+
 def test_the_command_measures_on_data(pair_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = validate_config(pair_document(pair_root))
     model = PolyViT(config.model, config.tasks, seed=4)

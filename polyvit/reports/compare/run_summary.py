@@ -69,6 +69,11 @@ def read_run(folder: Path) -> RunSummary:
         raise UserError(f"{folder}: no such folder; give run folders as `polyvit cotrain` printed them")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a run: it has no config.json; give a folder that `polyvit cotrain` made")
+    if never_started(folder):
+        raise UserError(
+            f"{folder} is what a failed start left: the run took no step. Delete it, or start it again with "
+            f"--name {folder.name}"
+        )
     document = _mapping(folder / "config.json")
     try:
         config = validate_config(document)
@@ -132,13 +137,23 @@ def unique_names(runs: Sequence[RunSummary]) -> list[RunSummary]:
     return list(runs)
 
 
+def never_started(folder: Path) -> bool:
+    """Whether a folder with a config.json is what a start left that failed before its first step."""
+    return not any((folder / name).exists() for name in ("run.json", "result.json", "history")) and not any(
+        folder.glob("step_*")
+    )
+
+
 def _run_folders(name: str, storage: str) -> list[Path]:
     for path in (Path(name), Path(storage) / name):
         for folder in (path, path.parent) if path.name.startswith("step_") else (path,):
             if (folder / "config.json").is_file():
                 return [folder]
-            if inside := sorted(child.parent for child in folder.glob("*/config.json")):
-                return inside
+            inside = sorted(child.parent for child in folder.glob("*/config.json"))
+            if started := [child for child in inside if not never_started(child)]:
+                return started
+            if inside:
+                raise UserError(f"{name} holds no run that took a step; start one with `polyvit cotrain`")
     if Path(name).is_dir():
         raise UserError(f"{name} is not a run and holds none: no config.json; give a run's folder")
     raise UserError(f"{name}: no such run here or in {storage}; give the folder that `polyvit cotrain` printed")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,19 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     assert "empty is not a run and holds none: no config.json" in empty
     assert "nowhere: no such run" in nowhere
     assert "polyvit cotrain" in nowhere
+
+
+def test_what_a_failed_start_left_is_no_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "good")
+    (tmp_path / "runs" / "bad" / "index").mkdir(parents=True)
+    shutil.copy(tmp_path / "runs" / "good" / "config.json", tmp_path / "runs" / "bad")
+    assert [run.name for run in read_runs([tmp_path / "runs"])] == ["good"]
+    with pytest.raises(UserError, match="one of the runs") as caught:
+        read_runs([tmp_path / "runs" / "bad"])
+    assert "bad is what a failed start left: the run took no step. Delete it" in caught.value.problems[0]
+    shutil.rmtree(tmp_path / "runs" / "good")
+    with pytest.raises(UserError, match="holds no run that took a step"):
+        read_runs([tmp_path / "runs"])
 
 
 @pytest.mark.parametrize(
