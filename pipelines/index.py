@@ -26,10 +26,10 @@ from rich.text import Text
 from pipelines.runtime import cluster, command_line, console, living_nodes
 from polyvit.config import RunConfig, load_config
 from polyvit.data.index import Scan, index_hash, read_index
-from polyvit.data.layouts import index_settings, scan_task
+from polyvit.data.layouts import index_settings, scan_task, split_problems, task_roots
 from polyvit.data.loading import example_arrays, load_for_decoding
 from polyvit.errors import BadMedia, UserError
-from polyvit.storage import Location, StoreUnavailable, as_location, is_url, open_root, under
+from polyvit.storage import Location
 
 HERE_S = 2.0
 """How long the driver begins scans of its own."""
@@ -54,38 +54,6 @@ class Indexes:
     def digests(self) -> dict[str, str]:
         """Content hash per task."""
         return {name: index_hash(scan) for name, scan in self.scans.items()}
-
-
-def task_roots(config: RunConfig, check: bool = True) -> dict[str, Location]:
-    """Absolute folder, or URL, of every task. Raises UserError naming every task that has none.
-
-    check: whether to look that a folder is there, which takes a request or two for each task in an object store.
-    """
-    roots: dict[str, Location] = {}
-    problems = []
-    for name, task in config.tasks.items():
-        text = task.root or (under(config.data.root, name) if config.data.root else None)
-        if text is None:
-            problems.append(
-                f"tasks.{name}: no data; give data.root=DIR (holding {name}/) or tasks.{name}.root=DIR"
-            )
-            continue
-        roots[name] = as_location(text)
-        if check and (reason := _no_folder(roots[name])):
-            key = f"tasks.{name}.root" if task.root else "data.root"
-            problems.append(f"tasks.{name}: {reason}; set {key} to where the data are")
-    if problems:
-        raise UserError("data are missing:", problems)
-    return roots
-
-
-def _no_folder(location: Location) -> str:
-    """Why a location holds no data; '' where it may hold some."""
-    try:
-        state = open_root(location).state()
-    except (UserError, StoreUnavailable) as error:
-        return str(error)
-    return "" if state == "folder" else f"{location} is not a folder{' of a bucket' if is_url(location) else ''}"
 
 
 def index_cache(config: RunConfig) -> Path:
@@ -206,24 +174,6 @@ def load_indexes(config: RunConfig, folder: Path) -> Indexes:
     return Indexes(
         {name: read_index(folder / f"{name}.parquet") for name in config.tasks}, task_roots(config, False)
     )
-
-
-def split_problems(config: RunConfig, scans: Mapping[str, Scan], train: bool = True) -> list[str]:
-    """A line for each split that training or evaluation needs and that is empty."""
-    problems = []
-    for name, scan in scans.items():
-        counts = scan.counts()
-        have = ", ".join(f"{split} {n}" for split, n in counts.items())
-        left_out = f"; {len(scan.problems)} listed examples were left out" if scan.problems else ""
-        if train and not counts["train"]:
-            problems.append(f"tasks.{name}: the train split is empty (found: {have}{left_out})")
-        split = config.tasks[name].eval_split
-        if not counts[split]:
-            problems.append(
-                f"tasks.{name}: eval_split={split} is empty (found: {have}{left_out}); set tasks.{name}.eval_split"
-                + ("" if train else ", or name the other tasks with --only")
-            )
-    return problems
 
 
 def token_problems(config: RunConfig, scans: Mapping[str, Scan], roots: Mapping[str, Location]) -> list[str]:

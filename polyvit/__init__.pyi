@@ -8,5 +8,8 @@ from .deploy import save_pretrained as save_pretrained
 from .errors import BadMedia as BadMedia
 from .errors import UserError as UserError
 from .model import PolyViT as PolyViT
+from .quickstart import LocalRun as LocalRun
+from .quickstart import task_schedule as task_schedule
+from .quickstart import train as train
 
 __version__: str

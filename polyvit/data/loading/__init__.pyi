@@ -30,6 +30,7 @@ from .reader import load as load
 from .reader import load_for_decoding as load_for_decoding
 from .reader import load_many as load_many
 from .requests import EVAL_BATCH as EVAL_BATCH
+from .requests import InlineFeed as InlineFeed
 from .requests import Requests as Requests
 from .requests import eval_rows as eval_rows
 from .requests import evaluation_requests as evaluation_requests

@@ -1,0 +1,4 @@
+from .local_training import LocalRun as LocalRun
+from .local_training import train as train
+from .task_order import TaskOrder as TaskOrder
+from .task_order import task_schedule as task_schedule
