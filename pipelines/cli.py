@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from polyvit import __version__
 
 COMMANDS = {
+    "init": "look at folders of data and write a config for them",
     "synth": "write the nine layouts at toy size",
     "index": "scan the data of a config and say what is there and what is not",
     "inspect": "a report on the data: counts, classes, broken files, duplicates, contact sheets",

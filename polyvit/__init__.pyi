@@ -9,6 +9,7 @@ from .errors import BadMedia as BadMedia
 from .errors import UserError as UserError
 from .model import PolyViT as PolyViT
 from .quickstart import LocalRun as LocalRun
+from .quickstart import init as init
 from .quickstart import task_schedule as task_schedule
 from .quickstart import train as train
 

@@ -5,6 +5,7 @@ from .roots import split_problems as split_problems
 from .roots import task_roots as task_roots
 from .scanner import load_layout as load_layout
 from .scanner import scan as scan
+from .scanning import SPLIT_NAMES as SPLIT_NAMES
 from .scanning import Layout as Layout
 from .tokens import TOKENS_METADATA as TOKENS_METADATA
 from .webdataset import INDEX as INDEX
