@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint: any split, several views, a table and JSON",
     "probe": "linear probes: new heads on the frozen features of a checkpoint",
     "predict": "labels for media files: a few, or millions as a Ray job",
+    "embed": "embeddings of files, or of a config's examples, as Parquet",
     "neighbours": "a picture of which clips a pre-trained AVBert takes for alike, across picture and sound",
     "register": "register a model with MLflow; move and list aliases",
     "export": "cut one task out: torch.export, ONNX, int8, with figures",
