@@ -137,6 +137,7 @@ def embed_files(
         concurrency=(1, max(1, gpus or int(ray.cluster_resources()["CPU"]) // 4)),
     )
     embedded.context.execution_options.preserve_order = True
+    batch: Any
     for batch in embedded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         writer.write([pickle.loads(row.as_py()) for row in batch.column("row")])
 
