@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from polyvit.config import RunConfig
 from polyvit.data.index import Scan
 from polyvit.errors import UserError
-from polyvit.storage import Location, StoreUnavailable, as_location, is_url, open_root, under
+from polyvit.storage import Location, StoreUnavailable, as_location, is_url, open_root, under, unknown_host
 
 
 def task_roots(config: RunConfig, check: bool = True) -> dict[str, Location]:
@@ -18,6 +18,7 @@ def task_roots(config: RunConfig, check: bool = True) -> dict[str, Location]:
     """
     roots: dict[str, Location] = {}
     problems = []
+    unknown: dict[tuple[str, str], list[str]] = {}  # {(host, why): tasks}: one line for all
     for name, task in config.tasks.items():
         text = task.root or (under(config.data.root, name) if config.data.root else None)
         if text is None:
@@ -26,9 +27,16 @@ def task_roots(config: RunConfig, check: bool = True) -> dict[str, Location]:
             )
             continue
         roots[name] = as_location(text)
-        if check and (reason := _no_folder(roots[name])):
+        if check and (host := unknown_host(roots[name])):
+            unknown.setdefault(host, []).append(name)
+        elif check and (reason := _no_folder(roots[name])):
             key = f"tasks.{name}.root" if task.root else "data.root"
             problems.append(f"tasks.{name}: {reason}; set {key} to where the data are")
+    problems += [
+        f"tasks {', '.join(names)}: the host {host} cannot be resolved ({why}); correct the URL or"
+        " AWS_ENDPOINT_URL, or see to the network"
+        for (host, why), names in unknown.items()
+    ]
     if problems:
         raise UserError("data are missing:", problems)
     return roots
