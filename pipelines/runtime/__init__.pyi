@@ -15,6 +15,7 @@ from .ray_cluster import cluster as cluster
 from .ray_private import DATASETS as DATASETS
 from .ray_private import PLACEMENT_GROUP_CLEANER as PLACEMENT_GROUP_CLEANER
 from .ray_private import FewerCallbacks as FewerCallbacks
+from .ray_private import mutable_messages as mutable_messages
 from .ray_private import tried_before as tried_before
 from .signals import Stopped as Stopped
 from .signals import stoppable as stoppable
