@@ -19,11 +19,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.runtime import cluster, command_line, console, living_nodes
+from pipelines.runtime import command_line, console, notices_while
 from polyvit.config import RunConfig, load_config
 from polyvit.data.index import Scan, index_hash, read_index
 from polyvit.data.layouts import index_settings, scan_task, split_problems, task_roots
@@ -107,7 +106,20 @@ def _scan_all(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str, tu
     On a single machine this process scans too, for Ray and its processes take seconds to start: only what it has
     not begun after HERE_S is scanned by Ray. On a cluster the data may lie on other nodes only.
     """
-    waiting, done = iter([*arguments]), {}
+    waiting, done = iter([*arguments]), dict[str, tuple[bool, str]]()
+
+    def progress() -> str:
+        left = [name for name in arguments if name not in done]
+        return f"indexing: {len(done)} of {len(arguments)} tasks done, scanning {left[0] if left else 'none'} ..."
+
+    with notices_while(progress):
+        _scan_into(done, arguments, waiting, config)
+    return {name: done[name] for name in arguments}
+
+
+def _scan_into(
+    done: dict[str, tuple[bool, str]], arguments: Mapping[str, tuple], waiting: Iterator[str], config: RunConfig
+) -> None:
     until = time.monotonic() + (HERE_S if _single_machine() else 0)
 
     def scan_here() -> None:
@@ -121,11 +133,27 @@ def _scan_all(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str, tu
         if others := list(waiting):
             done |= _scan_by_ray({name: arguments[name] for name in others}, config)
         here.result()
-    return {name: done[name] for name in arguments}
 
 
 def _single_machine() -> bool:
-    return len(living_nodes()) == 1 if ray.is_initialized() else not os.environ.get("RAY_ADDRESS")
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return not os.environ.get("RAY_ADDRESS")
+    from pipelines.runtime import living_nodes  # start-up: ray
+
+    return len(living_nodes()) == 1
+
+
+@contextlib.contextmanager
+def _cluster() -> Iterator[None]:
+    """A cluster for the block; it is said where one is started."""
+    from pipelines.runtime import cluster  # start-up: ray
+
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        console.print("there is much to read: starting Ray ...")
+    with cluster():
+        yield
 
 
 class RayDataSpread:
@@ -139,7 +167,7 @@ class RayDataSpread:
 
     def __call__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """The answers of `function`."""
-        with cluster():
+        with _cluster():
             import ray.data  # start-up: only large scans need it
 
             size = max(1, min(AT_ONCE, len(items) // 64))
@@ -161,10 +189,12 @@ class RayDataSpread:
 
 
 def _scan_by_ray(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str, tuple[bool, str]]:
+    import ray
+
     scan = ray.remote(scan_task).options(
         num_cpus=config.data.decode_cpus, label_selector=dict(config.data.decode_node_labels) or None
     )
-    with cluster():
+    with _cluster():
         begun = [scan.remote(*each) for each in arguments.values()]
         return dict(zip(arguments, ray.get(begun), strict=True))
 

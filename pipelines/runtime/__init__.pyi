@@ -19,5 +19,6 @@ from .ray_private import mutable_messages as mutable_messages
 from .ray_private import tried_before as tried_before
 from .signals import Stopped as Stopped
 from .signals import stoppable as stoppable
+from .slow_notice import notices_while as notices_while
 from .workers import gpus_here as gpus_here
 from .workers import with_workers as with_workers
