@@ -14,7 +14,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "sweep": ("polyvit sweep mine.yaml --over optim.lr=0.001,0.003", "polyvit sweep --resume NAME"),
     "compare": ("polyvit compare runs/first runs/second --out compared",),
-    "evaluate": ("polyvit evaluate runs/first", "polyvit evaluate runs/first tasks.clips.eval_clips=4"),
+    "evaluate": ("polyvit evaluate runs/first", "polyvit evaluate runs/first --split test --report report"),
     "probe": ("polyvit probe runs/first mine.yaml --epochs 50",),
     "predict": (
         "polyvit predict runs/first photo.jpg clip.mp4 --top-k 3",

@@ -35,10 +35,15 @@ def evaluate(
 
 
 @torch.no_grad()
-def totals(model: MultiTaskModel, minibatches: Iterable[Minibatch], config: RunConfig) -> Totals:
-    """What one process measures of its share of the minibatches; `merged` makes results of all shares."""
+def totals(
+    model: MultiTaskModel, minibatches: Iterable[Minibatch], config: RunConfig, keep_scores: bool = False
+) -> Totals:
+    """What one process measures of its share of the minibatches; `merged` makes results of all shares.
+
+    keep_scores: keep every example's logits and labels, for `task_detail`.
+    """
     device = device_of(model)
-    states = {name: state_of(task) for name, task in config.tasks.items()}
+    states = {name: state_of(task, keep_scores) for name, task in config.tasks.items()}
     bad: list[Quarantined] = []
     model.eval()
     for (minibatch,) in on_device(([minibatch] for minibatch in minibatches), device):
@@ -99,9 +104,12 @@ def average_views(logits_WK: Tensor, views: int, task: TaskConfig) -> Tensor:
     return mean_probability(logits_BVK, task.loss)
 
 
-def state_of(task: TaskConfig) -> "MetricState | ContrastiveState":
-    """Running totals of a task."""
-    return ContrastiveState() if task.loss == "contrastive" else MetricState(task.metric == "map")
+def state_of(task: TaskConfig, keep_scores: bool = False) -> "MetricState | ContrastiveState":
+    """Running totals of a task. keep_scores: also where its metric does not need them."""
+    if task.loss == "contrastive":
+        return ContrastiveState()
+    wants_map = task.metric == "map"
+    return MetricState(wants_map or keep_scores, wants_map)
 
 
 def _result(task: TaskConfig, state: "MetricState | ContrastiveState", skipped: int) -> dict[str, Any]:
