@@ -1,12 +1,15 @@
 """`polyvit COMMAND ...`: a table of commands, each of which is also `python -m pipelines.<command>`."""
 
+import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from polyvit import __version__
 
 COMMANDS = {
+    "init": "look at folders of data and write a config for them",
     "synth": "write the nine layouts at toy size",
     "index": "scan the data of a config and say what is there and what is not",
     "inspect": "a report on the data: counts, classes, broken files, duplicates, contact sheets",
@@ -19,6 +22,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint: any split, several views, a table and JSON",
     "probe": "linear probes: new heads on the frozen features of a checkpoint",
     "predict": "labels for media files: a few, or millions as a Ray job",
+    "embed": "embeddings of files, or of a config's examples, as Parquet",
     "neighbours": "a picture of which clips a pre-trained AVBert takes for alike, across picture and sound",
     "register": "register a model with MLflow; move and list aliases",
     "export": "cut one task out: torch.export, ONNX, int8, with figures",
@@ -43,6 +47,8 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Call the `main` of the command's module in `pipelines`. Returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "_ARGCOMPLETE" in os.environ:
+        return complete()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -53,6 +59,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: unknown command {arguments[0]!r}\n{usage()}", file=sys.stderr)
         return 2
     return importlib.import_module(f"pipelines.{MODULES.get(arguments[0], arguments[0])}").main(arguments[1:])
+
+
+def complete() -> int:
+    """Answer a TAB in a shell: commands, then the flags of the command (argcomplete, `docs/install.md`)."""
+    import argcomplete  # for a TAB in a shell only
+
+    before = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")
+    words = [word for word in before[:-1] if word]
+    start = int(os.environ["_ARGCOMPLETE"])  # words that are the program: `polyvit`, or `python -m polyvit`
+    if len(words) <= start:
+        parser = argparse.ArgumentParser(prog="polyvit")
+        parser.add_argument("command", choices=COMMANDS)
+        argcomplete.autocomplete(parser, always_complete_options=False)
+    command = words[start]
+    if command in COMMANDS and command not in MODULES:
+        os.environ["_ARGCOMPLETE"] = str(start + 1)
+        importlib.import_module(f"pipelines.{command}").main([])
+    return 0
 
 
 if __name__ == "__main__":

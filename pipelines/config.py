@@ -37,20 +37,10 @@ from polyvit.config import (
 from polyvit.errors import UserError
 from polyvit.storage import read_record
 
-EXAMPLES = """\
-examples:
-  polyvit config show demo optim.lr=0.1
-  polyvit config validate mine.yaml
-  polyvit config diff demo runs/NAME
-  polyvit config keys schedule
-  polyvit config schema > recipe.schema.json
-"""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit config`."""
     parser = command_line.parser("config", "What can be set in a config, and what a config says.")
-    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
     parser.add_argument("what", choices=sorted(_WHAT), help="show: values and their sources; see below")
     parser.add_argument("given", nargs="*", metavar="CONFIG|key=value|PATTERN", help="as `what` takes")
     return command_line.run(parser, _body, argv)

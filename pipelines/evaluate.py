@@ -1,6 +1,6 @@
 """Ray Data: evaluate a checkpoint, as a batch job.
 
-    polyvit evaluate MODEL [CONFIG] [key=value ...] [--split SPLIT] [--only TASK] [--json FILE]
+    polyvit evaluate MODEL [CONFIG] [key=value ...] [--split SPLIT] [--only TASK] [--report DIR]
     python -m pipelines.evaluate ...                          the same, for `ray job submit`
 
 MODEL is a checkpoint's folder, a run's (its newest checkpoint), or `models:/name@alias`. The config stored in it
@@ -13,6 +13,7 @@ those that training printed.
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from rich.table import Table
@@ -107,6 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line.add_config(parser, optional=True)
     parser.add_argument("--split", choices=get_args(Split), help="instead of each task's eval_split")
     parser.add_argument("--no-mlflow", action="store_true", help="do not log the results to MLflow")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR",
+        help="write report.html there: scores of each class, confusion, reliability; and the same as CSV and PNG",
+    )  # fmt: skip
     return command_line.run(parser, _body, argv)
 
 
@@ -125,7 +130,8 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     task_roots(config)  # before anything is started
     console.print("starting Ray ...")
     with cluster(1, config.train.cpus_per_worker):
-        rows = evaluate_checkpoint(model, config, checkpoint)
+        details: dict[str, Any] | None = {} if arguments.report else None
+        rows = evaluate_checkpoint(model, config, checkpoint, details)
     document = {
         "model": arguments.model,
         "checkpoint": str(checkpoint),
@@ -133,6 +139,13 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         "tasks": rows,
     }
     print_results(document)
+    if arguments.report:
+        from polyvit.reports.evaluation import write_report  # start-up: matplotlib
+
+        title = f"{checkpoint.parent.name}: evaluation after step {document['step']}"
+        files = write_report(details or {}, rows, title, arguments.report.expanduser().absolute())
+        document["report"] = {name: str(path) for name, path in files.items()}
+        console.print(f"report      {files['report']}")
     if not arguments.no_mlflow:
         from pipelines.tracking import log_measurement  # start-up: MLflow
 

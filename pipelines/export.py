@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--to",
         choices=(*LIBRARIES, *FORMATS),
-        help="timm, huggingface: a folder that this library loads; torch: the .pt2 file alone; onnx: the .onnx files"
-        " alone (default: both of the latter)",
+        help="timm, huggingface: a folder that this library loads; torch: the .pt2 file alone; onnx: that of ONNX"
+        " (default: both of the latter)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the files")
     parser.add_argument("--int8", action="store_true", help="a third file, with weights quantised to int8")

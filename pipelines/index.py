@@ -19,17 +19,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.runtime import cluster, command_line, console, living_nodes
+from pipelines.runtime import command_line, console, notices_while
 from polyvit.config import RunConfig, load_config
 from polyvit.data.index import Scan, index_hash, read_index
-from polyvit.data.layouts import index_settings, scan_task
+from polyvit.data.layouts import index_settings, scan_task, split_problems, task_roots
 from polyvit.data.loading import example_arrays, load_for_decoding
 from polyvit.errors import BadMedia, UserError
-from polyvit.storage import Location, StoreUnavailable, as_location, is_url, open_root, under
+from polyvit.storage import Location
 
 HERE_S = 2.0
 """How long the driver begins scans of its own."""
@@ -54,38 +53,6 @@ class Indexes:
     def digests(self) -> dict[str, str]:
         """Content hash per task."""
         return {name: index_hash(scan) for name, scan in self.scans.items()}
-
-
-def task_roots(config: RunConfig, check: bool = True) -> dict[str, Location]:
-    """Absolute folder, or URL, of every task. Raises UserError naming every task that has none.
-
-    check: whether to look that a folder is there, which takes a request or two for each task in an object store.
-    """
-    roots: dict[str, Location] = {}
-    problems = []
-    for name, task in config.tasks.items():
-        text = task.root or (under(config.data.root, name) if config.data.root else None)
-        if text is None:
-            problems.append(
-                f"tasks.{name}: no data; give data.root=DIR (holding {name}/) or tasks.{name}.root=DIR"
-            )
-            continue
-        roots[name] = as_location(text)
-        if check and (reason := _no_folder(roots[name])):
-            key = f"tasks.{name}.root" if task.root else "data.root"
-            problems.append(f"tasks.{name}: {reason}; set {key} to where the data are")
-    if problems:
-        raise UserError("data are missing:", problems)
-    return roots
-
-
-def _no_folder(location: Location) -> str:
-    """Why a location holds no data; '' where it may hold some."""
-    try:
-        state = open_root(location).state()
-    except (UserError, StoreUnavailable) as error:
-        return str(error)
-    return "" if state == "folder" else f"{location} is not a folder{' of a bucket' if is_url(location) else ''}"
 
 
 def index_cache(config: RunConfig) -> Path:
@@ -139,7 +106,20 @@ def _scan_all(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str, tu
     On a single machine this process scans too, for Ray and its processes take seconds to start: only what it has
     not begun after HERE_S is scanned by Ray. On a cluster the data may lie on other nodes only.
     """
-    waiting, done = iter([*arguments]), {}
+    waiting, done = iter([*arguments]), dict[str, tuple[bool, str]]()
+
+    def progress() -> str:
+        left = [name for name in arguments if name not in done]
+        return f"indexing: {len(done)} of {len(arguments)} tasks done, scanning {left[0] if left else 'none'} ..."
+
+    with notices_while(progress):
+        _scan_into(done, arguments, waiting, config)
+    return {name: done[name] for name in arguments}
+
+
+def _scan_into(
+    done: dict[str, tuple[bool, str]], arguments: Mapping[str, tuple], waiting: Iterator[str], config: RunConfig
+) -> None:
     until = time.monotonic() + (HERE_S if _single_machine() else 0)
 
     def scan_here() -> None:
@@ -153,11 +133,27 @@ def _scan_all(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str, tu
         if others := list(waiting):
             done |= _scan_by_ray({name: arguments[name] for name in others}, config)
         here.result()
-    return {name: done[name] for name in arguments}
 
 
 def _single_machine() -> bool:
-    return len(living_nodes()) == 1 if ray.is_initialized() else not os.environ.get("RAY_ADDRESS")
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return not os.environ.get("RAY_ADDRESS")
+    from pipelines.runtime import living_nodes  # start-up: ray
+
+    return len(living_nodes()) == 1
+
+
+@contextlib.contextmanager
+def _cluster() -> Iterator[None]:
+    """A cluster for the block; it is said where one is started."""
+    from pipelines.runtime import cluster  # start-up: ray
+
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        console.print("there is much to read: starting Ray ...")
+    with cluster():
+        yield
 
 
 class RayDataSpread:
@@ -171,7 +167,7 @@ class RayDataSpread:
 
     def __call__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """The answers of `function`."""
-        with cluster():
+        with _cluster():
             import ray.data  # start-up: only large scans need it
 
             size = max(1, min(AT_ONCE, len(items) // 64))
@@ -193,10 +189,12 @@ class RayDataSpread:
 
 
 def _scan_by_ray(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str, tuple[bool, str]]:
+    import ray
+
     scan = ray.remote(scan_task).options(
         num_cpus=config.data.decode_cpus, label_selector=dict(config.data.decode_node_labels) or None
     )
-    with cluster():
+    with _cluster():
         begun = [scan.remote(*each) for each in arguments.values()]
         return dict(zip(arguments, ray.get(begun), strict=True))
 
@@ -206,24 +204,6 @@ def load_indexes(config: RunConfig, folder: Path) -> Indexes:
     return Indexes(
         {name: read_index(folder / f"{name}.parquet") for name in config.tasks}, task_roots(config, False)
     )
-
-
-def split_problems(config: RunConfig, scans: Mapping[str, Scan], train: bool = True) -> list[str]:
-    """A line for each split that training or evaluation needs and that is empty."""
-    problems = []
-    for name, scan in scans.items():
-        counts = scan.counts()
-        have = ", ".join(f"{split} {n}" for split, n in counts.items())
-        left_out = f"; {len(scan.problems)} listed examples were left out" if scan.problems else ""
-        if train and not counts["train"]:
-            problems.append(f"tasks.{name}: the train split is empty (found: {have}{left_out})")
-        split = config.tasks[name].eval_split
-        if not counts[split]:
-            problems.append(
-                f"tasks.{name}: eval_split={split} is empty (found: {have}{left_out}); set tasks.{name}.eval_split"
-                + ("" if train else ", or name the other tasks with --only")
-            )
-    return problems
 
 
 def token_problems(config: RunConfig, scans: Mapping[str, Scan], roots: Mapping[str, Location]) -> list[str]:

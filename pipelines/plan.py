@@ -81,12 +81,29 @@ def measure_here(config: RunConfig, schedule: Schedule, document: dict[str, Any]
         least = (predicted.state_bytes + predicted.pass_bytes[name]) / 1e9
         table.add_row(name, f"{seconds:.3g}", f"{rate:.3g}", duration(counts[name] * seconds), f"{least:.3g}")
     console.print(table)
+    console.print(conditions(predicted.threads, predicted.load))
+    low, high = (duration(hours * 3600) for hours in predicted.hours_range)
+    between = f" ({low} to {high}, by the fastest and slowest steps)" if low != high else ""
     console.print(
-        f"about {duration(predicted.hours * 3600)} of steps here, without evaluations and waiting for data; "
+        f"about {duration(predicted.hours * 3600)}{between} of steps here, without evaluations and waiting for "
+        f"data; "
         f"memory free {predicted.memory_free / 1e9:.3g} GB; checkpoints take {predicted.disk_bytes / 1e9:.3g} GB "
         f"of disk, free {predicted.disk_free / 1e9:.3g} GB"
     )
     return predicted.problems()
+
+
+BUSY = 0.5
+"""Load for each core from which on timings are not those of a quiet machine."""
+
+
+def conditions(threads: int | None, load: float) -> str:
+    """Under which conditions steps were timed, in a line. threads: None on a GPU. load: for each core."""
+    of_torch = "" if threads is None else f"timed with {threads} of torch's threads, as a train worker has; "
+    text = f"{of_torch}load of this machine {load:.1f} a core"
+    if load < BUSY:
+        return text
+    return f"{text}: other programs are at work, a run alone is faster than this; plan again when it is quiet"
 
 
 def duration(seconds: float) -> str:

@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.parser("serve", "Answer over HTTP with a trained model, on Ray Serve.")
     parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=command_line.positive_int, default=8000)
+    parser.add_argument(
+        "--port", type=command_line.positive_int, default=8000, help="to listen on (default: 8000)"
+    )
     parser.add_argument("--replicas", type=command_line.positive_int, default=1, help="processes with the model")
     parser.add_argument(
         "--decoders", type=command_line.positive_int, default=2, help="files that each replica decodes at a time"
@@ -77,12 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     if not os.environ.get("RAY_ADDRESS"):  # else it listens on another machine
         check_port(arguments.host, arguments.port)
-    from pipelines.runtime import cluster  # start-up: ray
+    from pipelines.runtime import cluster, mutable_messages  # start-up: ray
 
-    with cluster(1 + arguments.replicas):
+    console.print("starting Ray ...")
+    with mutable_messages() as ray_messages, cluster(1 + arguments.replicas):
         address = start(arguments)
         console.print(
-            f"listening   {address}/predict   (also /livez, /readyz, /healthz, /metrics; Ctrl-C ends it)"
+            f"listening   {address}/predict   (a page at / and /docs; /livez, /readyz, /healthz, /metrics; "
+            "Ctrl-C ends it)"
         )
         console.print(f"try         curl --data-binary @FILE '{address}/predict?top_k=3'")
         console.print(isolation_report())
@@ -92,6 +96,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         stop.wait()
         stop.clear()
         console.print("stopping: requests under way are answered first; once more to stop at once")
+        ray_messages.on = True  # actors that Ray ends are no news
         finish(arguments.decode_seconds + 30, stop)
     return {"model": arguments.model, "address": address}
 

@@ -106,6 +106,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         as_location(arguments.out),
         ShardOptions(arguments.size, arguments.quality, arguments.sample_rate),
     )
+    console.print("starting Ray ...")
     with tempfile.TemporaryDirectory(prefix="polyvit-shard-") as folder, cluster():
         indexes = build_indexes(config, Path(folder), train=False)
         reports = write_shards(config, indexes, out, options, arguments.per_shard)

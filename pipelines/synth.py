@@ -24,7 +24,9 @@ AV_TRAIN, AV_EVALUATION, AV_SIDE = 48, 24, 48
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit synth`."""
     parser = command_line.parser("synth", "Write datasets at toy size, in their true on-disk layouts.")
-    parser.add_argument("folder", metavar="DIR", type=Path)
+    parser.add_argument(
+        "folder", metavar="DIR", type=Path, help="the folder to write; it holds one for each dataset"
+    )
     parser.add_argument("--task", action="append", metavar="TASK", help="only this one (repeatable)")
     parser.add_argument(
         "--av",
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--classes", type=int, default=4, help="classes a task (default %(default)s)")
     parser.add_argument("--side", type=int, help=f"pixels of pictures and clips (default {SIDE}, --av {AV_SIDE})")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of every random draw (default: 0)")
     return command_line.run(parser, _body, argv)
 
 

@@ -74,6 +74,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"tasks.{decoded[0]}.layout=tokens: its examples are decoded already")
     task_roots(config)  # before anything is started
     out = as_location(arguments.out)
+    console.print("starting Ray ...")
     with tempfile.TemporaryDirectory(prefix="polyvit-tokenize-") as folder, cluster():
         indexes = build_indexes(config, Path(folder), train=False)
         reports = write_all(config, indexes, out, arguments.per_file)

@@ -1,7 +1,7 @@
 """PolyViT: one Vision Transformer, co-trained on images, videos and audio. Plain PyTorch: no Ray, no MLflow.
 
-In: a config or a trained model's folder. Out: `RunConfig`, `PolyViT`, and a `Predictor` that answers for media
-files: `polyvit.load("runs/NAME").predict([Path("photo.jpg")])`. What needs Ray or MLflow is in `pipelines`.
+In: a config or a trained model. Out: `RunConfig`, `PolyViT`, and a `TrainedModel` that answers for files, pictures
+and arrays: `polyvit.load("runs/NAME").predict("photo.jpg")`. What needs Ray or MLflow is in `pipelines`.
 """
 
 import lazy_loader

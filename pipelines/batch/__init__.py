@@ -1,7 +1,7 @@
 """Jobs over many files or examples, on Ray Data.
 
 In: files or indexes, and a model or a config. Out: Parquet files, reports.
-Read: inspect_job, evaluate_job, extract_features, batch_predict, file_jobs.
+Read: inspect_job, evaluate_job, extract_features, batch_predict, embed_job, file_jobs.
 """
 
 import lazy_loader

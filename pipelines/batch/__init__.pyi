@@ -1,6 +1,10 @@
 from .batch_predict import PredictJob as PredictJob
 from .batch_predict import list_files as list_files
 from .batch_predict import predict_files as predict_files
+from .embed_job import embed_files as embed_files
+from .embed_job import embed_splits as embed_splits
+from .embed_job import embedding_file as embedding_file
+from .embed_job import file_rows as file_rows
 from .evaluate_job import evaluate_checkpoint as evaluate_checkpoint
 from .extract_features import feature_splits as feature_splits
 from .extract_features import load_or_extract as load_or_extract

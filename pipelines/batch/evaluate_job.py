@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
@@ -28,14 +29,20 @@ from pipelines.runtime import (
 from polyvit.checkpoint import read_document
 from polyvit.config import RunConfig
 from polyvit.data.index import Scan
-from polyvit.data.loading import Minibatch, Quarantined, Request, split_requests
-from polyvit.deploy import class_names
+from polyvit.data.loading import Minibatch, Request, split_requests
+from polyvit.deploy import class_names, pad_names
 from polyvit.errors import UserError
-from polyvit.evaluation import Totals, chance_of, label_shares, merged, totals
+from polyvit.evaluation import (
+    MetricState,
+    TaskDetail,
+    Totals,
+    chance_of,
+    label_shares,
+    merged,
+    task_detail,
+    totals,
+)
 from polyvit.model import MultiTaskModel, fast_kernels
-
-Results = tuple[dict[str, dict[str, Any]], list[Quarantined]]
-"""Each task's results, and the examples that could not be decoded."""
 
 
 def class_problems(scans: Mapping[str, Scan], trained: Mapping[str, Sequence[str]]) -> list[str]:
@@ -56,8 +63,12 @@ def class_problems(scans: Mapping[str, Scan], trained: Mapping[str, Sequence[str
     return problems
 
 
-def evaluate_checkpoint(model: MultiTaskModel, config: RunConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
+def evaluate_checkpoint(
+    model: MultiTaskModel, config: RunConfig, checkpoint: Path, details: dict[str, TaskDetail] | None = None
+) -> dict[str, dict[str, Any]]:
     """Index the tasks, decode and measure on the cluster that is attached. Returns a row for each task.
+
+    details: filled with the detail of each task with classes and examples, for a report; None: none is wanted.
 
     Raises UserError where the labels of the data are not those of the checkpoint, or the cluster is too small.
     """
@@ -69,7 +80,10 @@ def evaluate_checkpoint(model: MultiTaskModel, config: RunConfig, checkpoint: Pa
         indexes = build_indexes(config, Path(folder), train=False)
     if problems := class_problems(indexes.scans, class_names(checkpoint, config, read_document(checkpoint))):
         raise UserError("the labels of the data are not those of the checkpoint:", problems)
-    results, undecodable = _measure(model, config, indexes, gpu=use_gpu(single))
+    shares = _measure(model, config, indexes, use_gpu(single), details is not None)
+    results, undecodable = merged(config, shares)
+    if details is not None:
+        details |= _details(config, indexes, shares[0][0])
     report = index_report(indexes)
     return {
         name: {
@@ -90,26 +104,32 @@ def _shared_folder(config: RunConfig) -> Path | None:
     return storage if storage.is_dir() and os.access(storage, os.W_OK) else None
 
 
-def _measure(model: MultiTaskModel, config: RunConfig, indexes: Indexes, gpu: bool) -> Results:
+def _details(config: RunConfig, indexes: Indexes, states: Mapping[str, Any]) -> dict[str, TaskDetail]:
+    """Of totals of all shares, with kept scores."""
+    details = {}
+    for name, state in states.items():
+        if isinstance(state, MetricState) and state.examples:
+            names = pad_names(indexes.scans[name].classes, config.tasks[name].num_classes)
+            logits_BK, labels_BK = np.concatenate(state.scores), np.concatenate(state.labels)
+            details[name] = task_detail(name, config.tasks[name], names, logits_BK, labels_BK)
+    return details
+
+
+def _measure(
+    model: MultiTaskModel, config: RunConfig, indexes: Indexes, gpu: bool, keep_scores: bool
+) -> list[Totals]:
     """`measure_share` of as many Ray tasks as there are GPUs, or here."""
     progress_actor = ProgressActor.remote()  # type: ignore[attr-defined]
     ray.get(progress_actor.post.remote({"phase": "starting the feed ..."}))
     with live_line(progress_actor):
         if not gpu:
-            return merged(config, [measure_share(model, config, indexes, progress_actor, "cpu")])
+            return [measure_share(model, config, indexes, progress_actor, "cpu", 0, 1, keep_scores)]
         train = config.train
         shares = gpu_shares(config, ray.cluster_resources(), len(all_ranks_requests(config, indexes.scans)))
         task = ray.remote(num_cpus=train.cpus_per_worker, num_gpus=train.gpus_per_worker)(measure_share)
         model_ref = ray.put(model)
-        return merged(
-            config,
-            ray.get(
-                [
-                    task.remote(model_ref, config, indexes, progress_actor, "cuda", rank, shares)
-                    for rank in range(shares)
-                ]
-            ),
-        )
+        given = (model_ref, config, indexes, progress_actor, "cuda")
+        return ray.get([task.remote(*given, rank, shares, keep_scores) for rank in range(shares)])
 
 
 def gpu_shares(config: RunConfig, have: Mapping[str, float], requests: int) -> int:
@@ -120,12 +140,12 @@ def gpu_shares(config: RunConfig, have: Mapping[str, float], requests: int) -> i
 
 def measure_share(
     model: MultiTaskModel, config: RunConfig, indexes: Indexes, progress_actor: Any, device: str, rank: int = 0,
-    shares: int = 1,
+    shares: int = 1, keep_scores: bool = False,
 ) -> Totals:  # fmt: skip
     """Run the model on every `shares`-th minibatch of every task's evaluation split, from the rank-th on.
 
     model, config, indexes: what to evaluate. progress_actor: gets the live line, of rank 0. device: "cpu" or
-    "cuda".
+    "cuda". keep_scores: for a report.
     """
     requests = all_ranks_requests(config, indexes.scans)[rank::shares]
     stream = minibatches(requests, make_decoder(config, indexes), config)
@@ -138,7 +158,7 @@ def measure_share(
     try:
         numbered = (announced(i, minibatch) for i, minibatch in enumerate(stream, start=1))
         with fast_kernels(torch.device(device), config.train.precision):
-            return totals(model.to(device), numbered, config)
+            return totals(model.to(device), numbered, config, keep_scores=keep_scores)
     finally:
         stream.close()
 

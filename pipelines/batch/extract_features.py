@@ -56,13 +56,17 @@ class FeatureSplit:
     key: str
 
 
-def feature_splits(config: RunConfig, indexes: Indexes, model_digest: str, cache: Path) -> list[FeatureSplit]:
-    """Train and evaluation split of every task. model_digest: hash of the weights. cache: folder of the files."""
+def feature_splits(
+    config: RunConfig, indexes: Indexes, model_digest: str, cache: Path, of: Sequence[Split] | None = None
+) -> list[FeatureSplit]:
+    """Splits of every task, by default train and its `eval_split`.
+
+    model_digest: hash of the weights. cache: folder of the files. of: these splits instead.
+    """
     digests, feature_splits = indexes.digests(), []
     for name, task in config.tasks.items():
         spec, root = config.model.input(task.modality), indexes.roots[name]
-        splits: tuple[Split, Split] = ("train", task.eval_split)
-        for split in splits:
+        for split in of or ("train", task.eval_split):
             key = features_key(model_digest, digests[name], root, split, task, spec, config.train.precision)
             path = cache / f"{name}-{split}-{key[:16]}.parquet"
             feature_splits.append(FeatureSplit(name, split, indexes.scans[name].split(split), path, key))

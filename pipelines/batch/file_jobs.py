@@ -11,6 +11,7 @@ from typing import Any
 import ray.data
 
 from pipelines.index import Indexes
+from pipelines.runtime import notices_while
 from polyvit.config import RunConfig
 from polyvit.data.shards import write_text
 from polyvit.errors import UserError
@@ -43,7 +44,9 @@ def write_files(
         num_cpus=config.data.decode_cpus,
         label_selector=dict(config.data.decode_node_labels) or None,
     )
-    done = dataset.take_all()
+    done: list[dict[str, Any]] = []
+    with notices_while(lambda: f"writing: {len(done)} of {len(items)} {kind}s ..."):
+        done.extend(dataset.iter_rows())
     if problems := sorted({row["error"] for row in done if row["error"]}):
         raise UserError(f"not every {kind} was written; the same command goes on where it stopped:", problems)
     reports: dict[str, list[Any]] = {name: [] for name in config.tasks}

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", metavar="CONFIG", nargs="?", default="tiny-nine", help="default: tiny-nine")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys of the config to change")
     parser.add_argument("--steps", type=int, default=90, help="steps of each order in a round")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="repetitions; medians count")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     return command_line.run(parser, _body, argv)
 

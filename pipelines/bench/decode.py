@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m pipelines.bench.decode`."""
     parser = command_line.parser("bench feed decode", "Decoding against peers, one core.")
     parser.add_argument("--data", type=Path, required=True, help="a folder with photos and sounds below it")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions; medians count")
     parser.add_argument("--photos", type=int, default=48)
     parser.add_argument(
         "--clips", type=int, default=4, help="clips of each kind; encoding one takes 10 s of CPU time"

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys of the config to change")
     parser.add_argument("--workers", type=int, default=8, help="measure the feed of one train worker of so many")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions; medians count")
     parser.add_argument("--seconds", type=float, default=10.0, help="about how long a pass takes")
     parser.add_argument(
         "--steps", type=int, default=2000, help="steps of the memory section; the host section takes a fifth"

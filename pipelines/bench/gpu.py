@@ -77,7 +77,9 @@ class Bench:
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit bench gpu`."""
     parser = command_line.parser("bench gpu", "Steps, mix, attention and peers on a GPU, bounded in time.")
-    parser.add_argument("config", metavar="CONFIG", nargs="?", default="polyvit-b-nine")
+    parser.add_argument(
+        "config", metavar="CONFIG", nargs="?", default="polyvit-b-nine", help="default: polyvit-b-nine"
+    )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys of the config to change")
     parser.add_argument("--seconds", type=float, default=300.0, help="no section begins after so many")
     return command_line.run(parser, _body, argv)

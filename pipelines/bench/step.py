@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.parser("bench step", "Our training step against peers of the same shapes.")
     parser.add_argument("--modalities", default="image,video,audio", help="comma-separated")
     parser.add_argument("--precision", default="float32,bfloat16", help="comma-separated; bfloat16 is autocast")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="repetitions; medians count")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument(
         "--quick", action="store_true", help="tiny shapes: a check of the benchmark, no measurement"

@@ -15,8 +15,10 @@ from .ray_cluster import cluster as cluster
 from .ray_private import DATASETS as DATASETS
 from .ray_private import PLACEMENT_GROUP_CLEANER as PLACEMENT_GROUP_CLEANER
 from .ray_private import FewerCallbacks as FewerCallbacks
+from .ray_private import mutable_messages as mutable_messages
 from .ray_private import tried_before as tried_before
 from .signals import Stopped as Stopped
 from .signals import stoppable as stoppable
+from .slow_notice import notices_while as notices_while
 from .workers import gpus_here as gpus_here
 from .workers import with_workers as with_workers

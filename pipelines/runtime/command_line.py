@@ -4,6 +4,7 @@ In: a command's parser, its body and its arguments. Out: the exit status.
 """
 
 import argparse
+import contextlib
 import errno
 import json
 import logging
@@ -11,12 +12,13 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from pipelines.runtime.examples import epilog
 from pipelines.runtime.signals import Stopped
 from polyvit.errors import UserError
 
@@ -28,11 +30,40 @@ console = Console(
 _CONFIG_HELP = "a recipe's name or a YAML file"
 
 
+LEVELS = ("debug", "info", "warning", "error")
+
+
 def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A command's parser, with the flag that all commands have."""
-    command_parser = argparse.ArgumentParser(prog=f"polyvit {name}", description=description)
+    """A command's parser, with the flags that all commands have, and its examples."""
+    command_parser = argparse.ArgumentParser(
+        prog=f"polyvit {name}", description=description, epilog=epilog(name),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     command_parser.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON to this file")
+    how_much = command_parser.add_mutually_exclusive_group()
+    how_much.add_argument("--quiet", action="store_true", help="print errors, and what was asked for, only")
+    how_much.add_argument("--verbose", action="store_true", help="log what is done (as --log-level info)")
+    how_much.add_argument(
+        "--log-level", choices=LEVELS, metavar="LEVEL", help=f"{', '.join(LEVELS)} (default: warning)"
+    )
     return command_parser
+
+
+@contextlib.contextmanager
+def _output(arguments: argparse.Namespace) -> Iterator[None]:
+    """As much of it as the flags say."""
+    level = arguments.log_level or ("error" if arguments.quiet else "info" if arguments.verbose else "warning")
+    loggers = [logging.getLogger(name) for name in ("polyvit", "pipelines")]
+    before = console.quiet, [logger.level for logger in loggers]
+    console.quiet = arguments.quiet
+    for logger in loggers:
+        logger.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        console.quiet = before[0]
+        for logger, old in zip(loggers, before[1], strict=True):
+            logger.setLevel(old)
 
 
 def add_config(command_parser: argparse.ArgumentParser, optional: bool = False) -> None:
@@ -71,13 +102,18 @@ def run(
     Returns the exit status: 0 done, 2 the user's mistake, 128 + a signal's number. Anything else is a traceback,
     which Python turns into 1.
     """
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete  # for a TAB in a shell only
+
+        argcomplete.autocomplete(command_parser)  # ends the process
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     arguments = command_parser.parse_intermixed_args(argv)
     if arguments.json and not arguments.json.absolute().parent.is_dir():  # now, not after hours of training
         print(f"error: --json {arguments.json}: its folder does not exist; make it first", file=sys.stderr)
         return 2
     try:
-        document = body(arguments)
+        with _output(arguments):
+            document = body(arguments)
         status = 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

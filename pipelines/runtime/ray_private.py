@@ -2,14 +2,19 @@
 
 - `core_worker.get_current_task_attempt_number`: a decoding task that is run again must be careful.
 - `DataParallelTrainer._create_default_callbacks`: two callbacks start a process each that no run of ours needs.
+- `worker.print_to_stdstream`: what a driver prints of the cluster's errors; when a service ends, Ray kills actors
+  that it still asks, and says so with "infinite retries".
 
-Ray 2.60 has no public way to either.
+Ray 2.60 has no public way to any of them.
 `tests/pipelines/runtime/test_ray_private.py` fails, and says which of them, where a new Ray has changed one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
+import ray._private.worker
 
 DATASETS = "DatasetsCallback"
 """Splits Ray Data's datasets among the train workers: each of ours has its own feed."""
@@ -32,3 +37,25 @@ class FewerCallbacks:
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
         return [callback for callback in callbacks if type(callback).__name__ not in self.unused]
+
+
+class Muted:
+    """Whether Ray's messages about the cluster's tasks are kept from the terminal."""
+
+    on = False
+
+
+@contextmanager
+def mutable_messages() -> Iterator[Muted]:
+    """A block in which Ray prints nothing of the cluster's tasks once `on` is set; put it around `cluster`."""
+    muted, show = Muted(), ray._private.worker.print_to_stdstream
+
+    def print_to_stdstream(*arguments: Any, **keywords: Any) -> None:
+        if not muted.on:
+            show(*arguments, **keywords)
+
+    ray._private.worker.print_to_stdstream = print_to_stdstream
+    try:
+        yield muted
+    finally:
+        ray._private.worker.print_to_stdstream = show

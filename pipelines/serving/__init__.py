@@ -1,7 +1,7 @@
 """The HTTP service's deployments on Ray Serve.
 
 In: requests with media files. Out: their classes as JSON.
-Read: deployments, http_requests.
+Read: deployments, http_requests, front_page.
 """
 
 import lazy_loader

@@ -1,6 +1,7 @@
 """The HTTP service's two Ray Serve deployments: `Ingress` speaks HTTP, `ModelReplica` decodes and runs the model.
 
     POST /predict[?task=NAME&top_k=5&modality=video]   the file as body, or as the one file of a multipart form
+    GET /, /docs    a page for a browser; /openapi.json for tools
     GET /livez      200 while the service runs
     GET /readyz     200 while the model answers; 503 where it does not, and once the service is told to end
     GET /healthz    as /readyz, with the model's tasks
@@ -13,6 +14,7 @@ answers in batches. What a client did wrong is a 4xx with {"error": reason}.
 """
 
 import asyncio
+import contextlib
 import logging
 import queue
 import time
@@ -23,13 +25,15 @@ from typing import Any
 
 import torch
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from ray import serve
 from ray.exceptions import RayActorError
 
+from pipelines.serving.front_page import OPENAPI, front_page
 from pipelines.serving.http_requests import Refused, media_of_body, parse_query, read_body, refusal_of
 from pipelines.tracking import model_folder
+from polyvit import __version__
 from polyvit.config import Modality
 from polyvit.deploy import DecoderDied, IsolatedDecoder, Limits, Predictor, Prepared, check_tasks
 from polyvit.errors import BadMedia, UserError
@@ -145,7 +149,8 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-app = FastAPI(title="polyvit", docs_url=None, redoc_url=None, openapi_url=None)
+# Its own /docs would load scripts from another host.
+app = FastAPI(title="polyvit", version=__version__, docs_url=None, redoc_url=None)
 
 
 # Serve copies the app at this point: what its methods call must be defined above.
@@ -160,6 +165,20 @@ class Ingress:
         self.seen = -SEEN_S
         self.description: dict[str, Any] = {}
         self.ending = False
+
+    @app.get("/", include_in_schema=False)
+    async def index(self, request: Request) -> Response:
+        """A page for whoever comes with a browser; 200 also where the model does not reply."""
+        if not self.description:
+            with contextlib.suppress(Exception):  # whatever keeps it from answering, /healthz says
+                self.description = await asyncio.wait_for(self._ask_description(), timeout=10)
+        address = str(request.base_url)
+        return HTMLResponse(front_page(self.description.get("tasks", {}), address, self.limits.bytes))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(self, request: Request) -> Response:
+        """As `/`."""
+        return await self.index(request)
 
     @app.get("/livez")
     async def livez(self) -> Response:
@@ -201,7 +220,7 @@ class Ingress:
         """Prometheus' text format."""
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.post("/predict")
+    @app.post("/predict", openapi_extra=OPENAPI)
     async def predict(self, request: Request) -> Response:
         """One file's best classes."""
         began = time.perf_counter()

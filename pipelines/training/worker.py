@@ -49,14 +49,13 @@ from polyvit.checkpoint import (
     open_store,
 )
 from polyvit.config import RunConfig
-from polyvit.distributed import Communicator, ProcessGroupCommunicator, shard
+from polyvit.distributed import Communicator, ProcessGroupCommunicator
 from polyvit.errors import UserError
-from polyvit.model import MultiTaskModel, build_model, fast_kernels, grow_segments, uses_bfloat16
+from polyvit.model import MultiTaskModel, build_model, fast_kernels, grow_segments
 from polyvit.schedule import Plan, build_schedule
 from polyvit.storage import read_record, write_whole
 from polyvit.training import (
-    Ema,
-    build_optimiser,
+    build_learner,
     compile_ahead,
     derive_microbatches,
     freeze_parts,
@@ -176,7 +175,7 @@ def starting_point(
     freeze_parts(model, config.optim.frozen)
     if step is None and config.init.path:
         initialise_all(model, config, world, report, tracker)
-    learner = fit_out(model, config, device, world)
+    learner = build_learner(model, config, device, world)
     if step is None:
         return learner, TrainState()
     with store.fetched(step) if world.rank == 0 else nullcontext() as folder:  # the others get it from rank 0
@@ -196,18 +195,6 @@ def newest_step(store: LocalStore | RemoteStore, world: Communicator) -> int | N
             start = f"going on from step {step}" if step is not None else "starting anew"
             logger.warning("%s; %s", line, start)
     return world.gather(step)[0]
-
-
-def fit_out(model: MultiTaskModel, config: RunConfig, device: torch.device, world: Communicator) -> TrainUnit:
-    """Compile and shard the model as the config says, and build its optimiser and its moving average (EMA)."""
-    model.activation_checkpointing = config.train.activation_checkpointing
-    if config.train.compile or (config.train.compile is None and device.type == "cuda"):
-        model.compile_blocks()
-    if config.train.sharding == "full" and world.size > 1:
-        shard(model.sharding_units(), uses_bfloat16(device, config.train.precision))
-    optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
-    ema = Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None
-    return TrainUnit(model, optimiser, ema)
 
 
 def on_rank_0(world: Communicator, call: Callable[[], T]) -> T | None:

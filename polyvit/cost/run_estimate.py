@@ -4,9 +4,12 @@ One task of each modality is run at its own shapes with a few examples. The othe
 their heads only, so they are taken to need the same time an example. `cluster_model.py` predicts for a cluster.
 """
 
+import os
 import shutil
 import statistics
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +30,19 @@ STATE_BYTES = {"sgd": 4, "adamw": 8}
 class Estimate:
     """What one worker needs: seconds and bytes of each task's steps; hours and bytes of the whole run.
 
-    step_s: of each task's local batch. pass_bytes: of one pass over the fewest examples possible. state_bytes:
-    parameters, gradients, optimiser. disk_bytes: of the checkpoints that exist at one time.
+    step_s: of each task's local batch, the median. pass_bytes: of one pass over the fewest examples possible.
+    hours: as the medians, `hours_range` as the fastest and the slowest steps say. threads: of the CPU, as a train
+    worker has; None on a GPU. load: runnable processes for each core of this machine before the steps were timed.
+    state_bytes: parameters, gradients, optimiser. disk_bytes: of the checkpoints that exist at one time.
     """
 
     device: str
     step_s: dict[str, float]
     pass_bytes: dict[str, int]
     hours: float
+    hours_range: tuple[float, float]
+    threads: int | None
+    load: float
     state_bytes: int
     memory_free: int
     disk_bytes: int
@@ -58,23 +66,49 @@ class Estimate:
         return problems
 
 
-def estimate(config: RunConfig, schedule: Schedule, device: torch.device, rounds: int = 2) -> Estimate:
-    """Measure `rounds` steps on `device`; the config's workers are taken to have one such device each."""
+def threads_of_worker(config: RunConfig) -> int:
+    """Threads of torch in a train worker: Ray gives a process as many as it has logical CPUs, at least 1."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else max(1, int(config.train.cpus_per_worker))
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def estimate(config: RunConfig, schedule: Schedule, device: torch.device, rounds: int = 3) -> Estimate:
+    """Measure `rounds` steps on `device`; the config's workers are taken to have one such device each.
+
+    On a CPU steps have as many threads as a train worker has.
+    """
+    threads = threads_of_worker(config) if device.type == "cpu" else None
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
     model = build_model(config, seed=config.seed)
     parameters = sum(p.numel() for p in model.parameters())
     state_bytes = parameters * (8 + STATE_BYTES[config.optim.kind]) // _parts(config)
     fakes = {name: FakePass(config, name) for name in _one_each(config).values()}
     least = {m: fakes[name].peak(2 if mixes(config.tasks[name]) else 1) for m, name in _one_each(config).items()}
     free, fits = free_bytes(device), {m: state_bytes + need <= free_bytes(device) for m, need in least.items()}
-    per_example: dict[Modality, float] = {}
+    per_example: dict[Modality, tuple[float, float, float]] = {}
     if all(fits.values()):
         model = model.to(device)
-        for modality, name in _one_each(config).items():
-            per_example[modality] = _seconds_an_example(model, config, name, device, rounds)
-    step_s = {
-        name: per_example.get(task.modality, float("nan")) * task.batch / config.train.known_workers
-        for name, task in config.tasks.items()
-    }
+        with _threads(threads):
+            for modality, name in _one_each(config).items():
+                per_example[modality] = _seconds_an_example(model, config, name, device, rounds)
+    unknown = (float("nan"),) * 3
+    low, step_s, high = (
+        {
+            name: per_example.get(task.modality, unknown)[place] * task.batch / config.train.known_workers
+            for name, task in config.tasks.items()
+        }
+        for place in range(3)
+    )
     kept = config.train.keep_checkpoints + config.train.keep_best + 1  # one is written before one goes
     weights = 4 + STATE_BYTES[config.optim.kind] + (4 if config.optim.ema_decay else 0)
     counts = schedule.counts()
@@ -82,12 +116,19 @@ def estimate(config: RunConfig, schedule: Schedule, device: torch.device, rounds
         device="this CPU" if device.type == "cpu" else torch.cuda.get_device_name(device),
         step_s=step_s,
         pass_bytes={name: least[task.modality] for name, task in config.tasks.items()},
-        hours=sum(counts[name] * seconds for name, seconds in step_s.items()) / 3600,
+        hours=_hours(counts, step_s),
+        hours_range=(_hours(counts, low), _hours(counts, high)),
+        threads=threads,
+        load=load,
         state_bytes=state_bytes,
         memory_free=free,
         disk_bytes=parameters * weights * kept,
         disk_free=_disk_free(config),
     )
+
+
+def _hours(counts: Mapping[str, int], step_s: Mapping[str, float]) -> float:
+    return sum(counts[name] * seconds for name, seconds in step_s.items()) / 3600
 
 
 def _parts(config: RunConfig) -> int:
@@ -104,14 +145,14 @@ def _one_each(config: RunConfig) -> dict[Modality, str]:
 
 def _seconds_an_example(
     model: MultiTaskModel, config: RunConfig, name: str, device: torch.device, rounds: int
-) -> float:
-    """Median over `rounds` steps of a few blank examples, after one that warms up; a pass that takes a CPU many
-    seconds is timed once. NaN where that takes minutes.
+) -> tuple[float, float, float]:
+    """The least, the median and the most over `rounds` steps of a few blank examples, after one that warms up; a
+    pass that takes a CPU many seconds is timed once. NaN where that takes minutes.
     """
     task = config.tasks[name]
     heavy = training_flops(config.model, task.modality) if device.type == "cpu" else 0.0
     if heavy > 4e12:
-        return float("nan")
+        return (float("nan"),) * 3  # type: ignore[return-value]
     pair = 2 if mixes(task) else 1
     examples = min(task.batch, pair if heavy > 5e10 else 4 if device.type == "cpu" else 32)
     rounds = 0 if heavy > 5e11 else rounds
@@ -128,7 +169,8 @@ def _seconds_an_example(
             model, optimiser, [blank], 1e-9, config, SingleProcess()
         )  # ends with numbers read from the device
         taken.append(time.perf_counter() - began)
-    return statistics.median(taken[1:] or taken) / examples
+    timed = [seconds / examples for seconds in taken[1:] or taken]
+    return min(timed), statistics.median(timed), max(timed)
 
 
 def _disk_free(config: RunConfig) -> int:

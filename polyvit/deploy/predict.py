@@ -24,7 +24,15 @@ from polyvit.checkpoint import find_checkpoint, load_trained
 from polyvit.config import NO_STREAM, Modality, RunConfig, TaskConfig
 from polyvit.data.decode import bad_media, detect_modality, streams_of
 from polyvit.data.index import index_classes
-from polyvit.data.loading import EVAL_BATCH, Arrays, check_readable, concatenated, example_arrays
+from polyvit.data.loading import (
+    EVAL_BATCH,
+    AnyMedia,
+    Arrays,
+    Waveform,
+    check_readable,
+    concatenated,
+    example_arrays,
+)
 from polyvit.errors import BadMedia, UserError
 from polyvit.evaluation import average_views
 from polyvit.model import MultiTaskModel, autocast, normalise
@@ -78,17 +86,22 @@ def tasks_with_classes(config: RunConfig) -> list[str]:
 
 
 def prepare(
-    data: bytes, config: RunConfig, tasks: Sequence[str] = (), modality: Modality | None = None
+    data: AnyMedia, config: RunConfig, tasks: Sequence[str] = (), modality: Modality | None = None
 ) -> Prepared:
     """Decode a file as the evaluation of `tasks` does (none named: all tasks of its modality).
 
-    modality: None: detected from the content. Of the tasks named, those of the file's modality answer, and of
-    audiovisual ones those whose streams the file has; where only audio tasks are named, a video's sound track is
-    taken. Raises BadMedia with a reason.
+    data: the file's bytes, or what needs no decoding (`AnyMedia`). modality: None: detected from the content. Of
+    the tasks named, those of the file's modality answer, and of audiovisual ones those whose
+    streams the file has; where only audio tasks are named, a video's sound track is taken. Raises BadMedia with a
+    reason.
     """
     asked = tasks or tasks_with_classes(config)
-    detected = detect_modality(data)
-    modality = modality or _taken_as(detected, {config.tasks[name].modality for name in asked})
+    if isinstance(data, bytes):
+        detected = detect_modality(data)
+        modality = modality or _taken_as(detected, {config.tasks[name].modality for name in asked})
+    else:
+        detected = "audio" if isinstance(data, Waveform) else "video" if data.ndim == 4 else "image"
+        modality = modality or detected
     wanted = [name for name in asked if config.tasks[name].modality == modality]
     if not wanted or (modality == "audiovisual" and detected == "image"):
         have = ", ".join(tasks) if tasks else ", ".join(config.modalities)
@@ -96,7 +109,9 @@ def prepare(
         kind = detected if modality == "audiovisual" else modality
         raise BadMedia(f"no task for this file: it is {kind}; {what}: {have}")
     groups: dict[tuple[str, ...], list[str]] = {}
-    for name in _with_streams(data, wanted, config):
+    if modality == "audiovisual" and not isinstance(data, bytes):
+        raise BadMedia("audiovisual: an array has no sound beside its picture; give the file or its bytes")
+    for name in _with_streams(data, wanted, config) if isinstance(data, bytes) else wanted:
         groups.setdefault(_sight(config.tasks[name]), []).append(name)
     spec = config.model.input(modality)
     return Prepared(
@@ -264,9 +279,32 @@ class Predictor:
         order = {name: place for place, name in enumerate(self.config.tasks)}
         return [dict(sorted(each.items(), key=lambda pair: order[pair[0]])) for each in results]
 
+    def features(self, prepared: Sequence[Prepared]) -> list[Tensor]:
+        """features_D of every file, float32 on the CPU: the mean over its views, as the first of its tasks takes
+        them."""
+        results: dict[int, Tensor] = {}
+        alike: dict[tuple[Modality, int], list[int]] = {}
+        for i, item in enumerate(prepared):
+            views = len(next(iter(item.groups[0].arrays.values())))
+            alike.setdefault((item.modality, views), []).append(i)
+        for (modality, views), places in alike.items():
+            for part in _parts(places, max(1, EVAL_BATCH // views)):
+                features_WD = self._features(concatenated([prepared[i].groups[0].arrays for i in part]), modality)
+                features_BD = features_WD.view(len(part), views, -1).mean(dim=1)
+                results.update(zip(part, features_BD, strict=True))
+        return [results[i] for i in range(len(prepared))]
+
+    @torch.inference_mode()
+    def _features(self, arrays: Arrays, modality: Modality) -> Tensor:
+        with autocast(torch.device(self.device), self.config.train.precision):
+            return self.model.forward_features(self._inputs(arrays), modality).float().cpu()
+
+    def _inputs(self, arrays: Arrays) -> dict[str, Tensor]:
+        return {name: normalise(torch.from_numpy(array).to(self.device)) for name, array in arrays.items()}
+
     @torch.inference_mode()
     def _forward(self, arrays: Arrays, modality: Modality, tasks: Sequence[str]) -> dict[str, Tensor]:
-        inputs = {name: normalise(torch.from_numpy(array).to(self.device)) for name, array in arrays.items()}
+        inputs = self._inputs(arrays)
         with autocast(torch.device(self.device), self.config.train.precision):
             answers = self.model.answers(inputs, modality, tasks)
             losses = {name: self.config.tasks[name].loss for name in tasks}
@@ -322,11 +360,3 @@ def as_json_line(answer: Mapping[str, Any]) -> str:
             for name, best in shown["tasks"].items()
         }
     return json.dumps(shown, ensure_ascii=False, allow_nan=False)
-
-
-def load(model: str | Path, device: str = "cpu") -> Predictor:
-    """A trained model, ready to answer: `load("runs/NAME").predict([Path("photo.jpg")])`.
-
-    model: the folder of a run, a checkpoint or a packaged model. Raises UserError where it is none.
-    """
-    return Predictor.load(Path(model), device)

@@ -12,7 +12,8 @@ from typing import Any
 from polyvit import __version__
 from polyvit.config import RunConfig, validate_config
 from polyvit.deploy.package import write_package
-from polyvit.deploy.predict import Predictor, load, pad_names, tasks_with_classes
+from polyvit.deploy.predict import pad_names, tasks_with_classes
+from polyvit.deploy.trained_model import TrainedModel, load
 from polyvit.errors import UserError
 from polyvit.storage import read_record
 
@@ -40,8 +41,11 @@ def save_pretrained(model: str | Path, folder: str | Path) -> Path:
     return folder
 
 
-def from_pretrained(folder: str | Path, device: str = "cpu") -> Predictor:
-    """The model that `save_pretrained` wrote, ready to answer. Raises UserError where it is of another library."""
+def from_pretrained(folder: str | Path, device: str | None = None) -> TrainedModel:
+    """The model that `save_pretrained` wrote, ready to use, as `load` gives it.
+
+    Raises UserError where it is of another library.
+    """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} has no config.json; give a folder of save_pretrained, or use polyvit.load")

@@ -1,7 +1,7 @@
 """What a trained model scores.
 
 In: minibatches and a model. Out: metrics of each task, features, linear probes, nearest clips.
-Read: metrics, device_totals, contrastive, evaluator, results, features, linear_probe, neighbours.
+Read: metrics, device_totals, contrastive, evaluator, detail, results, features, linear_probe, neighbours.
 """
 
 import lazy_loader

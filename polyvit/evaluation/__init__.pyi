@@ -1,3 +1,6 @@
+from .detail import ClassScore as ClassScore
+from .detail import TaskDetail as TaskDetail
+from .detail import task_detail as task_detail
 from .evaluator import Totals as Totals
 from .evaluator import average_views as average_views
 from .evaluator import evaluate as evaluate

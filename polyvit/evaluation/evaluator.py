@@ -47,14 +47,16 @@ def evaluate(
 
 @torch.no_grad()
 def totals(
-    model: MultiTaskModel, minibatches: Iterable[Minibatch], config: RunConfig, world: Communicator | None = None
-) -> Totals:
+    model: MultiTaskModel, minibatches: Iterable[Minibatch], config: RunConfig, world: Communicator | None = None,
+    keep_scores: bool = False,
+) -> Totals:  # fmt: skip
     """What one process measures of its share of the minibatches; `merged` makes results of all shares.
 
-    world: the ranks among which the model is divided, if it is; they call this together.
+    world: the ranks among which the model is divided, if it is; they call this together. keep_scores: keep every
+    example's logits and labels, for `task_detail`.
     """
     device, divided = device_of(model), is_sharded(model)
-    states = {name: state_of(task) for name, task in config.tasks.items()}
+    states = {name: state_of(task, keep_scores) for name, task in config.tasks.items()}
     later = {n: DeviceTotals(config.tasks[n], s) for n, s in states.items() if isinstance(s, MetricState)}
     bad: list[Quarantined] = []
     model.eval()
@@ -157,9 +159,12 @@ def average_views(logits_WK: Tensor, views: int, task: TaskConfig) -> Tensor:
     return mean_probability(logits_BVK, task.loss)
 
 
-def state_of(task: TaskConfig) -> "MetricState | ContrastiveState":
-    """Running totals of a task."""
-    return ContrastiveState() if task.loss == "contrastive" else MetricState(task.metric == "map")
+def state_of(task: TaskConfig, keep_scores: bool = False) -> "MetricState | ContrastiveState":
+    """Running totals of a task. keep_scores: also where its metric does not need them."""
+    if task.loss == "contrastive":
+        return ContrastiveState()
+    wants_map = task.metric == "map"
+    return MetricState(wants_map or keep_scores, wants_map)
 
 
 def _result(task: TaskConfig, state: "MetricState | ContrastiveState", skipped: int) -> dict[str, Any]:

@@ -16,10 +16,12 @@ TOP_K = 5
 class MetricState:
     """Running totals of one task on one rank; `merge` adds another rank's.
 
-    Scores and labels are kept only where mean average precision needs them all.
+    Scores and labels are kept only where mean average precision, or a report, needs them all.
+    map: whether `results` has the mean average precision of kept scores.
     """
 
     keep_scores: bool
+    map: bool = True
     examples: int = 0
     loss: float = 0.0
     top1: int = 0
@@ -67,7 +69,7 @@ class MetricState:
             return {}
         n = self.examples
         results = {"loss": self.loss / n, "top1": self.top1 / n, "top5": self.top5 / n}
-        if self.keep_scores:
+        if self.keep_scores and self.map:
             results["map"] = mean_average_precision(np.concatenate(self.scores), np.concatenate(self.labels))
         return results
 

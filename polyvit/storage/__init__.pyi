@@ -11,6 +11,7 @@ from .records import read_record as read_record
 from .records import write_whole as write_whole
 from .remote import RemoteRoot as RemoteRoot
 from .remote import pool as pool
+from .resolving import unknown_host as unknown_host
 from .root import DANGLING as DANGLING
 from .root import Folder as Folder
 from .root import Root as Root

@@ -3,6 +3,7 @@ from .initialisation import check_init as check_init
 from .initialisation import freeze_parts as freeze_parts
 from .initialisation import init_problems as init_problems
 from .initialisation import initialise_model as initialise_model
+from .learner import build_learner as build_learner
 from .loop import JUDGED_FROM as JUDGED_FROM
 from .loop import train as train
 from .microbatch import FakePass as FakePass

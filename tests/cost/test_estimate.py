@@ -7,8 +7,9 @@ import pytest
 import torch
 from small import small_config, small_plan
 
-from pipelines.plan import duration
-from polyvit.cost.run_estimate import Estimate, estimate
+from pipelines.plan import conditions, duration
+from polyvit.cost import run_estimate
+from polyvit.cost.run_estimate import Estimate, estimate, threads_of_worker
 from polyvit.model import parameters_of
 
 CPU = torch.device("cpu")
@@ -59,3 +60,33 @@ def test_what_cannot_end_is_said() -> None:
 def test_durations() -> None:
     assert [duration(s) for s in (1.234, 120, 36000, 864000)] == ["1.23 s", "2 min", "10 h", "10 days"]
     assert duration(math.nan) == "?"
+
+
+def test_steps_are_timed_with_the_threads_of_a_train_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine's every core would be counted on, where Ray gives a worker one thread for each logical CPU."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    here, seen = torch.get_num_threads(), set()
+    step = run_estimate.train_step
+    monkeypatch.setattr(
+        run_estimate, "train_step", lambda *given: seen.add(torch.get_num_threads()) or step(*given)
+    )
+    for cpus, threads in ((1.0, 1), (0.5, 1), (3.0, 3)):
+        seen.clear()
+        prediction, _ = estimated(f"train.cpus_per_worker={cpus}")
+        assert seen == {threads} == {prediction.threads}
+        assert torch.get_num_threads() == here
+        low, high = prediction.hours_range
+        assert 0 < low <= prediction.hours <= high
+        assert prediction.load >= 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # as the user says, and then Ray does too
+    assert threads_of_worker(small_config()) == 2
+
+
+def test_the_conditions_of_a_measurement_are_named() -> None:
+    assert conditions(1, 0.11) == (
+        "timed with 1 of torch's threads, as a train worker has; load of this machine 0.1 a core"
+    )
+    assert conditions(None, 4.0) == (
+        "load of this machine 4.0 a core: other programs are at work, a run alone is faster than this; plan again "
+        "when it is quiet"
+    )

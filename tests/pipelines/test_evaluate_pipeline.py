@@ -191,3 +191,18 @@ def test_what_is_refused_before_ray_is_asked(
         capsys, run, "tasks.sounds.eval_clip=3"
     )
     assert f"{tmp_path}/gone/shapes is not a folder" in refused(capsys, run, f"data.root={tmp_path}/gone")
+
+
+def test_a_report_shows_what_is_behind_the_numbers(run: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "told.json"
+    out = tmp_path / "report"
+    assert cli.main(["evaluate", str(run), "--report", str(out), "--json", str(kept)]) == 0
+    told = json.loads(kept.read_text())
+    assert told["report"]["report"] == str(out / "report.html")
+    for name in ("shapes", "sounds"):
+        head, *rows = [line.split(",") for line in (out / f"confusion_{name}.csv").read_text().splitlines()]
+        counts = [[int(count) for count in row[1:]] for row in rows]
+        right, whole = sum(counts[k][k] for k in range(3)), sum(map(sum, counts))
+        assert whole == told["tasks"][name]["examples"]
+        assert right / whole == pytest.approx(told["tasks"][name]["top1"])
+        assert head[1:] == [row[0] for row in rows]

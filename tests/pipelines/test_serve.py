@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import socket
 import threading
@@ -24,6 +25,7 @@ from use_kit import media, trained
 
 from pipelines.serve import finish, main, start
 from pipelines.serving import Ingress, ServiceLimits, http_requests
+from pipelines.serving.front_page import front_page
 from pipelines.serving.http_requests import MOST_PARTS, Refused, media_of_body, parse_query, read_body, refusal_of
 from polyvit.data.decode.media_type import UNKNOWN
 from polyvit.deploy.isolated_predict import DecoderDied, OverLimit
@@ -154,6 +156,15 @@ def test_bodies_that_are_on_their_way_take_no_slot() -> None:
     assert ready.status_code == 200
 
 
+def test_the_page_for_a_browser_shows_names_as_they_are_and_loads_nothing_else() -> None:
+    page = front_page({"a<b>": "image", "clip": "video"}, "http://h:1/", 1000)
+    assert "<td>a&lt;b&gt;</td><td>image</td>" in page
+    assert "at most 1,000 bytes" in page
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
+    assert "<script" not in page
+    assert "http://h:1/predict?task=NAME" in front_page({}, "http://h:1/", 1)
+
+
 def test_a_busy_service_is_alive_and_ready_and_an_ending_one_answers_what_it_began() -> None:
     async def run() -> list[Any]:
         go = asyncio.Event()
@@ -261,6 +272,14 @@ def test_it_refuses_with_a_reason_and_counts(service: str, files: dict[str, Path
     health = requests.get(f"{service}/healthz", timeout=60)
     assert (health.status_code, health.json()["status"]) == (200, "ok")
     assert health.json()["tasks"]["clip"] == "video"
+    for path in ("/", "/docs"):
+        page = requests.get(f"{service}{path}", timeout=60)
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert "<td>clip</td><td>video</td>" in page.text
+        assert f"{service}/predict?top_k=3" in page.text
+    described = requests.get(f"{service}/openapi.json", timeout=60).json()["paths"]
+    assert "multipart/form-data" in described["/predict"]["post"]["requestBody"]["content"]
+    assert {"/predict", "/livez", "/readyz", "/healthz", "/metrics"} == set(described)
 
 
 def decoders_of_the_service() -> list[psutil.Process]:

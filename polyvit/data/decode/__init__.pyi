@@ -13,6 +13,7 @@ from .headers import streams_of as streams_of
 from .headers import video_header as video_header
 from .image import decode_image as decode_image
 from .image import image_eval_side as image_eval_side
+from .image import picture_pixels as picture_pixels
 from .media_type import UNKNOWN as UNKNOWN
 from .media_type import detect_modality as detect_modality
 from .sequence import SequencePlan as SequencePlan

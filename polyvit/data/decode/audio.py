@@ -68,15 +68,20 @@ def decode_waveform(data: bytes, sample_rate: int, start_s: float = 0.0, end_s: 
     if not data:
         raise BadMedia("audio: the file is empty")
     with bad_media("audio"):
-        waveform_S, rate = _read(data, start_s, end_s)
-        if not waveform_S.size:
-            raise BadMedia("audio: no samples")
-        loudest = max(float(waveform_S.max()), -float(waveform_S.min()))
-        if not math.isfinite(loudest):
-            raise BadMedia("audio: NaN or infinite samples")
-        if loudest > LOUDEST:
-            raise BadMedia(f"audio: samples of {loudest:.0e}, where full scale is 1")
-        return _resample(waveform_S, rate, sample_rate)
+        return checked_waveform(*_read(data, start_s, end_s), sample_rate)
+
+
+def checked_waveform(waveform_S: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """waveform_S, float32 mono at `rate` Hz, at `sample_rate` Hz. Raises BadMedia as `decode_waveform`."""
+    if not waveform_S.size:
+        raise BadMedia("audio: no samples")
+    _check_length(waveform_S.size, rate)
+    loudest = max(float(waveform_S.max()), -float(waveform_S.min()))
+    if not math.isfinite(loudest):
+        raise BadMedia("audio: NaN or infinite samples")
+    if loudest > LOUDEST:
+        raise BadMedia(f"audio: samples of {loudest:.0e}, where full scale is 1")
+    return _resample(waveform_S, rate, sample_rate)
 
 
 def _read(data: bytes, start_s: float, end_s: float) -> tuple[np.ndarray, int]:

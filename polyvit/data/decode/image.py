@@ -82,11 +82,17 @@ def _decode_jpeg(data: bytes, max_pixels: int, shrink: int = 1) -> np.ndarray:
 
 def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-        _check_pixels(picture.height, picture.width, max_pixels)
-        if picture.mode == "I" or picture.mode.startswith("I;16"):
-            return _grey16_to_rgb(np.asarray(picture))
-        if picture.mode == "F":
-            raise BadMedia("image: floating-point pixels have no known range")
+        return picture_pixels(picture, max_pixels)
+
+
+def picture_pixels(picture: Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A Pillow picture as image_HWC, uint8 RGB, by the rules of `decode_image`. Raises BadMedia."""
+    _check_pixels(picture.height, picture.width, max_pixels)
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        return _grey16_to_rgb(np.asarray(picture))
+    if picture.mode == "F":
+        raise BadMedia("image: floating-point pixels have no known range")
+    with bad_media("image"):  # a picture that was opened, and is read now
         return np.asarray(picture.convert("RGB"))
 
 

@@ -2,7 +2,7 @@
 
 In: a task and its location. Out: a `Scan`, or its index file from the cache.
 Read: scanner, scanning/, imagefolder, csvfile, webdataset, parquet, tokens, imagenet, cifar, pets, resisc45,
-kinetics, moments, audioset, vggsound, ucf101, esc50, kinetics_sounds, charades, stream_check, index_cache.
+kinetics, moments, audioset, vggsound, ucf101, esc50, kinetics_sounds, charades, stream_check, index_cache, roots.
 """
 
 import lazy_loader

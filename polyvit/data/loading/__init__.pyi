@@ -7,8 +7,10 @@ from .device_prefetch import on_device as on_device
 from .device_prefetch import on_host as on_host
 from .device_prefetch import part_of as part_of
 from .device_prefetch import tensors as tensors
+from .example import AnyMedia as AnyMedia
 from .example import Arrays as Arrays
 from .example import Media as Media
+from .example import Waveform as Waveform
 from .example import blank_arrays as blank_arrays
 from .example import check_readable as check_readable
 from .example import codec_of as codec_of
@@ -28,6 +30,7 @@ from .reader import load as load
 from .reader import load_for_decoding as load_for_decoding
 from .reader import load_many as load_many
 from .requests import EVAL_BATCH as EVAL_BATCH
+from .requests import InlineFeed as InlineFeed
 from .requests import Requests as Requests
 from .requests import eval_rows as eval_rows
 from .requests import evaluation_requests as evaluation_requests

@@ -11,6 +11,7 @@ decodes pictures never loads torch, torchaudio or decord, which costs seconds in
 import importlib.util
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -20,8 +21,20 @@ from polyvit.errors import UserError
 
 Arrays = dict[str, np.ndarray]
 """Named arrays of one example or minibatch; the first axis is the view or the example."""
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """A recording that needs no decoding: float32 mono samples [S] in about [-1, 1], and their rate in Hz."""
+
+    samples: np.ndarray
+    rate: int
+
+
 Media = bytes | np.ndarray
-"""A file, or pixels that need no decoding."""
+"""What data sets hold: a file, or uint8 RGB pixels [H, W, 3] of a picture, which need no decoding."""
+AnyMedia = Media | Waveform
+"""What a trained model takes: these, all frames [T, H, W, 3] of a video, or a recording."""
 
 
 class Codec(Protocol):
@@ -31,11 +44,11 @@ class Codec(Protocol):
     """
 
     def training_arrays(
-        self, media: Media, task: Any, spec: Any, rng: np.random.Generator, segment_s: tuple[float, float]
+        self, media: AnyMedia, task: Any, spec: Any, rng: np.random.Generator, segment_s: tuple[float, float]
     ) -> Arrays:
         """One augmented view, [1, ...] each; every draw comes from `rng`."""
 
-    def evaluation_arrays(self, media: Media, task: Any, spec: Any, segment_s: tuple[float, float]) -> Arrays:
+    def evaluation_arrays(self, media: AnyMedia, task: Any, spec: Any, segment_s: tuple[float, float]) -> Arrays:
         """Every evaluation view, [views, ...] each; one view that cannot be decoded spoils the example."""
 
     def preparation(self, task: Any, spec: Any) -> str:
@@ -73,7 +86,7 @@ def _is_there(module: str) -> bool:
 
 
 def example_arrays(
-    media: Media | Arrays,
+    media: AnyMedia | Arrays,
     task: TaskConfig,
     spec: InputSection,
     rng: np.random.Generator | None,
@@ -82,12 +95,12 @@ def example_arrays(
 ) -> Arrays:
     """Named arrays [views, ...] of one example of `task`.
 
-    media: the file's bytes; uint8 pixels [H, W, 3]; arrays that were decoded before, which are given back as they
-    are, the middle view for training.
+    media: the file's bytes, or what needs no decoding; arrays that were decoded before, which are given back as
+    they are, the middle view for training.
     rng: the example's own generator (`augment.example_rng`) for training, one view; None: every evaluation view.
     start_s, end_s: seconds inside the recording or video; end_s < 0 is its end.
 
-    Raises BadMedia for media that cannot be decoded, TypeError for pixels where the modality takes files only.
+    Raises BadMedia for media that cannot be decoded, TypeError for arrays that the modality does not take.
     """
     entry = MODALITIES.get(task.modality)
     if entry and not isinstance(spec, entry.input):

@@ -123,7 +123,7 @@ def test_rubbish_is_bad_media_with_a_stable_reason(modality: str, spec: InputSec
 def test_a_mismatch_of_task_and_input_is_not_blamed_on_the_media() -> None:
     with pytest.raises(TypeError, match="modality audio"):
         example_tokens(b"", task("audio"), IMAGE, None)
-    with pytest.raises(TypeError, match="for image tasks"):
+    with pytest.raises(TypeError, match="this task is video"):
         example_tokens(np.zeros((4, 4, 3), np.uint8), task("video"), VIDEO, None)
 
 

@@ -45,3 +45,18 @@ def test_a_task_knows_that_it_is_run_again(ray_cluster: None) -> None:
 
 def test_no_other_file_uses_private_names() -> None:
     assert "ray._" not in inspect.getsource(__import__("pipelines.feed.ray_data", fromlist=["x"]))
+
+
+def test_what_ray_prints_of_the_cluster_can_be_muted(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[object] = []
+    listener = inspect.getsource(ray._private.worker.listen_error_messages)
+    assert "print_to_stdstream(" in listener, "Ray prints errors of the cluster by another name: none is muted"
+    monkeypatch.setattr(ray._private.worker, "print_to_stdstream", lambda *given, **_: shown.append(given))
+    before = ray._private.worker.print_to_stdstream
+    with ray_private.mutable_messages() as messages:
+        ray._private.worker.print_to_stdstream("one", ignore_prefix=True)
+        messages.on = True
+        ray._private.worker.print_to_stdstream("two")
+    ray._private.worker.print_to_stdstream("three")
+    assert shown == [("one",), ("three",)]
+    assert ray._private.worker.print_to_stdstream is before

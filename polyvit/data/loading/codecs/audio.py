@@ -10,11 +10,12 @@ import numpy as np
 from polyvit.config import AudioInput, AudioTask
 from polyvit.data.decode import audio
 from polyvit.data.loading.codecs.views import bytes_only, view_times
+from polyvit.data.loading.example import AnyMedia, Waveform
 from polyvit.data.transforms import View, patchify_audio
 
 
 def training_arrays(
-    media: bytes | np.ndarray,
+    media: AnyMedia,
     task: AudioTask,
     spec: AudioInput,
     rng: np.random.Generator,
@@ -27,21 +28,25 @@ def training_arrays(
 
 
 def evaluation_arrays(
-    media: bytes | np.ndarray, task: AudioTask, spec: AudioInput, segment_s: tuple[float, float] = (0.0, -1.0)
+    media: AnyMedia, task: AudioTask, spec: AudioInput, segment_s: tuple[float, float] = (0.0, -1.0)
 ) -> dict[str, np.ndarray]:
     """tokens [V, N, P] float16 of every evaluation window; the recording is decoded once."""
-    data = bytes_only(media, task)
-    return {"tokens": window_tokens(data, spec, segment_s, view_times(task.eval_clips))}
+    return {"tokens": window_tokens(media, spec, segment_s, view_times(task.eval_clips))}
 
 
 def window_tokens(
-    data: bytes, spec: AudioInput, segment_s: tuple[float, float], views: Sequence[View | None]
+    media: AnyMedia, spec: AudioInput, segment_s: tuple[float, float], views: Sequence[View | None]
 ) -> np.ndarray:
     """tokens [views, N, P] float16 of windows of one recording, without augmentation.
 
-    segment_s and each of views: as `codecs.video.clip_tokens`.
+    segment_s and each of views: as `codecs.video.clip_tokens`; a recording that needs no decoding counts whole.
     """
-    waveform_S = audio.decode_waveform(data, spec.sample_rate, *segment_s)
+    if isinstance(media, bytes):
+        waveform_S = audio.decode_waveform(media, spec.sample_rate, *segment_s)
+    elif isinstance(media, Waveform):
+        waveform_S = audio.checked_waveform(media.samples, media.rate, spec.sample_rate)
+    else:
+        raise TypeError(f"pixels {media.dtype}{list(media.shape)} are no recording; this task is audio")
     windows = [audio.eval_waveform(waveform_S, spec, view).astype(np.float16) for view in views]
     return np.stack([patchify_audio(window_TF, spec.patch_size, spec.stride) for window_TF in windows])
 

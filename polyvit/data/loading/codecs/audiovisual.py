@@ -14,6 +14,7 @@ from polyvit.config import AudiovisualTask, SequenceInput
 from polyvit.data.decode.clip_spectrogram import clip_log_mel
 from polyvit.data.decode.sequence import Cut, SequencePlan, read_sequence
 from polyvit.data.loading.codecs.views import bytes_only
+from polyvit.data.loading.example import AnyMedia
 from polyvit.data.transforms import mask_bands, resized_crop
 
 SHORTEST, LONGEST = 8 / 7, 10 / 7
@@ -21,7 +22,7 @@ SHORTEST, LONGEST = 8 / 7, 10 / 7
 
 
 def training_arrays(
-    media: bytes | np.ndarray,
+    media: AnyMedia,
     task: AudiovisualTask,
     spec: SequenceInput,
     rng: np.random.Generator,
@@ -46,7 +47,7 @@ def training_arrays(
 
 
 def evaluation_arrays(
-    media: bytes | np.ndarray,
+    media: AnyMedia,
     task: AudiovisualTask,
     spec: SequenceInput,
     segment_s: tuple[float, float] = (0.0, -1.0),

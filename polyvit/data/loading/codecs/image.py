@@ -7,12 +7,13 @@ import numpy as np
 
 from polyvit.config import ImageInput, ImageTask
 from polyvit.data.decode import image
+from polyvit.data.loading.example import AnyMedia, Waveform
 from polyvit.data.transforms import patchify_image
 from polyvit.errors import BadMedia
 
 
 def training_arrays(
-    media: bytes | np.ndarray,
+    media: AnyMedia,
     task: ImageTask,
     spec: ImageInput,
     rng: np.random.Generator,
@@ -27,7 +28,7 @@ def training_arrays(
 
 
 def evaluation_arrays(
-    media: bytes | np.ndarray, task: ImageTask, spec: ImageInput, segment_s: tuple[float, float] = (0.0, -1.0)
+    media: AnyMedia, task: ImageTask, spec: ImageInput, segment_s: tuple[float, float] = (0.0, -1.0)
 ) -> dict[str, np.ndarray]:
     """tokens [1, N, P] uint8 of the one evaluation view."""
     pixels_HWC = image.decode_image(media) if isinstance(media, bytes) else _pixels(media)
@@ -35,7 +36,9 @@ def evaluation_arrays(
     return {"tokens": patchify_image(image_HWC, spec.patch_size, spec.stride)[None]}
 
 
-def _pixels(media: np.ndarray) -> np.ndarray:
+def _pixels(media: np.ndarray | Waveform) -> np.ndarray:
+    if isinstance(media, Waveform):
+        raise TypeError("a recording has no pixels; this task is image")
     if media.dtype != np.uint8 or media.ndim != 3 or media.shape[2] != 3 or not media.size:
         raise BadMedia(f"image: an array {media.dtype}{list(media.shape)} is not uint8 [H, W, 3]")
     return media

@@ -10,11 +10,12 @@ import numpy as np
 from polyvit.config import VideoInput, VideoTask
 from polyvit.data.decode import video
 from polyvit.data.loading.codecs.views import bytes_only, view_times
-from polyvit.data.transforms import CropPosition, View, patchify_video
+from polyvit.data.loading.example import AnyMedia
+from polyvit.data.transforms import CropPosition, View, patchify_video, window_indices, window_start
 
 
 def training_arrays(
-    media: bytes | np.ndarray,
+    media: AnyMedia,
     task: VideoTask,
     spec: VideoInput,
     rng: np.random.Generator,
@@ -28,11 +29,11 @@ def training_arrays(
 
 
 def evaluation_arrays(
-    media: bytes | np.ndarray, task: VideoTask, spec: VideoInput, segment_s: tuple[float, float] = (0.0, -1.0)
+    media: AnyMedia, task: VideoTask, spec: VideoInput, segment_s: tuple[float, float] = (0.0, -1.0)
 ) -> dict[str, np.ndarray]:
     """tokens [V, N, P] uint8 of every evaluation view, clips outermost; the crops of a clip are decoded once."""
-    data, crops = bytes_only(media, task), crop_positions(task)
-    views = [clip_tokens(data, task, spec, segment_s, time, crops) for time in view_times(task.eval_clips)]
+    crops = crop_positions(task)
+    views = [clip_tokens(media, task, spec, segment_s, time, crops) for time in view_times(task.eval_clips)]
     return {"tokens": np.concatenate(views)}
 
 
@@ -42,7 +43,7 @@ def crop_positions(task: VideoTask) -> tuple[CropPosition, ...]:
 
 
 def clip_tokens(
-    data: bytes,
+    media: AnyMedia,
     task: VideoTask,
     spec: VideoInput,
     segment_s: tuple[float, float],
@@ -52,12 +53,32 @@ def clip_tokens(
     """tokens [crops, N, P] uint8 of one clip, without augmentation.
 
     segment_s: (start, end) seconds of the file that count, end < 0 is its end. view: (i, n) for the i-th of n
-    clips spread over the segment, None for the middle one.
+    clips spread over the segment, None for the middle one. Frames that need no decoding count all.
     """
     augment = task.augment
-    frames = video.read_frames(data, spec.frames, augment.frame_stride, None, *segment_s, view, augment.reader)
+    if isinstance(media, bytes):
+        frames = video.read_frames(
+            media, spec.frames, augment.frame_stride, None, *segment_s, view, augment.reader
+        )
+    else:
+        frames = list(_window(_frames(media), spec.frames, augment.frame_stride, view))
     clips = [video.eval_video(frames, spec.size, augment, crop) for crop in crops]
     return np.stack([patchify_video(clip_THWC, spec.tubelet_size, spec.stride) for clip_THWC in clips])
+
+
+def _frames(media: AnyMedia) -> np.ndarray:
+    """video_THWC. Raises TypeError for anything else."""
+    if not isinstance(media, np.ndarray):
+        raise TypeError("a recording has no frames; this task is video")
+    if media.dtype != np.uint8 or media.ndim != 4 or media.shape[3] != 3 or not media.size:
+        raise TypeError(f"pixels {media.dtype}{list(media.shape)} are not uint8 [T, H, W, 3]; this task is video")
+    return media
+
+
+def _window(video_THWC: np.ndarray, frames: int, stride: int, view: View | None) -> np.ndarray:
+    """The frames that `read_frames` takes out of a file with these."""
+    start = window_start(len(video_THWC), frames, stride, None, view)
+    return video_THWC[window_indices(len(video_THWC), frames, stride, start)]
 
 
 def preparation(task: VideoTask, spec: VideoInput) -> str:

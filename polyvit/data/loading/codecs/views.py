@@ -1,8 +1,7 @@
 """What the codecs of media with a time axis share."""
 
-import numpy as np
-
 from polyvit.config import TaskBase
+from polyvit.data.loading.example import AnyMedia
 from polyvit.data.transforms import View
 
 
@@ -11,8 +10,8 @@ def view_times(clips: int) -> list[View | None]:
     return [None] if clips == 1 else [(i, clips) for i in range(clips)]
 
 
-def bytes_only(media: bytes | np.ndarray, task: TaskBase) -> bytes:
-    """The file's bytes. Raises TypeError for pixels, which only image tasks take."""
-    if isinstance(media, np.ndarray):
+def bytes_only(media: AnyMedia, task: TaskBase) -> bytes:
+    """The file's bytes. Raises TypeError for pixels, on which only image tasks train."""
+    if not isinstance(media, bytes):
         raise TypeError(f"pixels without a file are for image tasks; this one is {task.modality}")
     return media

@@ -1,0 +1,102 @@
+"""What lies behind a task's number: each class's scores, which classes are taken for which, how sure the model is.
+
+In: logits and labels of every evaluation example, as `MetricState` keeps them. Out: arrays and rows.
+Legend: B examples, K classes, R bins of confidence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from polyvit.config import TaskConfig
+from polyvit.evaluation.metrics import average_precision
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class. precision, recall: None where nothing was predicted as it, or no example is of it.
+
+    Of a task with several labels an example a class is predicted from probability 0.5 on, and `average_precision`
+    is what the mean over classes is made of.
+    """
+
+    name: str
+    examples: int
+    predicted: int
+    precision: float | None
+    recall: float | None
+    average_precision: float | None
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """confidence, accuracy: float64 [R], means of a bin, NaN in an empty one; count: int64 [R].
+
+    error: the expected calibration error, 0 to 1 (Guo et al., 2017: the mean gap, weighted by count).
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+    error: float
+
+
+@dataclass(frozen=True)
+class TaskDetail:
+    """classes: a row each. confusion: int64 [K, K], true class by row, predicted by column; None where an example
+    has several labels. reliability: of the highest probability, or of all probabilities with several labels.
+    """
+
+    task: str
+    classes: tuple[ClassScore, ...]
+    confusion: np.ndarray | None
+    reliability: Reliability
+
+
+def task_detail(
+    name: str, task: TaskConfig, names: Sequence[str], logits_BK: np.ndarray, labels_BK: np.ndarray
+) -> TaskDetail:
+    """The detail of one task. names: of its classes. logits_BK: float. labels_BK: 0/1, one or more in each row."""
+    logits_BK, labels_BK = logits_BK.astype(np.float64), labels_BK.astype(bool)
+    several = task.loss == "sigmoid"
+    if several:
+        probabilities_BK = 0.5 * (1 + np.tanh(0.5 * logits_BK))  # the sigmoid, which does not overflow
+        predicted_BK = probabilities_BK >= 0.5
+        reliability = _reliability(probabilities_BK.ravel(), labels_BK.ravel())
+    else:
+        exponentials_BK = np.exp(logits_BK - logits_BK.max(axis=1, keepdims=True))
+        probabilities_BK = exponentials_BK / exponentials_BK.sum(axis=1, keepdims=True)
+        best_B = logits_BK.argmax(axis=1)
+        predicted_BK = np.zeros_like(labels_BK)
+        predicted_BK[np.arange(len(best_B)), best_B] = True
+        reliability = _reliability(probabilities_BK.max(axis=1), labels_BK[np.arange(len(best_B)), best_B])
+    right_K = (predicted_BK & labels_BK).sum(axis=0)
+    of_class_K, as_class_K = labels_BK.sum(axis=0), predicted_BK.sum(axis=0)
+    classes = tuple(
+        ClassScore(
+            names[k], int(of_class_K[k]), int(as_class_K[k]),
+            float(right_K[k] / as_class_K[k]) if as_class_K[k] else None,
+            float(right_K[k] / of_class_K[k]) if of_class_K[k] else None,
+            average_precision(logits_BK[:, k], labels_BK[:, k]) if of_class_K[k] else None,
+        )
+        for k in range(len(names))
+    )  # fmt: skip
+    confusion = None
+    if not several:
+        confusion = np.zeros((len(names), len(names)), np.int64)
+        np.add.at(confusion, (labels_BK.argmax(axis=1), predicted_BK.argmax(axis=1)), 1)
+    return TaskDetail(name, classes, confusion, reliability)
+
+
+def _reliability(confidence: np.ndarray, right: np.ndarray) -> Reliability:
+    """confidence: float [n], 0 to 1. right: bool [n]."""
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    count = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid="ignore"):
+        means = np.bincount(bins, confidence, BINS) / count
+        accuracy = np.bincount(bins, right.astype(float), BINS) / count
+    gap = np.abs(np.nan_to_num(means - accuracy)) @ count / max(1, count.sum())
+    return Reliability(means, accuracy, count, float(gap))

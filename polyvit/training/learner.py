@@ -1,0 +1,24 @@
+"""What is trained, put together: the model compiled and divided as the config says, its optimiser, its average."""
+
+import torch
+
+from polyvit.checkpoint import TrainUnit
+from polyvit.config import RunConfig
+from polyvit.distributed import Communicator, shard
+from polyvit.model import MultiTaskModel, uses_bfloat16
+from polyvit.training.ema import Ema
+from polyvit.training.optim import build_optimiser
+
+
+def build_learner(
+    model: MultiTaskModel, config: RunConfig, device: torch.device, world: Communicator
+) -> TrainUnit:
+    """Compile and shard the model as the config says, and build its optimiser and its moving average (EMA)."""
+    model.activation_checkpointing = config.train.activation_checkpointing
+    if config.train.compile or (config.train.compile is None and device.type == "cuda"):
+        model.compile_blocks()
+    if config.train.sharding == "full" and world.size > 1:
+        shard(model.sharding_units(), uses_bfloat16(device, config.train.precision))
+    optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
+    ema = Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None
+    return TrainUnit(model, optimiser, ema)
