@@ -43,7 +43,7 @@ class Feed(Protocol):
     """Gives this rank its part of every step."""
 
     def train(self, start_step: int) -> Iterator[list[Minibatch]]:
-        """The minibatches of steps start_step, start_step + 1, ... N."""
+        """The minibatches of steps start_step, start_step + 1, ... to the last whose task is known."""
 
     def evaluation(self) -> Iterable[Minibatch]:
         """This rank's share of every task's evaluation split."""
@@ -103,7 +103,8 @@ def train(
     if state.global_step == run.total:  # a trial that was restarted after its end has yet to say how it ended
         callback.evaluated(run.total, state.scores())
     start_step = start_step or TrainStep(learner.model, learner.optimiser, config, world, state.microbatches).start
-    batches = on_device(feed.train(state.global_step + 1), run.device)
+    schedule.follow(state.decisions)
+    batches = _batches(feed, schedule, state.global_step + 1, run.device)
     with no_collection_inside_steps():
         for step in range(state.global_step + 1, run.total + 1):
             began = time.perf_counter()
@@ -123,6 +124,15 @@ def train(
     return state
 
 
+def _batches(feed: Feed, schedule: Schedule, start: int, device: torch.device) -> Iterator[list[Minibatch]]:
+    """The minibatches of steps start .. N. The feed is asked again where a decision made more steps known, so that
+    nothing is read ahead over an evaluation that decides."""
+    while start <= len(schedule):
+        known = schedule.known
+        yield from on_device(feed.train(start), device)
+        start = known + 1
+
+
 class _Run:
     """What happens between steps: numbers are read, looked at, shown; evaluations; checkpoints."""
 
@@ -132,6 +142,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self.learner, self.feed, self.config, self.world = learner, feed, config, world
         self.state, self.callback, self.total = state, callback, len(schedule)
+        self.schedule = schedule
         self.device = device_of(learner.model)
         self.readback = readback or readback_for(self.device)
         self.graphs = compiled_graphs()
@@ -164,6 +175,8 @@ class _Run:
         if evaluates:
             with self._timed("evaluate"):
                 self.fresh += _evaluate(self.learner, self.feed, config, self.world, state, values)
+                if step == self.schedule.known < self.total:
+                    values |= self._decide()
         if values:
             self.callback.metrics(step, values)
         if evaluates:
@@ -176,6 +189,13 @@ class _Run:
         if evaluates or saves or step % COLLECT_EVERY == 0:
             gc.collect(2 if evaluates or saves else 1)
         return done
+
+    def _decide(self) -> dict[str, float]:
+        """An adaptive schedule's next interval, as rank 0 decides it; returns its shares."""
+        decision = self.schedule.decide(self.state.evaluations, self.state.decisions)
+        self.state.decisions.append(self.world.gather(decision)[0])
+        self.schedule.follow(self.state.decisions)
+        return {f"schedule/{task}/share": x for task, x in self.state.decisions[-1]["shares"].items()}
 
     def judge(self, judged_from: int) -> None:
         """See `_judge`."""

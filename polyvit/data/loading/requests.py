@@ -104,8 +104,8 @@ class InlineFeed:
     decoder: Decoder
 
     def train(self, start_step: int) -> Iterator[list[Minibatch]]:
-        """The minibatches of steps start_step .. N, a list a step."""
-        for step in range(start_step, len(self.requests.plan.schedule) + 1):
+        """The minibatches of steps start_step .. N, or the last whose task is known, a list a step."""
+        for step in range(start_step, self.requests.plan.schedule.known + 1):
             yield [self.decoder.decode(request) for request in self.requests.at(step)]
 
     def evaluation(self) -> Iterator[Minibatch]:
