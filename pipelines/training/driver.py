@@ -18,6 +18,7 @@ from pipelines.training.run_dir import RunDir
 from pipelines.training.worker import fit, recorded_tracker
 from polyvit.checkpoint import TrainState, best_step, folder_name, open_store
 from polyvit.config import RunConfig
+from polyvit.data.index import Scan
 from polyvit.errors import UserError
 from polyvit.evaluation import result_rows
 from polyvit.model import parameters_of
@@ -69,13 +70,7 @@ def cotrain(
             if state.stopped:
                 status = "KILLED"
                 raise _stopped(run_dir, state, signum or signal.SIGTERM)
-            rows = result_rows(
-                config,
-                _as_trained(schedule, state, draw),
-                indexes.scans,
-                _last_evaluation(state),
-                state.global_step,
-            )
+            rows = _rows(config, schedule, indexes.scans, state, draw)
             document = _result_document(config, run_dir, trackers[0], state, rows, report)
             run_dir.write("result.json", document)
             _log_results(config, run_dir, trackers[0], state, rows)
@@ -94,12 +89,14 @@ def cotrain(
     return document
 
 
-def _as_trained(schedule: Schedule, state: TrainState, draw: Callable[[], None]) -> Schedule:
-    """The schedule with its decisions; an adaptive one, of which the start knew an interval, is drawn again."""
+def _rows(
+    config: RunConfig, schedule: Schedule, scans: Mapping[str, Scan], state: TrainState, draw: Callable[[], None]
+) -> dict[str, dict[str, Any]]:
+    """A result row for each task; an adaptive schedule, of which the start knew an interval, is drawn again."""
     if schedule.adaptive:
         schedule.follow(state.decisions)
         draw()
-    return schedule
+    return result_rows(config, schedule, scans, _last_evaluation(state), state.global_step)
 
 
 def _tracker(config: RunConfig, run_dir: RunDir, run_id: str | None, tags: Mapping[str, str] | None) -> Tracker:
