@@ -82,6 +82,10 @@ class ArrayFeed:
         for step in range(start_step, self.plan.schedule.known + 1):
             yield [self.minibatch(batch) for batch in self.plan.at(step, self.rank, self.size)]
 
+    def recent(self, step: int, count: int) -> Iterator[Minibatch]:
+        for batch in self.plan.recent(step, count, self.rank, self.size):
+            yield self.minibatch(batch)
+
     def minibatch(self, batch: PlannedBatch) -> Minibatch:
         pairs = list(zip(batch.positions.tolist(), batch.epochs.tolist(), strict=True))
         found = [Quarantined(batch.task, str(p), f"{p}.bin", "made bad") for p, _ in pairs

@@ -235,6 +235,10 @@ class _Feed:
         for number, names in enumerate(self.order[start_step - 1 :], start=start_step):
             yield [replace(self.kept[name], step=number) for name in names]
 
+    def recent(self, step: int, count: int) -> Iterator[Minibatch]:
+        """Nothing."""
+        return iter(())
+
     def evaluation(self) -> Iterator[Minibatch]:
         """Nothing."""
         return iter(())

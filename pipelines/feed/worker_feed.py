@@ -86,6 +86,11 @@ class RayFeed:
                     self.requests.learn(minibatch)
                 yield step_minibatches
 
+    def recent(self, step: int, count: int) -> Iterator[Minibatch]:
+        """This rank's part of the last `count` minibatches of each task up to a step, decoded once more."""
+        with self._minibatches(self.requests.recent(step, count)) as stream:
+            yield from stream
+
     def evaluation(self) -> Iterator[Minibatch]:
         """This rank's share of every task's evaluation split."""
         with self._minibatches(self.requests.evaluation()) as stream:

@@ -144,6 +144,8 @@ def _schedule_problems(config: Config) -> list[str]:
     schedule, problems = config.schedule, []
     if schedule.kind == "adaptive" and config.train.eval_every is None:
         problems.append("schedule.kind=adaptive decides at evaluations: set train.eval_every, steps between them")
+    if config.train.interference_every and config.train.sharding == "full":
+        problems.append("train.interference_every needs whole gradients on each worker: set train.sharding=none")
     if schedule.temperature != 1 and schedule.kind not in ("weighted", "adaptive"):
         problems.append(
             f"schedule.temperature={schedule.temperature:g} is of schedule.kind=weighted and adaptive, not of"

@@ -247,6 +247,9 @@ class TrainConfig(Section):
     the run's folder in `storage`."""
     eval_every: PositiveInt | None = None
     """Steps between evaluations; null: at the end only."""
+    interference_every: PositiveInt | None = None
+    """Steps between measurements of how the tasks' gradients agree, on the last minibatches of each; null: never.
+    See `polyvit interference`."""
     log_every: PositiveInt = 10
     """Steps between points of the MLflow curves."""
     max_failures: int = 10

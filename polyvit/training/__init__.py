@@ -1,7 +1,7 @@
 """The training loop and one optimiser step.
 
 In: a model, a schedule and a feed of minibatches. Out: trained parameters, curves, checkpoints.
-Read: initialisation, loop, step, readback, optim, ema, microbatch, warm_up, throughput.
+Read: initialisation, loop, step, readback, optim, ema, microbatch, warm_up, throughput, curves, interference.
 """
 
 import lazy_loader
