@@ -118,6 +118,12 @@ class ScheduleConfig(Section):
     """Minibatches in all; null: the sum of the tasks' steps. Set, it scales every task's steps."""
     accumulating_lr_coef: PositiveFloat = 0.1
     """`accumulating` only: the one coefficient of its updates, which span all tasks."""
+    balancing: Literal["sum", "pcgrad", "cagrad", "mgda", "nash_mtl", "upgrad", "imtl_g", "aligned_mtl"] = "sum"
+    """`accumulating` only: how the tasks' gradients on weights that all tasks reach become one. `sum`: added.
+    Others are aggregators of torchjd (extra `balancing`), and hold a gradient of these weights for each task."""
+    loss_weights: Literal["equal", "dwa"] = "equal"
+    """`accumulating` only. `dwa`: dynamic weight average; tasks whose loss fell least between the last two
+    evaluations weigh more. Weights sum to the number of tasks."""
     seed: int | None = None
     """Null: the run's seed."""
 

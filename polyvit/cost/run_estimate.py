@@ -17,7 +17,7 @@ from polyvit.config import Modality, RunConfig
 from polyvit.data.loading import Minibatch, blank_arrays
 from polyvit.model import MultiTaskModel, build_model, training_flops
 from polyvit.schedule import Schedule, mixes
-from polyvit.training import FakePass, SingleProcess, build_optimiser, free_bytes, train_step
+from polyvit.training import FakePass, SingleProcess, balancing_bytes, build_optimiser, free_bytes, train_step
 
 STATE_BYTES = {"sgd": 4, "adamw": 8}
 """Optimiser state a parameter (momentum in bfloat16: half)."""
@@ -28,7 +28,8 @@ class Estimate:
     """What one worker needs: seconds and bytes of each task's steps; hours and bytes of the whole run.
 
     step_s: of each task's local batch. pass_bytes: of one pass over the fewest examples possible. state_bytes:
-    parameters, gradients, optimiser. disk_bytes: of the checkpoints that exist at one time.
+    parameters, gradients, optimiser, and the gradients that balancing keeps. disk_bytes: of the checkpoints
+    that exist at one time.
     """
 
     device: str
@@ -63,6 +64,7 @@ def estimate(config: RunConfig, schedule: Schedule, device: torch.device, rounds
     model = build_model(config, seed=config.seed)
     parameters = sum(p.numel() for p in model.parameters())
     state_bytes = parameters * (8 + STATE_BYTES[config.optim.kind]) // _parts(config)
+    state_bytes += balancing_bytes(model, config)
     fakes = {name: FakePass(config, name) for name in _one_each(config).values()}
     least = {m: fakes[name].peak(2 if mixes(config.tasks[name]) else 1) for m, name in _one_each(config).items()}
     free, fits = free_bytes(device), {m: state_bytes + need <= free_bytes(device) for m, need in least.items()}

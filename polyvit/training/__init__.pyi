@@ -1,3 +1,4 @@
+from .balancing import balancing_bytes as balancing_bytes
 from .ema import Ema as Ema
 from .initialisation import check_init as check_init
 from .initialisation import freeze_parts as freeze_parts

@@ -25,6 +25,7 @@ from polyvit.errors import UserError
 from polyvit.evaluation import evaluate
 from polyvit.model import device_of
 from polyvit.schedule import SPARES, Schedule
+from polyvit.training.balancing import loss_weights
 from polyvit.training.curves import Curves, snapshot, timings
 from polyvit.training.interference import MINIBATCHES, compare_gradients, curve_points, measure_gradients
 from polyvit.training.optim import lr_factor
@@ -107,7 +108,8 @@ def train(
     run = _Run(learner, schedule, feed, config, world, state, callback, readback)
     if state.global_step == run.total:  # a trial that was restarted after its end has yet to say how it ended
         callback.evaluated(run.total, state.scores())
-    start_step = start_step or TrainStep(learner.model, learner.optimiser, config, world, state.microbatches).start
+    trainer = TrainStep(learner.model, learner.optimiser, config, world, state.microbatches)
+    start_step = start_step or trainer.start
     schedule.follow(state.decisions)
     batches = _batches(feed, schedule, state.global_step + 1, run.device)
     with no_collection_inside_steps():
@@ -118,6 +120,7 @@ def train(
             if any(minibatch.step != step for minibatch in minibatches):
                 raise RuntimeError(f"the feed brought step {minibatches[0].step} at step {step}")
             lr = learning_rate(config, step, run.total, minibatches[0].task)
+            trainer.loss_weights = loss_weights(config, state.evaluations)
             numbers = start_step(minibatches, lr, float(callback.stop_requested()))
             if learner.ema:
                 learner.ema.update()
