@@ -20,6 +20,7 @@ COMMANDS = {
     "sweep": "try values of any keys, report, register the best model",
     "compare": "finished runs side by side: leaderboard, pictures, one HTML page",
     "evaluate": "evaluate a checkpoint: any split, several views, a table and JSON",
+    "interference": "which tasks pull shared weights apart: gradients in pairs, by layer",
     "probe": "linear probes: new heads on the frozen features of a checkpoint",
     "predict": "labels for media files: a few, or millions as a Ray job",
     "embed": "embeddings of files, or of a config's examples, as Parquet",

@@ -111,7 +111,8 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         runs, arguments.out, title, baselines, shlex.join([*again, "--out", str(arguments.out)])
     )
     console.print(f"report      {written['report.html']}")
-    console.print(f"data        {written['leaderboard.csv']} and {len(written) - 2} pictures beside it")
+    console.print(f"data        {written['leaderboard.csv']} and {len(written) - 3} pictures beside it")
+    console.print(f"table       {written['table.md']}: as the paper lays it out")
     return {
         "best": comparison.best.name,
         "objective": comparison.objective,

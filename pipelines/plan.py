@@ -24,7 +24,7 @@ from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 from polyvit.model import parameters_of, training_flops
 from polyvit.reports import draw_schedule
-from polyvit.schedule import Schedule, build_schedule
+from polyvit.schedule import Schedule, schedule_of
 from polyvit.training import init_problems
 
 SUMS = ("all transformers", "total")
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, arguments.overrides, arguments.only)
     config = with_workers(config, config.train.workers or gpus_here() or 1)
-    schedule = build_schedule(config.schedule, config.tasks, config.seed)
+    schedule = schedule_of(config)
     scans, problems = scan_given_data(config)
     problems += init_problems(config)
     document = {**plan_document(config, schedule, scans), "needs": worker_needs(config, schedule)}
@@ -161,6 +161,7 @@ def plan_document(config: RunConfig, schedule: Schedule, scans: Mapping[str, Sca
         "schedule": config.schedule.kind,
         "schedule_hash": schedule.digest(),
         "steps": len(schedule),
+        "known_steps": schedule.known,
         "warmup_steps": config.warmup_steps,
         "tasks": tasks,
         "parameters": {**parameters, "total": sum(parameters.values())},
@@ -185,6 +186,13 @@ def print_plan(config: RunConfig, document: dict[str, Any], checked: bool) -> No
         ]  # fmt: skip
         table.add_row(*cells)
     console.print(table)
+    if document["known_steps"] < document["steps"]:
+        adaptive = config.schedule.adaptive
+        console.print(
+            f"known before the run: the tasks of steps 1 to {document['known_steps']:,}; the rest is decided at "
+            f"evaluations (rule {adaptive.rule}), and the table says what comes of it if shares stay as they are. "
+            f"A task's share can become {adaptive.min_factor:g} to {adaptive.max_factor:g} times that"
+        )
     console.print(f"model {config.model.kind}, weights shared: {sharing_words(document['sharing'])}")
     roles = Table(title="parameters by role")
     roles.add_column("role")

@@ -3,8 +3,9 @@
     polyvit probe MODEL CONFIG [key=value ...] [--only TASK] [--cache DIR] [--lrs LR,LR] [--epochs N] [--json FILE]
     python -m pipelines.probe ...                             the same, for `ray job submit`
 
-MODEL is a checkpoint's folder, a run's, or `models:/name@alias`. The tasks of CONFIG are probed, in the input
-sizes of the model. Features of the train split (evaluation views, no augmentation) and of each task's
+MODEL is a checkpoint's folder, a run's, or `models:/name@alias`; or `init`: the model of CONFIG as it starts from
+`init.path`, untrained (the paper's first row: a frozen ViT with new heads). The tasks of CONFIG are probed, in the
+input sizes of the model. Features of the train split (evaluation views, no augmentation) and of each task's
 `eval_split` are extracted once and cached; a second probe reads no media. The protocol:
 `evaluation/probe.py`.
 """
@@ -28,8 +29,11 @@ from polyvit.config import RunConfig, load_config
 from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 from polyvit.evaluation import EPOCHS, LRS, Features, ProbeResult, ProbeSettings, probe
-from polyvit.model import MultiTaskModel
-from polyvit.training import JUDGED_FROM
+from polyvit.model import MultiTaskModel, build_model
+from polyvit.training import JUDGED_FROM, initialise_model
+
+INIT = "init"
+"""MODEL for a model that is not trained yet."""
 
 
 def probe_config(
@@ -177,7 +181,9 @@ def _count(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit probe`."""
     parser = command_line.parser("probe", "Fit a new linear head a task on the frozen features of a checkpoint.")
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a checkpoint's folder, a run's, models:/name@alias, or init"
+    )
     command_line.add_config(parser)
     parser.add_argument("--cache", metavar="DIR", type=Path, help="folder of features (default: MODEL/features)")
     parser.add_argument(
@@ -188,26 +194,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command_line.run(parser, _body, argv)
 
 
+def initial_model(recipe: str, overrides: Sequence[str], only: Sequence[str]) -> tuple[MultiTaskModel, RunConfig]:
+    """The model of a config as it starts from `init.path`, untrained, and the config.
+
+    Raises UserError without `init.path`: a probe of random weights says nothing of a checkpoint.
+    """
+    config = load_config(recipe, overrides, only)
+    if config.init.path is None:
+        raise UserError("probe init: give init.path=FILE, the ViT checkpoint whose frozen features are probed")
+    model = build_model(config, seed=config.seed)
+    console.print(initialise_model(model, config).table())
+    return model.eval(), config
+
+
+def _digest(model: MultiTaskModel) -> str:
+    """SHA-256 of all parameters and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    checkpoint = model_folder(arguments.model)
-    model, trained, state = load_trained(checkpoint)
-    check_readable(trained)
-    config = probe_config(trained, arguments.config, arguments.overrides, arguments.only)
+    if arguments.model == INIT:
+        model, config = initial_model(arguments.config, arguments.overrides, arguments.only)
+        checkpoint, step, digest = str(config.init.path), 0, _digest(model)
+        check_readable(config)
+    else:
+        folder = model_folder(arguments.model)
+        model, trained, state = load_trained(folder)
+        check_readable(trained)
+        config = probe_config(trained, arguments.config, arguments.overrides, arguments.only)
+        checkpoint, step = str(folder), state["global_step"]
+        with (folder / "model.safetensors").open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     from pipelines.index import task_roots  # start-up: ray, where the arguments have no mistake
     from pipelines.runtime import cluster  # start-up: ray
 
     task_roots(config)  # before anything is started
     cache = _cache_folder((arguments.cache or _default_cache(arguments.model)).expanduser().absolute())
     settings = ProbeSettings(arguments.lrs, arguments.epochs, seed=config.seed)
-    with (checkpoint / "model.safetensors").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     console.print("starting Ray ...")
     with cluster():
         rows = run_probes(model, config, digest, cache, settings)
     document = {
         "model": arguments.model,
-        "checkpoint": str(checkpoint),
-        "step": state["global_step"],
+        "checkpoint": checkpoint,
+        "step": step,
         "cache": str(cache),
         "epochs": settings.epochs,
         "batch": settings.batch,
@@ -218,15 +252,15 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.no_mlflow:
         from pipelines.tracking import log_measurement  # start-up: MLflow
 
-        run, line = log_measurement(config, "probe", arguments.model, checkpoint, state["global_step"], rows)
+        run, line = log_measurement(config, "probe", arguments.model, Path(checkpoint), step, rows)
         console.print(line, style=None if run else "yellow")
         document["mlflow_run"] = run
     return document
 
 
 def _default_cache(model: str) -> Path:
-    """In the folder that MODEL names; for a registered model, whose folder may be temporary, in this folder."""
-    return Path("features") if is_registered(model) else Path(model).expanduser() / "features"
+    """In the folder that MODEL names; here for `init` and a registered model, whose own may be temporary."""
+    return Path("features") if model == INIT or is_registered(model) else Path(model).expanduser() / "features"
 
 
 def _cache_folder(cache: Path) -> Path:

@@ -24,7 +24,7 @@ class GlooWorld(ProcessGroupCommunicator):
 def trained(config: RunConfig, world: Communicator) -> tuple[dict[str, Tensor], TrainState, Heard]:
     """Parameters, state and events after all steps of `config` on one rank of a world."""
     model, optimiser, schedule = fresh(config)
-    feed, events = ArrayFeed(config, world.rank, world.size, BAD), Heard()
+    feed, events = ArrayFeed(config, world.rank, world.size, BAD, schedule), Heard()
     state = train(TrainUnit(model, optimiser), schedule, feed, config, world, TrainState(), events)
     return {name: p.detach() for name, p in model.named_parameters()}, state, events
 

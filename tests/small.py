@@ -14,7 +14,7 @@ from polyvit.config import RunConfig, apply_override, validate_config
 from polyvit.data.loading.minibatch import Minibatch, Quarantined, multi_hot
 from polyvit.model.polyvit import PolyViT
 from polyvit.schedule.plan import Plan, PlannedBatch
-from polyvit.schedule.schedule import Schedule, build_schedule
+from polyvit.schedule.schedule import Schedule, schedule_of
 from polyvit.training.optim import Optimiser, build_optimiser
 
 DOCUMENT: dict[str, Any] = {
@@ -61,25 +61,30 @@ def small_config(*overrides: str) -> RunConfig:
     return validate_config(changed)
 
 
-def small_plan(config: RunConfig) -> Plan:
+def small_plan(config: RunConfig, schedule: Schedule | None = None) -> Plan:
     """The plan over SIZES."""
-    return Plan(build_schedule(config.schedule, config.tasks, config.seed), config.tasks, SIZES, config.seed)
+    return Plan(schedule or schedule_of(config), config.tasks, SIZES, config.seed)
 
 
 class ArrayFeed:
     """Arrays drawn from (task, position, epoch), as a decoder would draw augmentation; `bad` fail to decode."""
 
     def __init__(
-        self, config: RunConfig, rank: int = 0, size: int = 1, bad: frozenset[tuple[str, int]] = frozenset()
-    ) -> None:
+        self, config: RunConfig, rank: int = 0, size: int = 1, bad: frozenset[tuple[str, int]] = frozenset(),
+        schedule: Schedule | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.rank, self.size, self.bad = config, rank, size, bad
-        self.plan = small_plan(config)
+        self.plan = small_plan(config, schedule)
         self.started_at: list[int] = []
 
     def train(self, start_step: int) -> Iterator[list[Minibatch]]:
         self.started_at.append(start_step)
-        for step in range(start_step, len(self.plan.schedule) + 1):
+        for step in range(start_step, self.plan.schedule.known + 1):
             yield [self.minibatch(batch) for batch in self.plan.at(step, self.rank, self.size)]
+
+    def recent(self, step: int, count: int) -> Iterator[Minibatch]:
+        for batch in self.plan.recent(step, count, self.rank, self.size):
+            yield self.minibatch(batch)
 
     def minibatch(self, batch: PlannedBatch) -> Minibatch:
         pairs = list(zip(batch.positions.tolist(), batch.epochs.tolist(), strict=True))
@@ -145,7 +150,7 @@ def fresh(config: RunConfig) -> tuple[PolyViT, Optimiser, Schedule]:
     """Model, optimiser and schedule as a worker builds them."""
     model = PolyViT(config.model, config.tasks, seed=config.seed)
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
-    return model, optimiser, build_schedule(config.schedule, config.tasks, config.seed)
+    return model, optimiser, schedule_of(config)
 
 
 def write_yaml(path: Path, content: dict[str, Any]) -> Path:

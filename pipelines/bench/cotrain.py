@@ -21,7 +21,7 @@ from pipelines.runtime import command_line, console
 from polyvit.config import RunConfig, load_config
 from polyvit.errors import UserError
 from polyvit.model import PolyViT
-from polyvit.schedule import build_schedule
+from polyvit.schedule import schedule_of
 from polyvit.training import SingleProcess, TrainStep, build_optimiser
 
 LIMIT = 1.03
@@ -63,9 +63,9 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def measure(config: RunConfig, count: int, rounds: int, device: torch.device) -> dict[str, Any]:
     """Milliseconds of both orders, medians over rounds, and the median of their ratio within a round."""
-    schedule = build_schedule(config.schedule, config.tasks, config.seed)
-    stride = max(1, len(schedule) // count)
-    mixed = [name for step in range(1, len(schedule) + 1, stride) for name, _ in schedule.tasks_at(step)][:count]
+    schedule = schedule_of(config)
+    stride = max(1, schedule.known // count)
+    mixed = [name for step in range(1, schedule.known + 1, stride) for name, _ in schedule.tasks_at(step)][:count]
     minibatches = {name: random_minibatch(config, name) for name in config.tasks}
     model = PolyViT(config.polyvit, config.tasks).to(device)
     if config.train.compile or (config.train.compile is None and device.type == "cuda"):

@@ -44,7 +44,7 @@ from polyvit.config import RunConfig, load_config
 from polyvit.data.loading import Decoder, Minibatch, Request, Requests
 from polyvit.errors import UserError
 from polyvit.model import PolyViT
-from polyvit.schedule import Plan, build_schedule
+from polyvit.schedule import Plan, build_schedule, schedule_of
 from polyvit.training import SingleProcess, StepNumbers, build_optimiser, train
 
 SECTIONS = ("delivered", "host", "memory", "decode")
@@ -274,7 +274,7 @@ class _StubFeed(RayFeed):
             yield from super().train(start_step)
             return
         templates = {name: self.decoder.decode(Request(0, name, (), global_batch=1)) for name in self.config.tasks}
-        for step in range(start_step, self.total + 1):
+        for step in range(start_step, self.schedule.known + 1):
             ((name, _),) = self.requests.plan.schedule.tasks_at(step)
             yield [Minibatch(**{**vars(templates[name]), "step": step})]
 
@@ -292,7 +292,7 @@ def loop_rate(bench: Bench, config: RunConfig, steps: int, step_s: float, stubbe
     schedule = config.schedule.model_copy(update={"steps": steps})
     config = config.model_copy(update={"schedule": schedule})
     sizes = {name: len(bench.indexes.scans[name].split("train")) for name in config.tasks}
-    plan = Plan(build_schedule(schedule, config.tasks, config.seed), config.tasks, sizes, config.seed)
+    plan = Plan(schedule_of(config), config.tasks, sizes, config.seed)
     feed = _StubFeed(config, plan, bench.indexes, 0, bench.workers)
     feed.stubbed = stubbed
     small = config.polyvit.model_copy(

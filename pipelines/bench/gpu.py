@@ -39,7 +39,7 @@ from polyvit.model import (
     training_flops,
     uses_bfloat16,
 )
-from polyvit.schedule import build_schedule
+from polyvit.schedule import schedule_of
 from polyvit.training import (
     SingleProcess,
     StepNumbers,
@@ -237,6 +237,10 @@ class _Feed:
         for number, names in enumerate(self.order[start_step - 1 :], start=start_step):
             yield [replace(self.kept[name], step=number) for name in names]
 
+    def recent(self, step: int, count: int) -> Iterator[Minibatch]:
+        """Nothing."""
+        return iter(())
+
     def evaluation(self) -> Iterator[Minibatch]:
         """Nothing."""
         return iter(())
@@ -244,8 +248,8 @@ class _Feed:
 
 def mix(bench: Bench) -> dict[str, Any]:
     """The training loop over the schedule: what a run's steps take when data are always there."""
-    config, device = schedule_of(bench.config, STEPS[1]), bench.device
-    learner, schedule = built(config, device), build_schedule(config.schedule, config.tasks, config.seed)
+    config, device = without_evaluations(bench.config, STEPS[1]), bench.device
+    learner, schedule = built(config, device), schedule_of(config)
     microbatches = derive_microbatches(learner.model, config, SingleProcess(), device)
     compile_ahead(learner.model, config, SingleProcess(), microbatches)
     run = TrainStep(learner.model, learner.optimiser, config, SingleProcess(), microbatches)
@@ -260,7 +264,7 @@ def mix(bench: Bench) -> dict[str, Any]:
         marks[-1][1].record()
         return numbers
 
-    order = [[name for name, _ in schedule.tasks_at(n)] for n in range(1, len(schedule) + 1)]
+    order = [[name for name, _ in schedule.tasks_at(n)] for n in range(1, schedule.known + 1)]
     feed, graphs, state = _Feed(config, order), compiled_graphs(), TrainState(microbatches=microbatches)
     bench.sync()
     began = time.perf_counter()
@@ -288,9 +292,10 @@ def step_flops(config: RunConfig, name: str) -> float:
     return training_flops(config.model, task.modality, task.num_classes) * task.batch
 
 
-def schedule_of(config: RunConfig, steps: int) -> RunConfig:
-    """The config for so many steps, without evaluations between."""
-    schedule = config.schedule.model_copy(update={"steps": steps})
+def without_evaluations(config: RunConfig, steps: int) -> RunConfig:
+    """The config for so many steps, without evaluations between; an adaptive schedule at its first shares."""
+    kind = "weighted" if config.schedule.kind == "adaptive" else config.schedule.kind
+    schedule = config.schedule.model_copy(update={"steps": steps, "kind": kind})
     section = config.train.model_copy(update={"eval_every": None, "checkpoint_every": steps, "log_every": 10})
     return config.model_copy(update={"schedule": schedule, "train": section})
 

@@ -57,7 +57,7 @@ class RayFeed:
     """
 
     def __init__(self, config: RunConfig, plan: Plan, indexes: Indexes, rank: int, world_size: int) -> None:
-        self.config, self.total = config, len(plan.schedule)
+        self.config, self.schedule = config, plan.schedule
         self.requests = Requests.of(config, plan, indexes.scans, rank, world_size)
         self.decoder = make_decoder(config, indexes)
         self.statistics: deque[str] = deque(maxlen=KEPT)
@@ -65,21 +65,31 @@ class RayFeed:
 
     def begin(self, start_step: int) -> None:
         """Start to decode for `train(start_step)`, which is called later."""
-        steps = range(start_step, self.total + 1)
+        steps = range(start_step, self.schedule.known + 1)
         self._begun[start_step] = self._minibatches(
             request for step in steps for request in self.requests.at(step)
         )
 
     def train(self, start_step: int) -> Iterator[list[Minibatch]]:
-        """The minibatches of steps start_step .. N, one list for each step."""
+        """The minibatches of steps start_step .. N, one list for each step.
+
+        Of an adaptive schedule to the last step whose task is known: it is called again after the decision, so
+        nothing is decoded that may not be used.
+        """
         if start_step not in self._begun:
             self.begin(start_step)
+        known = self.schedule.known
         with self._begun.pop(start_step) as stream:
-            for step in range(start_step, self.total + 1):
-                step_minibatches = [next(stream) for _ in self.requests.plan.schedule.tasks_at(step)]
+            for step in range(start_step, known + 1):
+                step_minibatches = [next(stream) for _ in self.schedule.tasks_at(step)]
                 for minibatch in step_minibatches:
                     self.requests.learn(minibatch)
                 yield step_minibatches
+
+    def recent(self, step: int, count: int) -> Iterator[Minibatch]:
+        """This rank's part of the last `count` minibatches of each task up to a step, decoded once more."""
+        with self._minibatches(self.requests.recent(step, count)) as stream:
+            yield from stream
 
     def evaluation(self) -> Iterator[Minibatch]:
         """This rank's share of every task's evaluation split."""

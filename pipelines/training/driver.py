@@ -5,7 +5,7 @@ resumed run re-creates the same Ray Train run, which goes on from its last check
 """
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,11 +18,12 @@ from pipelines.training.run_dir import RunDir
 from pipelines.training.worker import fit, recorded_tracker
 from polyvit.checkpoint import TrainState, best_step, folder_name, open_store
 from polyvit.config import RunConfig
+from polyvit.data.index import Scan
 from polyvit.errors import UserError
 from polyvit.evaluation import result_rows
 from polyvit.model import parameters_of
 from polyvit.reports import draw_schedule
-from polyvit.schedule import build_schedule
+from polyvit.schedule import Schedule, schedule_of
 from polyvit.storage import under, write_whole
 
 
@@ -39,7 +40,7 @@ def cotrain(
     """
     task_roots(config)  # before anything is started
     open_store(run_dir.checkpoints(config))  # refuses credentials in its address before that is logged
-    schedule = build_schedule(config.schedule, config.tasks, config.seed)
+    schedule = schedule_of(config)
     with run_dir.owned(config, console.print), cluster(config.train.workers, config.train.cpus_per_worker):
         given, config = config, resolved_workers(config)
         check_resources(config)
@@ -69,7 +70,7 @@ def cotrain(
             if state.stopped:
                 status = "KILLED"
                 raise _stopped(run_dir, state, signum or signal.SIGTERM)
-            rows = result_rows(config, schedule, indexes.scans, _last_evaluation(state), state.global_step)
+            rows = _rows(config, schedule, indexes.scans, state, draw)
             document = _result_document(config, run_dir, trackers[0], state, rows, report)
             run_dir.write("result.json", document)
             _log_results(config, run_dir, trackers[0], state)
@@ -86,6 +87,16 @@ def cotrain(
             for tracker in trackers:
                 tracker.finish(status)
     return document
+
+
+def _rows(
+    config: RunConfig, schedule: Schedule, scans: Mapping[str, Scan], state: TrainState, draw: Callable[[], None]
+) -> dict[str, dict[str, Any]]:
+    """A result row for each task; an adaptive schedule, of which the start knew an interval, is drawn again."""
+    if schedule.adaptive:
+        schedule.follow(state.decisions)
+        draw()
+    return result_rows(config, schedule, scans, _last_evaluation(state), state.global_step)
 
 
 def _tracker(config: RunConfig, run_dir: RunDir, run_id: str | None, tags: Mapping[str, str] | None) -> Tracker:
@@ -169,6 +180,7 @@ def _result_document(
         "steps": state.global_step,
         "workers": config.train.workers,
         "tasks": rows,
+        **({"decisions": state.decisions} if config.schedule.kind == "adaptive" else {}),
     }
 
 

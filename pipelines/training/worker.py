@@ -52,7 +52,7 @@ from polyvit.config import RunConfig
 from polyvit.distributed import Communicator, ProcessGroupCommunicator
 from polyvit.errors import UserError
 from polyvit.model import MultiTaskModel, build_model, fast_kernels, grow_segments
-from polyvit.schedule import Plan, build_schedule
+from polyvit.schedule import Plan, schedule_of
 from polyvit.storage import read_record, write_whole
 from polyvit.training import (
     build_learner,
@@ -102,7 +102,7 @@ def _train(arguments: dict[str, Any], device: torch.device) -> TrainState:
     for name in ("polyvit", "pipelines"):
         logging.getLogger(name).addHandler(NoticeHandler(arguments["progress"]))
     indexes = load_indexes(config, run_dir.folder / "index")
-    schedule = build_schedule(config.schedule, config.tasks, config.seed)
+    schedule = schedule_of(config)
     sizes = {name: len(scan.split("train")) for name, scan in indexes.scans.items()}
     hashes = {"schedule_hash": schedule.digest(), "index_hash": indexes.digests()}
     tracker = on_rank_0(world, lambda: run_tracker(config, run_dir, progress))
@@ -112,7 +112,8 @@ def _train(arguments: dict[str, Any], device: torch.device) -> TrainState:
         config, Plan(schedule, config.tasks, sizes, config.seed), indexes, world.rank, world.size
     )
     feed.progress = progress
-    feed.begin((step or 0) + 1)  # its processes start while the model is built
+    if (step or 0) < schedule.known:  # else its checkpoint holds the decisions that say which tasks come next
+        feed.begin((step or 0) + 1)  # its processes start while the model is built
     progress({"phase": "loading weights ..."}, urgent=True)
     init_report = run_dir.folder / "init.txt"
     learner, state = starting_point(store, step, hashes, config, init_report, device, world, tracker)

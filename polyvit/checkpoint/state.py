@@ -52,8 +52,8 @@ class TrainState:
     global_step: steps done. read, bad: planned examples of each task, and those of them that could not be decoded,
     over all ranks. quarantine: every example that could not be decoded, each once; substitutes that were tried and
     failed too count. evaluations: the results of every evaluation. microbatches: examples of each task in one
-    forward and backward, where the step is split. stopped: whether the run was told to stop before its end (not
-    stored).
+    forward and backward, where the step is split. decisions: of an adaptive schedule. stopped: whether the run was
+    told to stop before its end (not stored).
     """
 
     global_step: int = 0
@@ -62,6 +62,7 @@ class TrainState:
     quarantine: list[Quarantined] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     microbatches: dict[str, int] = field(default_factory=dict)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
     stopped: bool = False
 
     def scores(self) -> dict[str, float]:
@@ -112,6 +113,7 @@ class _Resumable(_Answering):
     quarantine: list[_Quarantine]
     microbatches: dict[str, int]
     evaluations: list[dict[str, Any]]  # type: ignore[assignment]
+    decisions: list[dict[str, Any]] = []
 
 
 class Optimiser(Protocol):
@@ -305,7 +307,7 @@ def load_training(
     return TrainState(
         document["global_step"], document["read"], document["bad"],
         [Quarantined(**entry) for entry in document["quarantine"]], document["evaluations"],
-        document["microbatches"],
+        document["microbatches"], document.get("decisions", []),
     )  # fmt: skip
 
 

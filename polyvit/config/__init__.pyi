@@ -46,6 +46,7 @@ from .reference import reference_markdown as reference_markdown
 from .renamed import with_new_names as with_new_names
 from .run import RunConfig as RunConfig
 from .schema import recipe_schema as recipe_schema
+from .sections import AdaptiveConfig as AdaptiveConfig
 from .sections import DataConfig as DataConfig
 from .sections import FeedConfig as FeedConfig
 from .sections import InitConfig as InitConfig

@@ -71,6 +71,7 @@ def cross_field_problems(config: Config) -> list[str]:
         problems.append(
             f"train.best_metric={config.train.best_metric} must be mean or a task: {', '.join(config.tasks)}"
         )
+    problems += _schedule_problems(config)
     problems += _sweep_problems(config)
     if config.optim.clip_order == "reference" and config.schedule.kind == "accumulating":
         problems.append("optim.clip_order=reference is not defined for schedule.kind=accumulating; use global")
@@ -136,6 +137,33 @@ def _polyvit_problems(model: ModelConfig, modalities: tuple[str, ...]) -> list[s
             problems.append("model.kind=polyvit takes no tasks of modality audiovisual; set model.kind=avbert")
         else:
             problems += _patch_problems(modality, model.input(modality))
+    return problems
+
+
+def _schedule_problems(config: Config) -> list[str]:
+    schedule, problems = config.schedule, []
+    if schedule.kind == "adaptive" and config.train.eval_every is None:
+        problems.append("schedule.kind=adaptive decides at evaluations: set train.eval_every, steps between them")
+    for key, plain in (("balancing", "sum"), ("loss_weights", "equal")):
+        if getattr(schedule, key) != plain and schedule.kind != "accumulating":
+            problems.append(
+                f"schedule.{key}={getattr(schedule, key)} is of schedule.kind=accumulating, not of"
+                f" {schedule.kind}; leave it out"
+            )
+    if schedule.loss_weights == "dwa" and config.train.eval_every is None:
+        problems.append("schedule.loss_weights=dwa follows from evaluations: set train.eval_every")
+    if schedule.balancing != "sum" and config.train.sharding == "full":
+        problems.append(
+            f"schedule.balancing={schedule.balancing} needs whole gradients on each worker:"
+            " set train.sharding=none"
+        )
+    if config.train.interference_every and config.train.sharding == "full":
+        problems.append("train.interference_every needs whole gradients on each worker: set train.sharding=none")
+    if schedule.temperature != 1 and schedule.kind not in ("weighted", "adaptive"):
+        problems.append(
+            f"schedule.temperature={schedule.temperature:g} is of schedule.kind=weighted and adaptive, not of"
+            f" {schedule.kind}; leave it out"
+        )
     return problems
 
 

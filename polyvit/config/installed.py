@@ -7,11 +7,19 @@ from polyvit.errors import UserError
 
 
 def check_installed(config: RunConfig) -> None:
-    """Raise UserError, one line a task, where a task wants decord and this machine has none.
+    """Raise UserError, one line a task, where a task wants decord and this machine has none, and where balancing
+    wants torchjd.
 
     decord has wheels for x86-64 only, so pyproject.toml leaves it out elsewhere. A config inside a checkpoint is
     not checked: a model trained with decord predicts anywhere, since PyAV gives the same frames.
     """
+    balancing = config.schedule.balancing
+    needed = [] if balancing == "sum" else ["torchjd", *(["ecos"] if balancing == "nash_mtl" else [])]
+    if absent := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise UserError(
+            f"schedule.balancing={balancing} needs {absent[0]}, which is not installed here; install"
+            " polyvit[balancing] (ecos has wheels for Linux x86-64 with Python below 3.13), or choose another"
+        )
     tasks = [name for name, task in config.tasks.items() if getattr(task.augment, "reader", None) == "decord"]
     if tasks and importlib.util.find_spec("decord") is None:
         raise UserError(

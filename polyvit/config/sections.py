@@ -83,12 +83,34 @@ class InitConfig(Section):
     """The checkpoint's patches along height and width; needed only where the two differ."""
 
 
+class AdaptiveConfig(Section):
+    """How `schedule.kind=adaptive` shares out the steps until the next evaluation (`train.eval_every`). It looks
+    at the losses of each task's `eval_split`: let that not be `test` where numbers of `test` are to be quoted."""
+
+    rule: Literal["loss_ratio", "exp3"] = "loss_ratio"
+    """`loss_ratio`: more steps for tasks whose loss fell least since the first evaluation. `exp3`: a bandit; more
+    steps for tasks whose loss falls fastest a step."""
+    exponent: Annotated[float, Field(ge=0)] = 1.0
+    """`loss_ratio`: power of the ratio; 0 leaves the shares as they are."""
+    learning_rate: PositiveFloat = 0.5
+    """`exp3`: how much one interval moves a task's log-weight at most."""
+    min_factor: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Least that a task's share may be, times its share at the start."""
+    max_factor: Annotated[float, Field(gt=1)] = 4.0
+    """Most that a task's share may be, times its share at the start."""
+
+
 class ScheduleConfig(Section):
     """Which task is trained at which step."""
 
-    kind: Literal["weighted", "uniform", "alternating", "task_by_task", "accumulating"] = "weighted"
+    kind: Literal["weighted", "uniform", "alternating", "task_by_task", "accumulating", "adaptive"] = "weighted"
     """See docs/training.md: `weighted` draws tasks by their steps, `uniform` evenly, `alternating` takes turns,
-    `task_by_task` trains one after the other, `accumulating` sums the gradients of all tasks in each step."""
+    `task_by_task` trains one after the other, `accumulating` sums the gradients of all tasks in each step,
+    `adaptive` chooses at each evaluation how many steps each task gets until the next."""
+    temperature: PositiveFloat = 1.0
+    """`weighted` and `adaptive`: tasks get steps in proportion to U_j^(1/temperature), at least one each; the sum
+    stays. 1: U_j. Above 1: small tasks get more of them, up to equal shares."""
+    adaptive: AdaptiveConfig = AdaptiveConfig()
     replacement: bool = False
     """`weighted` only. False: exactly U_j steps of task j in random order (official code). True: each
     step drawn with probability U_j / U (the paper's words)."""
@@ -96,6 +118,12 @@ class ScheduleConfig(Section):
     """Minibatches in all; null: the sum of the tasks' steps. Set, it scales every task's steps."""
     accumulating_lr_coef: PositiveFloat = 0.1
     """`accumulating` only: the one coefficient of its updates, which span all tasks."""
+    balancing: Literal["sum", "pcgrad", "cagrad", "mgda", "nash_mtl", "upgrad", "imtl_g", "aligned_mtl"] = "sum"
+    """`accumulating` only: how the tasks' gradients on weights that all tasks reach become one. `sum`: added.
+    Others are aggregators of torchjd (extra `balancing`), and hold a gradient of these weights for each task."""
+    loss_weights: Literal["equal", "dwa"] = "equal"
+    """`accumulating` only. `dwa`: dynamic weight average; tasks whose loss fell least between the last two
+    evaluations weigh more. Weights sum to the number of tasks."""
     seed: int | None = None
     """Null: the run's seed."""
 
@@ -225,6 +253,9 @@ class TrainConfig(Section):
     the run's folder in `storage`."""
     eval_every: PositiveInt | None = None
     """Steps between evaluations; null: at the end only."""
+    interference_every: PositiveInt | None = None
+    """Steps between measurements of how the tasks' gradients agree, on the last minibatches of each; null: never.
+    See `polyvit interference`."""
     log_every: PositiveInt = 10
     """Steps between points of the MLflow curves."""
     max_failures: int = 10

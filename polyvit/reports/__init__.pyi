@@ -1,3 +1,5 @@
+from .interference import interference_proposals as interference_proposals
+from .interference import write_interference as write_interference
 from .neighbours import draw_neighbours as draw_neighbours
 from .schedule_plot import draw_schedule as draw_schedule
 from .style import amount as amount

@@ -25,10 +25,12 @@ class FactBox:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table. best: shaded as its column's best. word: aligned left. hover: shown under the mouse."""
+    """One cell of a table. best: shaded as its column's best. second: underlined. word: aligned left. hover: shown
+    under the mouse."""
 
     value: Any
     best: bool = False
+    second: bool = False
     word: bool = False
     hover: str = ""
 

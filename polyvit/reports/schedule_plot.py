@@ -25,7 +25,8 @@ def draw_schedule(schedule: Schedule, config: RunConfig, path: Path) -> None:
 
     names, total = list(schedule.tasks), len(schedule)
     colours = [_COLOURS.get(config.tasks[name].modality, _OTHER) for name in names]
-    drawn = np.unique(np.linspace(1, total, min(total, _MOST_DRAWN)).astype(int))
+    known = schedule.known  # an adaptive schedule's steps up to its next decision; of others all
+    drawn = np.unique(np.linspace(1, known, min(known, _MOST_DRAWN)).astype(int))
     figure, (raster, sums) = plt.subplots(
         2,
         1,
@@ -46,12 +47,18 @@ def draw_schedule(schedule: Schedule, config: RunConfig, path: Path) -> None:
         )
         so_far = np.searchsorted(steps, drawn, side="right")
         sums.plot(drawn, so_far, color=colour, linewidth=1.2)
-        ends.append((int(so_far[-1]), names[row], colour))
+        end = int(so_far[-1])
+        if known < total:
+            end = schedule.counts()[names[row]]
+            sums.plot([known, total], [so_far[-1], end], color=colour, linewidth=1.0, linestyle=(0, (4, 3)))
+        ends.append((end, names[row], colour))
+    if known < total:
+        _mark_undecided((raster, sums), known, total)
     _label_ends(sums, ends, total)
     raster.set_yticks(range(len(names)), names, fontsize=8)
     raster.invert_yaxis()
     raster.set_xlim(0, total)
-    sampled = "" if len(drawn) == total else f" ({len(drawn)} of {total} steps drawn)"
+    sampled = "" if len(drawn) == known else f" ({len(drawn)} of {known} steps drawn)"
     raster.set_title(f"{config.name}: {schedule.kind} schedule, {total} steps{sampled}", fontsize=10)
     sums.set_xlabel("global step")
     sums.set_ylabel("minibatches so far", fontsize=8)
@@ -60,6 +67,19 @@ def draw_schedule(schedule: Schedule, config: RunConfig, path: Path) -> None:
     raster.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _mark_undecided(rows: Any, known: int, total: int) -> None:
+    """Grey over the steps whose tasks an adaptive schedule has not decided, with a line in words."""
+    for axes in rows:
+        axes.axvspan(known, total, color="#000000", alpha=0.06, linewidth=0)
+    raster, sums = rows
+    raster.text(
+        (known + total) / 2, 0.5, "decided at evaluations", fontsize=9, color="#444444", ha="center", va="center",
+        transform=raster.get_xaxis_transform(),
+    )  # fmt: skip
+    sums.plot([], [], color="#444444", linewidth=1.0, linestyle=(0, (4, 3)), label="if shares stay as they are")
+    sums.legend(loc="upper left", fontsize=8, frameon=False)
 
 
 def _label_ends(axes: Any, ends: list[tuple[int, str, str]], total: int) -> None:

@@ -1,3 +1,4 @@
+from .adaptive import Decision as Decision
 from .plan import SPARES as SPARES
 from .plan import Plan as Plan
 from .plan import PlannedBatch as PlannedBatch
@@ -5,3 +6,4 @@ from .plan import mixes as mixes
 from .plan import rank_slice as rank_slice
 from .schedule import Schedule as Schedule
 from .schedule import build_schedule as build_schedule
+from .schedule import schedule_of as schedule_of

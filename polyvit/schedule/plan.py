@@ -55,6 +55,14 @@ class Plan:
             for task, task_step in self.schedule.tasks_at(step)
         ]
 
+    def recent(self, step: int, count: int, rank: int = 0, world_size: int = 1) -> list[PlannedBatch]:
+        """The last `count` minibatches of each task up to global step `step`, or its first where it had fewer."""
+        return [
+            self._batch(step, task, max(0, steps - count) + n, rank, world_size)
+            for task, steps in self.schedule.counts(step).items()
+            for n in range(count)
+        ]
+
     def _batch(self, step: int, task: str, task_step: int, rank: int, world_size: int) -> PlannedBatch:
         config, size = self.tasks[task], self.sizes[task]
         start, stop = rank_slice(config.batch, rank, world_size, pairs=mixes(config))

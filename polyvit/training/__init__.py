@@ -1,7 +1,8 @@
 """The training loop and one optimiser step.
 
 In: a model, a schedule and a feed of minibatches. Out: trained parameters, curves, checkpoints.
-Read: initialisation, learner, loop, step, readback, optim, ema, microbatch, warm_up, throughput.
+Read: initialisation, learner, loop, step, readback, optim, ema, microbatch, warm_up, throughput, curves,
+interference, balancing.
 """
 
 import lazy_loader

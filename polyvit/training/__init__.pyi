@@ -1,8 +1,14 @@
+from .balancing import balancing_bytes as balancing_bytes
 from .ema import Ema as Ema
 from .initialisation import check_init as check_init
 from .initialisation import freeze_parts as freeze_parts
 from .initialisation import init_problems as init_problems
 from .initialisation import initialise_model as initialise_model
+from .interference import CONFLICT as CONFLICT
+from .interference import OVERALL as OVERALL
+from .interference import compare_gradients as compare_gradients
+from .interference import group_of as group_of
+from .interference import measure_gradients as measure_gradients
 from .learner import build_learner as build_learner
 from .loop import JUDGED_FROM as JUDGED_FROM
 from .loop import train as train

@@ -24,10 +24,13 @@ from polyvit.errors import UserError
 from polyvit.evaluation import evaluate
 from polyvit.model import device_of
 from polyvit.schedule import SPARES, Schedule
+from polyvit.training.balancing import loss_weights
+from polyvit.training.curves import Curves, snapshot, timings
+from polyvit.training.interference import MINIBATCHES, compare_gradients, curve_points, measure_gradients
 from polyvit.training.optim import lr_factor
 from polyvit.training.readback import Readback, StepNumbers, StepResult, readback_for
 from polyvit.training.step import Communicator, TrainStep
-from polyvit.training.throughput import ThroughputMeter, memory
+from polyvit.training.throughput import ThroughputMeter
 from polyvit.training.warm_up import compiled_graphs
 
 JUDGED_FROM = 100
@@ -42,7 +45,10 @@ class Feed(Protocol):
     """Gives this rank its part of every step."""
 
     def train(self, start_step: int) -> Iterator[list[Minibatch]]:
-        """The minibatches of steps start_step, start_step + 1, ... N."""
+        """The minibatches of steps start_step, start_step + 1, ... to the last whose task is known."""
+
+    def recent(self, step: int, count: int) -> Iterable[Minibatch]:
+        """This rank's part of the last `count` minibatches of each task up to a step (`Plan.recent`)."""
 
     def evaluation(self) -> Iterable[Minibatch]:
         """This rank's share of every task's evaluation split."""
@@ -101,8 +107,10 @@ def train(
     run = _Run(learner, schedule, feed, config, world, state, callback, readback)
     if state.global_step == run.total:  # a trial that was restarted after its end has yet to say how it ended
         callback.evaluated(run.total, state.scores())
-    start_step = start_step or TrainStep(learner.model, learner.optimiser, config, world, state.microbatches).start
-    batches = on_device(feed.train(state.global_step + 1), run.device)
+    trainer = TrainStep(learner.model, learner.optimiser, config, world, state.microbatches)
+    start_step = start_step or trainer.start
+    schedule.follow(state.decisions)
+    batches = _batches(feed, schedule, state.global_step + 1, run.device)
     with no_collection_inside_steps():
         for step in range(state.global_step + 1, run.total + 1):
             began = time.perf_counter()
@@ -111,6 +119,7 @@ def train(
             if any(minibatch.step != step for minibatch in minibatches):
                 raise RuntimeError(f"the feed brought step {minibatches[0].step} at step {step}")
             lr = learning_rate(config, step, run.total, minibatches[0].task)
+            trainer.loss_weights = loss_weights(config, state.evaluations)
             numbers = start_step(minibatches, lr, float(callback.stop_requested()))
             if learner.ema:
                 learner.ema.update()
@@ -122,6 +131,15 @@ def train(
     return state
 
 
+def _batches(feed: Feed, schedule: Schedule, start: int, device: torch.device) -> Iterator[list[Minibatch]]:
+    """The minibatches of steps start .. N. The feed is asked again where a decision made more steps known, so that
+    nothing is read ahead over an evaluation that decides."""
+    while start <= len(schedule):
+        known = schedule.known
+        yield from on_device(feed.train(start), device)
+        start = known + 1
+
+
 class _Run:
     """What happens between steps: numbers are read, looked at, shown; evaluations; checkpoints."""
 
@@ -131,6 +149,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self.learner, self.feed, self.config, self.world = learner, feed, config, world
         self.state, self.callback, self.total = state, callback, len(schedule)
+        self.schedule = schedule
         self.device = device_of(learner.model)
         self.readback = readback or readback_for(self.device)
         self.graphs = compiled_graphs()
@@ -163,6 +182,11 @@ class _Run:
         if evaluates:
             with self._timed("evaluate"):
                 self.fresh += _evaluate(self.learner, self.feed, config, self.world, state, values)
+                if step == self.schedule.known < self.total:
+                    values |= self._decide()
+        if config.train.interference_every and step % config.train.interference_every == 0:
+            with self._timed("evaluate"):
+                values |= self._interference(step)
         if values:
             self.callback.metrics(step, values)
         if evaluates:
@@ -175,6 +199,19 @@ class _Run:
         if evaluates or saves or step % COLLECT_EVERY == 0:
             gc.collect(2 if evaluates or saves else 1)
         return done
+
+    def _decide(self) -> dict[str, float]:
+        """An adaptive schedule's next interval, as rank 0 decides it; returns its shares."""
+        decision = self.schedule.decide(self.state.evaluations, self.state.decisions)
+        self.state.decisions.append(self.world.gather(decision)[0])
+        self.schedule.follow(self.state.decisions)
+        return {f"schedule/{task}/share": x for task, x in self.state.decisions[-1]["shares"].items()}
+
+    def _interference(self, step: int) -> dict[str, float]:
+        """Points of curves: how gradients of the tasks' last minibatches agree."""
+        model, minibatches = self.learner.model, self.feed.recent(step, MINIBATCHES)
+        gradients = measure_gradients(model, minibatches, self.config, self.world, self.state.microbatches)
+        return curve_points(compare_gradients(gradients, model.modality, None))
 
     def judge(self, judged_from: int) -> None:
         """See `_judge`."""
@@ -206,11 +243,11 @@ class _Run:
         spent = max(0.0, now - self.settled_at - self.waits)
         self.settled_at, self.waits = now, 0.0
         self.meter.add(entry.waited, spent, {m.task: m.global_batch for m in minibatches})
-        self.callback.progress(_snapshot(minibatches, result, self.total, self.meter))
+        self.callback.progress(snapshot(minibatches, result, self.total, self.meter))
         self.curves.add(minibatches, result, entry.lr)
 
     def _point(self) -> dict[str, float]:
-        values = {**self.curves.take(), **_timings(self.meter, self.device)}
+        values = {**self.curves.take(), **timings(self.meter, self.device)}
         if self.learner.model.compiled:  # none after the warm-up, or shapes change that should not
             values["pace/recompilations"] = float(compiled_graphs() - self.graphs)
         return values
@@ -242,21 +279,6 @@ def no_collection_inside_steps() -> Iterator[None]:
             gc.unfreeze()
         if was:
             gc.enable()
-
-
-def _snapshot(
-    minibatches: list[Minibatch], result: StepResult, total: int, meter: ThroughputMeter
-) -> dict[str, Any]:
-    """The live line's numbers."""
-    step = minibatches[0].step
-    task = minibatches[0].task if len(minibatches) == 1 else "all tasks"
-    loss = sum(result.losses) / len(result.losses)
-    return {"step": step, "total": total, "task": task, "loss": loss, **meter.line(total - step)}
-
-
-def _timings(meter: ThroughputMeter, device: torch.device) -> dict[str, float]:
-    """Of a point of the curves."""
-    return {f"pace/{key}": value for key, value in {**meter.take(), **memory(device)}.items()}
 
 
 def learning_rate(config: RunConfig, step: int, total: int, task: str) -> float:
@@ -360,26 +382,3 @@ def _first_broken(world: Communicator, fresh: list[Quarantined], task: str | Non
     lines = [f"{name}: {path}: {reason}" for name, path, reason in entries if task in (None, name)]
     more = [f"and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
     return [*lines[:NAMED], *more]
-
-
-class Curves:
-    """Means since the last point: loss per task, gradient norm, learning rate."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[float]] = {}
-
-    def add(self, minibatches: list[Minibatch], result: StepResult, lr: float) -> None:
-        """One step's numbers."""
-        for minibatch, loss in zip(minibatches, result.losses, strict=True):
-            self.values.setdefault(f"train/{minibatch.task}/loss", []).append(loss)
-            self.values.setdefault(f"train/{minibatch.task}/lr", []).append(lr)
-        for task, measures in result.measures.items():
-            for name, value in measures.items():
-                self.values.setdefault(f"train/{task}/{name}", []).append(value)
-        self.values.setdefault("train/grad_norm", []).append(result.grad_norm)
-
-    def take(self) -> dict[str, float]:
-        """The means, and start again."""
-        means = {key: sum(values) / len(values) for key, values in self.values.items()}
-        self.values = {}
-        return means

@@ -25,6 +25,7 @@ from polyvit.data.loading import Minibatch, blank_arrays
 from polyvit.distributed import Communicator
 from polyvit.model import MultiTaskModel, build_model, parameters_of, training_flops, uses_bfloat16
 from polyvit.schedule import mixes, rank_slice
+from polyvit.training.balancing import balancing_bytes
 from polyvit.training.step import is_contrastive, local_loss
 
 logger = logging.getLogger(__name__)
@@ -209,7 +210,7 @@ def _budget(model: MultiTaskModel, config: RunConfig, world: Communicator, devic
     temporary = 4  # lists of updates, and the buckets that gradients travel in
     average = 4 if config.optim.ema_decay is not None else 0
     yet = parameters * (per_parameter + temporary + average) // divided
-    return int(SHARE[device.type] * free / sharers) - yet
+    return int(SHARE[device.type] * free / sharers) - yet - balancing_bytes(model, config)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -36,6 +36,7 @@ from polyvit.model import MultiTaskModel, autocast, device_of, full_precision, n
 from polyvit.model.avbert import synced
 from polyvit.objectives import MEASURES, mixup, neighbours, pretrain, task_losses
 from polyvit.schedule import mixes, rank_slice
+from polyvit.training.balancing import balance_of
 from polyvit.training.optim import clip_, global_norm, scale_to_
 from polyvit.training.readback import StepNumbers, StepResult
 
@@ -90,6 +91,7 @@ class TrainStep:
         self.microbatches, self.device = microbatches, device_of(model)
         self._parameters = list(model.parameters())
         self._reached: dict[tuple[str, ...], Reached] = {}
+        self.loss_weights: Mapping[str, float] = {}  # of tasks that do not weigh 1
 
     def start(self, minibatches: Sequence[Minibatch], lr: float, flag: float = 0.0) -> StepNumbers:
         """Forward and backward of each minibatch in its microbatches, one reduction, clip, one update.
@@ -135,7 +137,8 @@ class TrainStep:
         for n, (i, part) in enumerate(passes):
             units = self.reached((part.task,)).units
             reduce_at_once(units, n == len(passes) - 1 or passes[n + 1][0] != i)
-            outcome = run_pass(self.model, part, self.config, self.device, self.world)
+            weight = self.loss_weights.get(part.task, 1.0)
+            outcome = run_pass(self.model, part, self.config, self.device, self.world, weight)
             _count_pass(extra, i, len(minibatches), *outcome)
         self.world.sum_(extra)
         return extra.numel() * extra.element_size()
@@ -144,20 +147,25 @@ class TrainStep:
         """Passes of a model that every rank has whole. Returns the bytes that this rank gave to be summed."""
         config, reducer = self.config, Reducer(reached.buckets, extra, self.world)
         clip_first = config.optim.clip_order == "reference" and config.optim.clip_norm is not None
+        tasks = tuple(minibatch.task for minibatch in minibatches)
+        balance = balance_of(self.model, tasks, config, _seed(config.seed, minibatches[0].step, "", "balance"))
         for n, (i, part) in enumerate(passes):
-            overlap = n == len(passes) - 1 and not clip_first
+            overlap = n == len(passes) - 1 and not clip_first and not balance
+            weight = self.loss_weights.get(part.task, 1.0)
             with reducer.overlapping() if overlap else nullcontext():
                 if is_contrastive(config, part.task):  # ranks exchange embeddings: each must take part
-                    outcome = run_pass(self.model, part, config, self.device, self.world)
+                    outcome = run_pass(self.model, part, config, self.device, self.world, weight)
                     _count_pass(extra, i, len(minibatches), *outcome)
                 elif part.rows:
                     loss = local_loss(self.model, part, config, self.device)
-                    _backward(loss, config, self.device)
+                    _backward(loss * weight if weight != 1 else loss, config, self.device)
                     extra[i] += loss.detach()
+            if balance and (n == len(passes) - 1 or passes[n + 1][0] != i):
+                balance.take()
         if clip_first:
             _clip_before_reduction(reached.gradients(), minibatches, config)
         reducer.finish()
-        return reducer.bytes
+        return reducer.bytes + (balance.combine(self.world) if balance else 0)
 
 
 def train_step(
@@ -216,8 +224,9 @@ def _clip(reached: Reached, config: RunConfig, world: Communicator) -> Tensor:
 
 
 def run_pass(
-    model: MultiTaskModel, part: Minibatch, config: RunConfig, device: torch.device, world: Communicator
-) -> tuple[Tensor, Tensor | None]:
+    model: MultiTaskModel, part: Minibatch, config: RunConfig, device: torch.device, world: Communicator,
+    weight: float = 1.0,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """A pass, forward and backward, in which ranks wait for each other: FSDP gathers and sums on the way, and a
     contrastive task exchanges embeddings. A rank without examples goes along with a blank one of no weight."""
     blank = not part.rows
@@ -234,7 +243,7 @@ def run_pass(
             loss, table = contrastive_pass(model, part, config, device, world)
         else:
             loss = local_loss(model, part, config, device)
-        _backward(loss * (0.0 if blank else 1.0), config, device)
+        _backward(loss * (0.0 if blank else weight), config, device)
     model.train()
     return loss.detach() * (0.0 if blank else 1.0), None if blank else table
 

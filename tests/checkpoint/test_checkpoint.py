@@ -53,7 +53,7 @@ class Saved(Heard):
         state = TrainState()
         if resume:
             state = load_training(resume, self.learner, self.hashes)
-        feed = ArrayFeed(self.config, bad=BAD)
+        feed = ArrayFeed(self.config, bad=BAD, schedule=self.schedule)
         return train(self.learner, self.schedule, feed, self.config, SingleProcess(), state, self)
 
 
@@ -92,6 +92,29 @@ def test_resume_is_exact_to_the_last_bit(tmp_path: Path, overrides: list[str]) -
     assert any(not torch.equal(p, q) for p, q in zip(before, resumed.model.parameters(), strict=True))
     if "schedule.kind=accumulating" not in overrides:
         assert {entry.key for entry in final.quarantine} == {"3", "5"}
+
+
+@pytest.mark.parametrize("rule", ["loss_ratio", "exp3"])
+def test_an_adaptive_run_killed_anywhere_takes_the_same_decisions(tmp_path: Path, rule: str) -> None:
+    """From every checkpoint: inside an interval, at an evaluation, and before the first decision."""
+    config = small_config(
+        "schedule.kind=adaptive", f"schedule.adaptive.rule={rule}", "schedule.adaptive.exponent=20",
+        "schedule.steps=24", "train.eval_every=4", "train.checkpoint_every=2", LENIENT,
+    )  # fmt: skip
+    straight = Saved(tmp_path / "straight", config)
+    final = straight.run()
+    assert [decision["step"] for decision in final.decisions] == [4, 8, 12, 16, 20]
+    shares = [tuple(decision["shares"].values()) for decision in final.decisions]
+    assert len(set(shares)) > 2
+    assert straight.schedule.known == len(straight.schedule) == 24
+    assert {k for _, values in straight.points for k in values if k.startswith("schedule/")} == {
+        f"schedule/{task}/share" for task in config.tasks
+    }
+    for step in (2, 8, 14):
+        resumed = Saved(tmp_path / f"from_{step}", config)
+        assert resumed.run(tmp_path / "straight" / f"step_{step}") == final
+        assert bytes_of(resumed.folder / "step_24") == bytes_of(straight.folder / "step_24")
+        assert resumed.schedule.order.tolist() == straight.schedule.order.tolist()
 
 
 def test_a_run_resumed_at_its_end_does_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from polyvit.model import build_model, parameters_of
 from polyvit.model.avbert import draw
 from polyvit.objectives.contrastive import info_nce, sample_negatives, uniform
 from polyvit.training import train_step
-from polyvit.training.loop import Curves
+from polyvit.training.curves import Curves
 from polyvit.training.microbatch import FakePass, derive_microbatches
 from polyvit.training.optim import build_optimiser
 from polyvit.training.step import parts

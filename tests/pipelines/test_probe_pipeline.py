@@ -264,3 +264,29 @@ def test_requests_hold_every_example_once_in_bounded_minibatches(trained: Traine
     audio = trained.config.model.audio.model_copy(update={"frames": 16 * 2**16})  # 32 MiB an example
     model = trained.config.model.model_copy(update={"audio": audio})
     assert max(sizes(trained.config.model_copy(update={"model": model}))) == 2
+
+
+@ray
+@with_ray
+def test_a_model_that_is_not_trained_yet(
+    first: tuple[dict, str], trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`init` with a start from this run's weights scores as this run does: the heads are new either way."""
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "init.json"
+    recipe, start = trained.recipe.with_name("trained.yaml"), trained.run / "step_00000001"
+    arguments = ["probe", "init", str(recipe), f"init.path={start}", "--epochs", "3", "--lrs", "0.1"]
+    assert cli.main([*arguments, "--json", str(out)]) == 0
+    document = json.loads(out.read_text())
+    assert (document["model"], document["step"], document["checkpoint"]) == ("init", 0, str(start))
+    assert (tmp_path / "features").is_dir()
+    status, own, _ = trained.probe(tmp_path, "--epochs", "3", "--lrs", "0.1")
+    assert status == 0
+    for name, row in own["tasks"].items():
+        assert document["tasks"][name]["value"] == row["value"]
+        assert document["tasks"][name]["loss"] == row["loss"]
+
+
+def test_init_needs_a_checkpoint(trained: Trained) -> None:
+    with pytest.raises(UserError, match=r"give init\.path=FILE"):
+        probe.initial_model(str(trained.recipe), [], [])

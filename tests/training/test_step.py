@@ -25,6 +25,9 @@ CONFIGS = {
         "schedule.kind=accumulating", "schedule.steps=40", "schedule.accumulating_lr_coef=0.5",
         "data.max_bad_fraction=1",
     ),
+    "adaptive": small_config(
+        "schedule.kind=adaptive", "schedule.adaptive.exponent=20", "train.eval_every=3", "data.max_bad_fraction=1"
+    ),
     # three ranks for a batch of two: one part is always empty
     "empty": small_config(
         "tasks.picture.batch=2", "tasks.sound.batch=2", "tasks.clip.batch=2", "tasks.word.batch=2",
@@ -56,6 +59,7 @@ def test_ranks_train_as_one(worlds: dict[int, Path], world_size: int, name: str)
             torch.testing.assert_close(parameters[key], value, rtol=0, atol=2e-5, msg=key)
         other = kept["state"]
         assert other.global_step == state.global_step
+        assert other.decisions == state.decisions
         assert (other.read, other.bad, other.quarantine) == (state.read, state.bad, state.quarantine)
         assert kept["losses"] == pytest.approx([s["loss"] for s in events.snapshots], rel=1e-4)
         assert [e["step"] for e in other.evaluations] == [e["step"] for e in state.evaluations]

@@ -25,6 +25,7 @@ from .minibatch import Minibatch as Minibatch
 from .minibatch import Quarantined as Quarantined
 from .minibatch import Request as Request
 from .minibatch import multi_hot as multi_hot
+from .minibatch import train_request as train_request
 from .prefetch import PrefetchIterator as PrefetchIterator
 from .reader import load as load
 from .reader import load_for_decoding as load_for_decoding

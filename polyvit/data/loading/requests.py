@@ -43,6 +43,11 @@ class Requests:
         planned = self.plan.at(step, self.rank, self.world_size)
         return [self._without_fatal(train_request(batch, self.train_splits[batch.task])) for batch in planned]
 
+    def recent(self, step: int, count: int) -> list[Request]:
+        """This rank's part of the last `count` minibatches of each task up to a step."""
+        planned = self.plan.recent(step, count, self.rank, self.world_size)
+        return [self._without_fatal(train_request(batch, self.train_splits[batch.task])) for batch in planned]
+
     def evaluation(self) -> list[Request]:
         """This rank's share of every task's evaluation split."""
         requests = split_requests(self.config.tasks, self.eval_splits, self.rank, self.world_size)
@@ -104,9 +109,14 @@ class InlineFeed:
     decoder: Decoder
 
     def train(self, start_step: int) -> Iterator[list[Minibatch]]:
-        """The minibatches of steps start_step .. N, a list a step."""
-        for step in range(start_step, len(self.requests.plan.schedule) + 1):
+        """The minibatches of steps start_step .. N, or the last whose task is known, a list a step."""
+        for step in range(start_step, self.requests.plan.schedule.known + 1):
             yield [self.decoder.decode(request) for request in self.requests.at(step)]
+
+    def recent(self, step: int, count: int) -> Iterator[Minibatch]:
+        """The last `count` minibatches of each task up to a step, once more."""
+        for request in self.requests.recent(step, count):
+            yield self.decoder.decode(request)
 
     def evaluation(self) -> Iterator[Minibatch]:
         """Every task's evaluation split."""

@@ -4,6 +4,8 @@ from .comparison import compare as compare
 from .comparison import leaderboard as leaderboard
 from .comparison import parameters_saved as parameters_saved
 from .page import write_report as write_report
+from .paper import paper_rows as paper_rows
+from .paper import paper_table as paper_table
 from .run_summary import read_run as read_run
 from .run_summary import read_runs as read_runs
 from .spread import only_repeats as only_repeats

@@ -91,7 +91,7 @@ def compare(runs: Sequence[RunSummary], baselines: Sequence[RunSummary] = ()) ->
     if not runs:
         raise UserError("no run to compare; give the folders of one or more runs")
     baselines_of(baselines)  # a mistake among them shows first
-    several = [run for run in runs if len(run.config.tasks) > 1] or list(runs)
+    several = _of_common_tasks([run for run in runs if len(run.config.tasks) > 1] or list(runs))
     measured = {task for run in several for task, value in run.values.items() if value is not None}
     if not measured:
         raise UserError(
@@ -100,7 +100,9 @@ def compare(runs: Sequence[RunSummary], baselines: Sequence[RunSummary] = ()) ->
     shared = [task for task in several[0].config.tasks if all(task in run.config.tasks for run in several)]
     if not set(shared) & measured:
         raise UserError("these runs have no measured task in common; compare runs of the same tasks")
-    baseline_of = baselines_of([*(run for run in runs if run not in several), *baselines])
+    baseline_of = baselines_of(
+        [*(run for run in runs if run not in several and len(run.config.tasks) == 1), *baselines]
+    )
     baseline_of = baseline_of or {t: Baseline(v) for run in several for t, v in run.config.sweep.baselines.items()}
     wish = {run.config.sweep.objective for run in several}
     keys = differing_keys(several)
@@ -115,6 +117,15 @@ def compare(runs: Sequence[RunSummary], baselines: Sequence[RunSummary] = ()) ->
         notes=(*_notes(several, measured), *spread_notes(several, keys)),
     )
     return replace(comparison, runs=tuple(sorted(several, key=lambda run: _rank(comparison, run))))
+
+
+def _of_common_tasks(runs: list[RunSummary]) -> list[RunSummary]:
+    """The runs; where they have no task in common, without those whose tasks are of one modality and a part of
+    another run's: single-modality models, which `paper_table` sets beside the others."""
+    if set.intersection(*(set(run.config.tasks) for run in runs)):
+        return runs
+    widest = max((set(run.config.tasks) for run in runs), key=len)
+    return [run for run in runs if len(run.config.modalities) > 1 or not set(run.config.tasks) < widest]
 
 
 def _rank(comparison: Comparison, run: RunSummary) -> tuple[bool, float, str]:

@@ -16,7 +16,7 @@ from polyvit.reports.compare.comparison import Comparison
 from polyvit.reports.compare.run_styles import METRIC_WORDS, run_styles, settings_words
 from polyvit.reports.compare.run_summary import RunSummary
 from polyvit.reports.style import FAINT, OTHER, PALETTE, amount, percent, picture
-from polyvit.schedule import Schedule, build_schedule
+from polyvit.schedule import Schedule, schedule_of
 
 _BINS = 240
 """Of a strip that says when a task was trained."""
@@ -164,7 +164,7 @@ def _strips(comparison: Comparison) -> list[tuple[Schedule, str]]:
     styles = run_styles(comparison)
     alike_runs: dict[str, tuple[Schedule, list[str]]] = {}
     for run in comparison.runs:
-        alike = build_schedule(run.config.schedule, run.config.tasks, comparison.best.config.seed).digest()
+        alike = schedule_of(run.config.model_copy(update={"seed": comparison.best.config.seed})).digest()
         alike_runs.setdefault(alike, (run.schedule, []))[1].append(styles[run.name][0])
     kept = list(alike_runs.values())[: len(PALETTE)]
     return [(schedule, colours[0] if len(set(colours)) == 1 else "#444444") for schedule, colours in kept]

@@ -23,6 +23,7 @@ from polyvit.reports.compare.comparison import (
 )
 from polyvit.reports.compare.curves import draw_losses, draw_metrics
 from polyvit.reports.compare.heat_maps import draw_differences, draw_forgetting, draw_key
+from polyvit.reports.compare.paper import paper_cells, paper_table
 from polyvit.reports.compare.run_styles import METRIC_WORDS, two_lines
 from polyvit.reports.compare.sizes import draw_sizes
 from polyvit.reports.compare.tradeoffs import draw_alone, draw_pareto
@@ -59,11 +60,14 @@ def write_report(
         rows = leaderboard(comparison)
         write_csv(rows, out / "leaderboard.csv")
         sections = draw_all(comparison, out)
-        (out / "report.html").write_text(page(comparison, title, sections, command), encoding="utf-8")
+        everything = list({run.folder: run for run in (*runs, *baselines)}.values())
+        (out / "table.md").write_text(paper_table(everything), encoding="utf-8")
+        html = page(comparison, title, sections, command, paper_cells(everything))
+        (out / "report.html").write_text(html, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error}); give another --out folder") from None
     drawn = [section.figure.path for section in sections if section.figure]
-    return {path.name: path for path in (out / "report.html", out / "leaderboard.csv", *drawn)}
+    return {path.name: path for path in (out / "report.html", out / "leaderboard.csv", out / "table.md", *drawn)}
 
 
 def draw_all(comparison: Comparison, out: Path) -> list[Section]:
@@ -144,8 +148,10 @@ _MISSING = {
 # ------------------------------------------------------------------------------------------------- the page
 
 
-def page(comparison: Comparison, title: str, sections: Sequence[Section], command: str) -> str:
-    """The whole page as HTML, pictures inside."""
+def page(
+    comparison: Comparison, title: str, sections: Sequence[Section], command: str, paper: Table
+) -> str:  # fmt: skip
+    """The whole page as HTML, pictures inside. paper: the table laid out as the paper's."""
     return render(
         "comparison.html.j2",
         title=title,
@@ -154,6 +160,7 @@ def page(comparison: Comparison, title: str, sections: Sequence[Section], comman
         notes=comparison.notes,
         order=_order_words(comparison),
         leaderboard=_leaderboard_table(comparison),
+        paper=paper,
         sections=sections,
         differences=_differences_table(comparison),
         commands=commands(comparison, command),

@@ -18,7 +18,7 @@ from polyvit.checkpoint import Point, open_store, read_metrics_log, store_of
 from polyvit.config import RunConfig, validate_config
 from polyvit.errors import UserError
 from polyvit.model import parameters_of
-from polyvit.schedule import Schedule, build_schedule
+from polyvit.schedule import Decision, Schedule, schedule_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class RunSummary:
     values: each task's metric at the end, or at the last evaluation of a run that was stopped; None where none
     was measured. evaluations: (step, {task: value}), ascending. losses: per task, (step, mean training loss since
     the point before). chance: what a guess scores, where the run knows it. parameters: by role, with `total`.
+    decisions: of an adaptive schedule.
     """
 
     name: str
@@ -42,11 +43,14 @@ class RunSummary:
     parameters: dict[str, int]
     evaluations: tuple[tuple[int, dict[str, float]], ...]
     losses: dict[str, list[tuple[int, float]]]
+    decisions: tuple[Decision, ...] = ()
 
     @cached_property
     def schedule(self) -> Schedule:
-        """The run's whole schedule, built again from its config."""
-        return build_schedule(self.config.schedule, self.config.tasks, self.config.seed)
+        """The run's schedule, built again from its config; an adaptive one as far as it was decided."""
+        schedule = schedule_of(self.config)
+        schedule.follow(self.decisions)
+        return schedule
 
     @property
     def status(self) -> str:
@@ -92,6 +96,7 @@ def read_run(folder: Path) -> RunSummary:
         steps = (
             result["steps"] if result else max([0, *(step for step, _ in points), *(s for s, _ in evaluations)])
         )
+        decisions = _decisions(folder, config, result)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
         raise UserError(
             f"{folder}: result.json, history or checkpoint is damaged ({type(error).__name__}: {error}); leave "
@@ -100,6 +105,7 @@ def read_run(folder: Path) -> RunSummary:
     return RunSummary(
         folder.name if folder.name else str(folder), folder, config, int(steps), result is not None, values,
         chance, _parameters(folder, config), tuple(evaluations), _losses(config, points),
+        decisions,
     )  # fmt: skip
 
 
@@ -187,6 +193,14 @@ def _evaluations(folder: Path, config: RunConfig, points: Sequence[Point]) -> li
         (step, {task: value for task, value in by_step[step].items() if _number(value) is not None})
         for step in sorted(by_step)
     ]
+
+
+def _decisions(folder: Path, config: RunConfig, result: dict[str, Any] | None) -> tuple[Decision, ...]:
+    """Of an adaptive schedule: in result.json, or of a run under way in its newest checkpoint."""
+    if config.schedule.kind != "adaptive":
+        return ()
+    document = result or json.loads(_newest_state(folder) or "{}")
+    return tuple(document.get("decisions", []))
 
 
 def _newest_state(folder: Path) -> str | None:

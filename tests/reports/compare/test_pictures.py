@@ -265,7 +265,7 @@ def test_the_report_is_one_page_in_itself(tmp_path: Path) -> None:
     written = write_report(runs, out, "A < B & <script>", singles, "polyvit compare here")
     assert sorted(path.name for path in out.iterdir()) == sorted(written)
     assert set(written) == {
-        "report.html", "leaderboard.csv", "by_schedule_kind.png", "by_model_l_adapt.png", "alone.png",
+        "report.html", "leaderboard.csv", "table.md", "by_schedule_kind.png", "by_model_l_adapt.png", "alone.png",
         "differences.png", "pareto.png", "losses.png",
     }  # fmt: skip
     page = written["report.html"].read_text()

@@ -1,0 +1,171 @@
+"""See how the tasks of a model pull on the weights that they share: gradients in pairs, by layer.
+
+    polyvit interference MODEL [CONFIG] [key=value ...] [--only TASK] [--minibatches N] [--out DIR] [--json FILE]
+    python -m pipelines.interference ...
+
+MODEL is a checkpoint's folder, a run's, or `models:/name@alias`. Without CONFIG the run's own config says where
+the data are. Training minibatches are decoded in this process; nothing is trained. Out: interference.html, .json
+and two heat maps in DIR (default: MODEL/interference). `train.interference_every` measures the same in a run.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.runtime import command_line, console
+from polyvit.config import RunConfig, apply_override, load_config, validate_config
+from polyvit.errors import UserError
+
+GAP = (
+    "Drift is known between kept checkpoints only, and of all tasks that trained between them together: a run's"
+    " history holds gradient norms and learning rates, not how far each task's own steps moved the weights."
+    " train.checkpoint_every and train.keep_checkpoints make the intervals finer; with schedule.kind=task_by_task"
+    " an interval inside a task's block is that task's own."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`polyvit interference`."""
+    parser = command_line.parser("interference", "Which tasks pull shared weights apart, and in which layers.")
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    command_line.add_config(parser, optional=True)
+    parser.add_argument(
+        "--minibatches", type=command_line.positive_int, default=8, metavar="N", help="of each task (default: 8)"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder of the report (default: MODEL/interference)"
+    )
+    return command_line.run(parser, _body, argv)
+
+
+def _body(arguments: argparse.Namespace) -> dict[str, Any]:
+    from pipelines.tracking import is_registered, model_folder  # start-up: MLflow, torch
+    from polyvit.checkpoint import load_trained  # start-up: torch
+    from polyvit.distributed import SingleProcess  # start-up: torch
+    from polyvit.reports import interference_proposals, write_interference  # start-up: matplotlib
+    from polyvit.training import compare_gradients, measure_gradients  # start-up: torch
+
+    if arguments.minibatches < 2:
+        raise UserError("--minibatches 1 gives no interval; give 2 or more")
+    folder = model_folder(arguments.model)
+    model, trained, state = load_trained(folder)
+    config = measured_config(trained, arguments.config, arguments.overrides, arguments.only)
+    console.print(f"gradients of {arguments.minibatches} minibatches of each of {len(config.tasks)} tasks ...")
+    gradients = measure_gradients(
+        _placed(model, config), _minibatches(config, arguments.minibatches), config, SingleProcess()
+    )
+    modalities = {name: task.modality for name, task in config.tasks.items()}
+    l_adapt = getattr(config.model, "l_adapt", None)
+    document = {
+        "model": arguments.model,
+        "about": f"{folder}; training minibatches with the run's augmentation, weights as they are",
+        "step": state["global_step"],
+        "minibatches": arguments.minibatches,
+        **compare_gradients(gradients, modalities, l_adapt),
+        "drift": {"intervals": _drift(Path(arguments.model).expanduser(), trained, state), "gap": GAP},
+    }
+    out = arguments.out or (
+        Path("interference")
+        if is_registered(arguments.model)
+        else Path(arguments.model).expanduser() / "interference"
+    )
+    try:
+        files = write_interference(document, out, f"Interference of tasks: {trained.name}")
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error}); give another folder with --out") from None
+    for line in interference_proposals(document):
+        console.print(line)
+    console.print(f"report      {files[0]}")
+    return document
+
+
+def measured_config(
+    trained: RunConfig, recipe: str | None, overrides: Sequence[str], only: Sequence[str]
+) -> RunConfig:
+    """The tasks to measure, in the model as it was trained. Without a recipe: those of the run.
+
+    Raises UserError for tasks that the model has no head for, that compare clips, and for fewer than two.
+    """
+    if recipe is not None and "=" in recipe:  # CONFIG was left out
+        overrides, recipe = [recipe, *overrides], None
+    if keys := [o for o in overrides if o.startswith("model.")]:
+        raise UserError(f"{', '.join(keys)}: gradients are of the model as it was trained; leave out model.* keys")
+    if recipe is not None:
+        config = load_config(recipe, overrides, only)
+    else:
+        document = trained.model_dump(mode="json")
+        for override in overrides:
+            apply_override(document, override)
+        config = validate_config(document)
+    if unknown := [name for name in (*only, *config.tasks) if name not in trained.tasks]:
+        raise UserError(f"the model has no head for {', '.join(unknown)}; it has {', '.join(trained.tasks)}")
+    kept = {
+        name: task for name, task in config.tasks.items()
+        if (not only or name in only) and task.loss != "contrastive"
+    }  # fmt: skip
+    if len(kept) < 2:
+        raise UserError(
+            f"interference is between tasks: {len(kept)} with classes {'is' if len(kept) == 1 else 'are'} left of"
+            f" {', '.join(config.tasks)}; give two or more"
+        )
+    return config.model_copy(update={"model": trained.model, "tasks": kept})
+
+
+def _placed(model: Any, config: RunConfig) -> Any:
+    """The model on a GPU where there is one."""
+    import torch  # start-up
+
+    return model.to("cuda") if torch.cuda.is_available() and config.train.use_gpu is not False else model
+
+
+def _minibatches(config: RunConfig, count: int) -> Iterator[Any]:
+    """The first minibatches of each task that a run would train on, decoded here."""
+    from pipelines.index import task_roots  # start-up: ray
+    from polyvit.data.layouts import scan  # start-up
+    from polyvit.data.loading import Decoder, check_readable, train_request  # start-up
+    from polyvit.schedule import Plan, schedule_of  # start-up
+
+    check_readable(config)
+    roots = task_roots(config)
+    splits = {name: scan(task, roots[name], name).split("train") for name, task in config.tasks.items()}
+    plan = Plan(schedule_of(config), config.tasks, {name: len(s) for name, s in splits.items()}, config.seed)
+    inputs = {name: config.model.input(task.modality) for name, task in config.tasks.items()}
+    decoder = Decoder(config.tasks, inputs, roots, config.seed, config.data.decode_timeout_s)
+    for batch in plan.recent(0, count):
+        yield decoder.decode(train_request(batch, splits[batch.task]))
+
+
+def _drift(run: Path, config: RunConfig, state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Between each two neighbouring checkpoints of a run: how far each shared group moved, relative to its norm,
+    and the steps of each task meanwhile; [] of a single checkpoint."""
+    from safetensors.torch import load_file  # start-up: torch
+
+    from polyvit.schedule import schedule_of  # start-up
+    from polyvit.training import group_of  # start-up: torch
+
+    folders = sorted(folder for folder in run.glob("step_*") if (folder / "model.safetensors").is_file())
+    schedule, intervals = schedule_of(config), []
+    schedule.follow(state.get("decisions", []))
+    previous: tuple[int, dict[str, Any]] | None = None
+    for folder in folders:
+        step = int(folder.name.removeprefix("step_"))
+        tensors = {n: t.double() for n, t in load_file(folder / "model.safetensors").items() if n[:7] == "shared."}
+        if previous is not None and tensors:
+            before, old = previous
+            squares: dict[str, list[float]] = {}
+            for name, tensor in tensors.items():
+                sums = squares.setdefault(group_of(name), [0.0, 0.0])
+                sums[0] += float((tensor - old[name]).square().sum())
+                sums[1] += float(old[name].square().sum())
+            moved = {group: (a / b) ** 0.5 if b else None for group, (a, b) in squares.items()}
+            counts = schedule.counts(before)
+            steps = {task: count - counts[task] for task, count in schedule.counts(step).items()}
+            intervals.append({"from": before, "to": step, "steps": steps, "moved": moved})
+        previous = step, tensors
+    return intervals
+
+
+if __name__ == "__main__":
+    sys.exit(main())
