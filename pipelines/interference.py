@@ -115,7 +115,7 @@ def measured_config(
 
 def _placed(model: Any, config: RunConfig) -> Any:
     """The model on a GPU where there is one."""
-    import torch  # start-up
+    import torch  # start-up: torch
 
     return model.to("cuda") if torch.cuda.is_available() and config.train.use_gpu is not False else model
 
@@ -123,9 +123,9 @@ def _placed(model: Any, config: RunConfig) -> Any:
 def _minibatches(config: RunConfig, count: int) -> Iterator[Any]:
     """The first minibatches of each task that a run would train on, decoded here."""
     from pipelines.index import task_roots  # start-up: ray
-    from polyvit.data.layouts import scan  # start-up
-    from polyvit.data.loading import Decoder, check_readable, train_request  # start-up
-    from polyvit.schedule import Plan, schedule_of  # start-up
+    from polyvit.data.layouts import scan  # start-up: torch
+    from polyvit.data.loading import Decoder, check_readable, train_request  # start-up: torch
+    from polyvit.schedule import Plan, schedule_of  # start-up: torch
 
     check_readable(config)
     roots = task_roots(config)
@@ -142,7 +142,7 @@ def _drift(run: Path, config: RunConfig, state: dict[str, Any]) -> list[dict[str
     and the steps of each task meanwhile; [] of a single checkpoint."""
     from safetensors.torch import load_file  # start-up: torch
 
-    from polyvit.schedule import schedule_of  # start-up
+    from polyvit.schedule import schedule_of  # start-up: torch
     from polyvit.training import group_of  # start-up: torch
 
     folders = sorted(folder for folder in run.glob("step_*") if (folder / "model.safetensors").is_file())

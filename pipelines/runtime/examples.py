@@ -24,6 +24,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "polyvit embed runs/first photos/ --out photos.parquet",
         "polyvit embed runs/first mine.yaml --split validation --out mine.parquet",
     ),
+    "interference": (
+        "polyvit interference runs/NAME",
+        "polyvit interference runs/NAME mine.yaml --minibatches 16 --out interference",
+    ),
     "neighbours": ("polyvit neighbours runs/NAME --data videos/ --out neighbours.png",),
     "register": ("polyvit register runs/first --alias champion", "polyvit register --list"),
     "export": (

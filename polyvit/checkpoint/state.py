@@ -51,9 +51,8 @@ class TrainState:
 
     global_step: steps done. read, bad: planned examples of each task, and those of them that could not be decoded,
     over all ranks. quarantine: every example that could not be decoded, each once; substitutes that were tried and
-    failed too count. evaluations: the results of every evaluation. microbatches: examples of each task in one
-    forward and backward, where the step is split. decisions: of an adaptive schedule. stopped: whether the run was
-    told to stop before its end (not stored).
+    failed too count. evaluations: their results. microbatches: examples of each task in one forward and backward,
+    where the step is split. decisions: of an adaptive schedule. stopped: whether the run was told to (not stored).
     """
 
     global_step: int = 0

@@ -63,6 +63,7 @@ def test_what_is_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "o.parquet").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_many_files_on_ray_in_their_order(

@@ -84,7 +84,14 @@ def test_every_side_delivers_every_example(pair_root: Path, tmp_path: Path) -> N
         assert list(side(listed)) == expected
 
 
-@pytest.mark.parametrize(("step_s", "stubbed"), [(0.0, False), (0.005, False), (0.005, True)])
+@pytest.mark.parametrize(
+    ("step_s", "stubbed"),
+    [
+        pytest.param(0.0, False, marks=pytest.mark.slow),
+        (0.005, False),
+        pytest.param(0.005, True, marks=pytest.mark.slow),
+    ],
+)
 def test_the_loops_rate_is_that_of_its_steps(
     pair_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float, stubbed: bool
 ) -> None:
