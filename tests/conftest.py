@@ -1,6 +1,7 @@
 """Fixtures of several test files."""
 
 import functools
+import gc
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ from xdist.scheduler import LoadScopeScheduling
 for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "FORCE_COLOR"):
     os.environ.pop(_name, None)  # of whoever starts the tests: another's cluster, another's store, escape codes
 
+
+if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # which share the cores with each other
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(processes)))
+gc.set_threshold(700, 10, 50)  # tests leave much that stays, and to look through all of it takes 0.1 to 0.4 s
 
 TIERS = ("slow", "faults", "gpu", "soak")
 """Markers that take a test out of `make test`; a test has one of them at most."""

@@ -126,6 +126,7 @@ def test_one_format_alone(tmp_path: Path, to: str, file: str, capsys: pytest.Cap
         assert "--int8 is an .onnx file; leave it out with --to torch" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_measures_on_data(pair_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = validate_config(pair_document(pair_root))
     model = PolyViT(config.model, config.tasks, seed=4)

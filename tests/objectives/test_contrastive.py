@@ -123,6 +123,7 @@ def test_a_contrastive_minibatch_is_never_cut() -> None:
     assert len(parts(batch, None, config, 1)) == 1
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_contrastive_pass_is_counted() -> None:
     tried = FakePass(contrastive(), "one")
     assert 0 < tried.peak(2) < tried.peak(4)

@@ -116,6 +116,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_two_ranks_train_as_one(two_ranks: Path, name: str) -> None:
     alone, state, events = trained(CONFIGS[name], SingleProcess())

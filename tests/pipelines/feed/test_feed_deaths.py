@@ -16,7 +16,7 @@ from polyvit.synthetic.write import write_example_pair
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-@pytest.mark.parametrize("backend", ["ray_core", "ray_data"])
+@pytest.mark.parametrize("backend", [pytest.param("ray_core", marks=pytest.mark.slow), "ray_data"])
 def test_a_crash_and_a_hang_cost_their_own_example_only(tmp_path: Path, backend: str) -> None:
     root = tmp_path / "data"
     write_example_pair(root)
