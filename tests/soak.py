@@ -232,9 +232,11 @@ def _true(points: list[tuple[int, dict[str, float]]]) -> list[tuple[int, dict[st
 def _mlflow_problems(run: Path, points: list[tuple[int, dict[str, float]]]) -> list[str]:
     from mlflow.tracking import MlflowClient
 
+    from pipelines.tracking.runs import measured_once
+
     record = json.loads((run / "run.json").read_text())
     client = MlflowClient(tracking_uri=record["mlflow_uri"])
-    problems = []
+    problems, points = [], [(step, measured_once(values)) for step, values in points]
     for key in sorted({key for _, values in points for key in values}):
         wanted = [(step, values[key]) for step, values in points if key in values]
         held = sorted((point.step, point.value) for point in client.get_metric_history(record["mlflow_run"], key))
