@@ -44,7 +44,7 @@ from polyvit.errors import UserError
 from polyvit.evaluation import result_rows
 from polyvit.model import build_model, fast_kernels, parameters_of
 from polyvit.quickstart.notebook_config import ConfigLike, as_config
-from polyvit.schedule import Plan, Schedule, build_schedule
+from polyvit.schedule import Plan, Schedule, schedule_of
 from polyvit.storage import write_whole
 from polyvit.training import build_learner, compile_ahead, derive_microbatches, freeze_parts, initialise_model
 from polyvit.training import train as train_loop
@@ -157,7 +157,7 @@ class _Run:
         device: torch.device,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.scans, self.device = config, folder, scans, device
-        self.schedule: Schedule = build_schedule(config.schedule, config.tasks, config.seed)
+        self.schedule: Schedule = schedule_of(config)
         model = build_model(config, seed=config.seed).to(device)
         freeze_parts(model, config.optim.frozen)
         if config.init.path:

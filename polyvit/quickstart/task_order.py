@@ -61,6 +61,8 @@ def task_schedule(
         name for name, number in updates.items() if not isinstance(number, int | np.integer) or number < 1
     ]:
         raise UserError(f"updates[{wrong[0]!r}] is {updates[wrong[0]]!r}; give steps of each task, 1 or more")
+    if kind == "adaptive":
+        raise UserError("kind='adaptive' is decided at the evaluations of a run; see schedule.png of one")
     if not updates:
         raise UserError('updates is empty; give steps of each task, such as {"pets": 150, "audioset": 200}')
     try:

@@ -49,6 +49,13 @@ def test_it_learns_and_gives_the_model(run: LocalRun, pair_root: Path) -> None:
     assert repr(run).startswith(f"LocalRun({str(run.folder)!r}: shapes top1 0.")
 
 
+def test_an_adaptive_schedule_is_followed(pair_root: Path, tmp_path: Path) -> None:
+    adaptive = {**document(pair_root, tmp_path), "schedule": {"kind": "adaptive"}}
+    run = train(adaptive, device="cpu", progress=False)
+    assert sum(row["steps"] for row in run.results.values()) == 28
+    assert any("schedule/shapes/share" in point for point in run.history)
+
+
 def test_the_folder_is_a_run(run: LocalRun) -> None:
     summary = read_run(run.folder)
     assert (summary.finished, summary.steps, len(summary.evaluations)) == (True, 28, 2)

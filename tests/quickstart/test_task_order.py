@@ -46,3 +46,8 @@ def test_mistakes() -> None:
         task_schedule("uniform", {"pets": 0})
     with pytest.raises(UserError, match="updates is empty"):
         task_schedule("uniform", {})
+
+
+def test_adaptive_is_not_known_before_a_run() -> None:
+    with pytest.raises(UserError, match="decided at the evaluations of a run"):
+        task_schedule("adaptive", {"a": 3, "b": 5})
