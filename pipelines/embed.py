@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pipelines.runtime import command_line, console
-from polyvit.config import RunConfig, load_config, recipe_names
+from polyvit.config import RunConfig, load_config, recipe_names, with_model_of
 from polyvit.data.index import Split
 from polyvit.errors import BadMedia, UserError
 
@@ -67,7 +67,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     predictor = Predictor.load(checkpoint)
     with contextlib.ExitStack() as stack:
         if config:
-            config = _with_model(config, predictor.config)
+            config = with_model_of(config, predictor.config)
             writer = stack.enter_context(embedding_file(out))
             _embed_config(predictor, config, checkpoint, arguments, writer)
         else:
@@ -80,19 +80,6 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     width = predictor.config.model.feature_width
     document = {"model": arguments.model, "folder": str(checkpoint), "out": str(out)}
     return {**document, "rows": writer.rows, "failed": writer.failed, "width": width}
-
-
-def _with_model(config: RunConfig, trained: RunConfig) -> RunConfig:
-    """The tasks of a config in the model's own input sizes. Raises UserError for a modality that it lacks."""
-    have = ", ".join(trained.modalities)
-    problems = [
-        f"tasks.{name}: {task.modality}; leave it out with --only"
-        for name, task in config.tasks.items()
-        if task.modality not in trained.modalities
-    ]
-    if problems:
-        raise UserError(f"the model has no tokenizer for these tasks (it has {have}):", problems)
-    return config.model_copy(update={"model": trained.model})
 
 
 def _embed_config(

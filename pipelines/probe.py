@@ -25,7 +25,7 @@ from rich.table import Table
 from pipelines.runtime import command_line, console
 from pipelines.tracking import is_registered, model_folder
 from polyvit.checkpoint import load_trained
-from polyvit.config import RunConfig, load_config
+from polyvit.config import RunConfig, load_config, with_model_of
 from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 from polyvit.evaluation import EPOCHS, LRS, Features, ProbeResult, ProbeSettings, probe
@@ -49,19 +49,12 @@ def probe_config(
             f"{', '.join(model_keys)}: a probe takes the model as it was trained; leave out model.* keys"
         )
     config = load_config(recipe, overrides, only)
-    have = ", ".join(trained.modalities)
-    problems = [
-        f"tasks.{name}: {task.modality}; leave it out with --only, or probe a model trained on {task.modality}"
-        for name, task in config.tasks.items()
-        if task.modality not in trained.modalities
-    ]
-    if problems:
-        raise UserError(f"the model has no tokenizer for these tasks (it has {have}):", problems)
+    fitting = with_model_of(config, trained)
     if same := [name for name, task in config.tasks.items() if task.eval_split == "train"]:
         raise UserError(
             f"tasks.{same[0]}.eval_split=train: a probe is scored on other examples than it is fitted on"
         )
-    return config.model_copy(update={"model": trained.model})
+    return fitting
 
 
 def run_probes(

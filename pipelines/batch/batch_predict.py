@@ -177,8 +177,6 @@ def _answers(
     predictor: Predictor, paths: Sequence[str], missing: Sequence[int], job: PredictJob, tasks: Sequence[str]
 ) -> Any:
     """The answers of the missing parts, as an iterator of Arrow tables (part, row, path, answer in JSON)."""
-    import ray
-
     config, size = predictor.config, job.part_size
     tables = []
     for number in missing:
@@ -188,26 +186,48 @@ def _answers(
         "config": config.model_dump_json(), "tasks": tuple(tasks), "modality": job.modality,
         "seconds": job.file_seconds,
     }  # fmt: skip
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    decoded = ray.data.from_arrow(tables).map_batches(
+    return through_the_model(predictor, tables, asked, Answerer, job.top_k).iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=2
+    )
+
+
+def through_the_model(
+    predictor: Predictor, tables: Sequence[pa.Table], asked: dict[str, Any], stage: type, *arguments: Any
+) -> Any:
+    """A Ray dataset of files that are decoded in children of their own, and then given to the model's actors.
+
+    tables: with a column `path`, a block each. asked: see `decode_files`. stage: an actor's class, which is built
+    of a list that holds a reference to the predictor, of `arguments`, and of the device.
+    """
+    import ray
+
+    decode_cpus, gpus = predictor.config.data.decode_cpus, int(ray.cluster_resources().get("GPU", 0))
+    decoded = ray.data.from_arrow(list(tables)).map_batches(
         decode_files,  # type: ignore[arg-type]
         batch_size=FILES_A_TASK,
         batch_format="pyarrow",
-        num_cpus=config.data.decode_cpus,
+        num_cpus=decode_cpus,
         fn_kwargs={"asked": asked},
     )
-    answered = decoded.map_batches(
-        Answerer,
+    return decoded.map_batches(
+        stage,
         batch_size=FILES_A_TASK,
         batch_format="pyarrow",
         # In a list, so that a restarted actor can fetch it again.
-        fn_constructor_args=([ray.put(predictor)], job.top_k, "cuda" if gpus else "cpu"),
+        fn_constructor_args=([ray.put(predictor)], *arguments, "cuda" if gpus else "cpu"),
         num_gpus=1 if gpus else 0,
         # Not the decoders' number: Ray Data would fuse the two stages into one, and decode in this actor.
-        num_cpus=0 if config.data.decode_cpus == 1 else 1,
+        num_cpus=0 if decode_cpus == 1 else 1,
         concurrency=(1, max(1, gpus or int(ray.cluster_resources()["CPU"]) // 4)),
     )
-    return answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+def on_device(predictor: list[Any], device: str) -> Predictor:
+    """In an actor: the driver's predictor, from a list that holds a reference to it, on this device."""
+    import ray
+
+    on_driver = ray.get(predictor[0])
+    return Predictor(on_driver.model, on_driver.config, on_driver.classes, device)
 
 
 @lru_cache(maxsize=1)
@@ -233,11 +253,7 @@ class Answerer:
     """The model, in an actor of its own."""
 
     def __init__(self, predictor: list[Any], top_k: int, device: str) -> None:
-        import ray
-
-        on_driver = ray.get(predictor[0])
-        self.top_k = top_k
-        self.predictor = Predictor(on_driver.model, on_driver.config, on_driver.classes, device)
+        self.top_k, self.predictor = top_k, on_device(predictor, device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Replace `prepared` by `answer`, in JSON."""

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.batch.batch_predict import FILES_A_TASK, decode_files
+from pipelines.batch.batch_predict import FILES_A_TASK, on_device, through_the_model
 from pipelines.batch.extract_features import feature_splits, load_or_extract
 from pipelines.index import Indexes, build_indexes
 from pipelines.runtime import console
@@ -92,10 +92,7 @@ class Embedder:
     """The model, in an actor of its own."""
 
     def __init__(self, predictor: list[Any], device: str) -> None:
-        import ray
-
-        here = ray.get(predictor[0])
-        self.predictor = Predictor(here.model, here.config, here.classes, device)
+        self.predictor = on_device(predictor, device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Replace `prepared` by the columns of an embedding."""
@@ -111,31 +108,17 @@ def embed_files(
 
     tasks: whose preparation is used; none: the first of the file's modality. seconds: for decoding one file.
     """
-    import ray
-
-    config = predictor.config
-    asked = {"config": config.model_dump_json(), "tasks": tuple(tasks), "modality": None, "seconds": seconds}
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    asked = {
+        "config": predictor.config.model_dump_json(),
+        "tasks": tuple(tasks),
+        "modality": None,
+        "seconds": seconds,
+    }
     blocks = max(1, min(len(paths) // FILES_A_TASK, 1000))
     table = pa.table({"path": pa.array(paths, pa.string())})
     size = -(-len(paths) // blocks)
-    decoded = ray.data.from_arrow([table.slice(i, size) for i in range(0, len(paths), size)]).map_batches(
-        decode_files,  # type: ignore[arg-type]
-        batch_size=FILES_A_TASK,
-        batch_format="pyarrow",
-        num_cpus=config.data.decode_cpus,
-        fn_kwargs={"asked": asked},
-    )
-    embedded = decoded.map_batches(
-        Embedder,
-        batch_size=FILES_A_TASK,
-        batch_format="pyarrow",
-        fn_constructor_args=([ray.put(predictor)], "cuda" if gpus else "cpu"),
-        num_gpus=1 if gpus else 0,
-        # Not the decoders' number: Ray Data would fuse the two stages into one, and decode in this actor.
-        num_cpus=0 if config.data.decode_cpus == 1 else 1,
-        concurrency=(1, max(1, gpus or int(ray.cluster_resources()["CPU"]) // 4)),
-    )
+    tables = [table.slice(i, size) for i in range(0, len(paths), size)]
+    embedded = through_the_model(predictor, tables, asked, Embedder)
     embedded.context.execution_options.preserve_order = True
     batch: Any
     for batch in embedded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):

@@ -45,6 +45,7 @@ from .reference import config_sections as config_sections
 from .reference import reference_markdown as reference_markdown
 from .renamed import with_new_names as with_new_names
 from .run import RunConfig as RunConfig
+from .run import with_model_of as with_model_of
 from .schema import recipe_schema as recipe_schema
 from .sections import AdaptiveConfig as AdaptiveConfig
 from .sections import DataConfig as DataConfig

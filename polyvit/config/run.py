@@ -83,3 +83,19 @@ class RunConfig(Section):
         if self.optim.warmup_steps is not None:
             return self.optim.warmup_steps
         return sum(task.warmup_steps for task in self.tasks.values())
+
+
+def with_model_of(config: RunConfig, trained: RunConfig) -> RunConfig:
+    """The tasks of `config` with the model section of `trained`, so that tokens fit its model.
+
+    Raises UserError for tasks of a modality that the model has no tokenizer for.
+    """
+    problems = [
+        f"tasks.{name}: {task.modality}; leave it out with --only, or give a model trained on {task.modality}"
+        for name, task in config.tasks.items()
+        if task.modality not in trained.modalities
+    ]
+    if problems:
+        have = ", ".join(trained.modalities)
+        raise UserError(f"the model has no tokenizer for these tasks (it has {have}):", problems)
+    return config.model_copy(update={"model": trained.model})
