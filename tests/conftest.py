@@ -54,6 +54,7 @@ class RayTogether(LoadScopeScheduling):
         return "ray" if starts_ray(Path(__file__).parents[1] / file) else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayTogether:
     """Instead of `--dist`."""
     return RayTogether(config, log)

@@ -170,7 +170,7 @@ def all_ranks_requests(config: RunConfig, scans: Mapping[str, Scan]) -> list[Req
     """
     splits = {name: scans[name].split(task.eval_split) for name, task in config.tasks.items()}
     size = config.train.known_workers
-    requests = [r for rank in range(size) for r in split_requests(config.tasks, splits, rank, size)]
+    requests = [r for rank in range(size) for r in split_requests(config, splits, rank, size)]
     order = list(config.tasks)
     return sorted(requests, key=lambda request: order.index(request.task))
 

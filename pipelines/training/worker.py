@@ -5,10 +5,12 @@ run, and reads its part of every step from its own feed. Rank 0 writes the check
 progress line.
 """
 
+import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +59,7 @@ from polyvit.storage import read_record, write_whole
 from polyvit.training import (
     build_learner,
     compile_ahead,
+    derive_eval_batch,
     derive_microbatches,
     freeze_parts,
     initialise_model,
@@ -118,6 +121,8 @@ def _train(arguments: dict[str, Any], device: torch.device) -> TrainState:
     init_report = run_dir.folder / "init.txt"
     learner, state = starting_point(store, step, hashes, config, init_report, device, world, tracker)
     state.microbatches = microbatches(learner.model, config, run_dir, world, device)
+    config = with_eval_batch(learner.model, config, run_dir, world, device)
+    feed.requests = replace(feed.requests, config=config)
     history = MetricsLog(run_dir.folder / "history")
     past = on_rank_0(world, lambda: history.restart(state.global_step)) or []
     metadata = {**hashes, "classes": {name: list(scan.classes) for name, scan in indexes.scans.items()}}
@@ -226,13 +231,43 @@ def microbatches(
     """
     record = run_dir.folder / f"microbatches_{world.size}.json"
     advice = "delete it: sizes are measured again, and may differ, so that results differ in the last bits"
+    return measured_before(
+        record, advice, list(config.tasks), world, lambda: derive_microbatches(model, config, world, device)
+    )
+
+
+def with_eval_batch(
+    model: MultiTaskModel, config: RunConfig, run_dir: RunDir, world: Communicator, device: torch.device
+) -> RunConfig:
+    """The config with the size of evaluation minibatches (`train.eval_batch`), measured once for a run.
+
+    Arguments are those of `microbatches`. On a CPU, and where the config says it: the config as it is.
+    """
+    if config.train.eval_batch is not None or device.type == "cpu":
+        return config
+    advice = "delete it, or set train.eval_batch: the size is measured again, and may differ"
+    views = measured_before(
+        run_dir.folder / "eval_batch.json", advice, ["views"], world,
+        lambda: {"views": derive_eval_batch(model, config, world, device)},
+    )["views"]  # fmt: skip
+    return config.model_copy(update={"train": config.train.model_copy(update={"eval_batch": views})})
+
+
+def measured_before(
+    record: Path, advice: str, keys: Sequence[str], world: Communicator, measure: Callable[[], dict[str, int]]
+) -> dict[str, int]:
+    """What a file of the run holds, or what is measured now on all ranks and then kept in it.
+
+    record: the file, which rank 0 reads and writes. advice: what to do where it is damaged. keys: what it must
+    hold. world: this worker's rank and its peers.
+    """
     known = record.is_file() if world.rank == 0 else False
-    read = on_rank_0(world, lambda: read_record(record, advice, *config.tasks) if known else None)
+    read = on_rank_0(world, lambda: read_record(record, advice, *keys) if known else None)
     sizes: dict[str, int] | None = world.gather(read)[0]
     if sizes is None:
-        sizes = derive_microbatches(model, config, world, device)
+        sizes = measure()
         if world.rank == 0:
-            run_dir.write(record.name, sizes)
+            write_whole(record, json.dumps(sizes, indent=1) + "\n")
     return sizes
 
 

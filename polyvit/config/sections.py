@@ -230,6 +230,9 @@ class TrainConfig(Section):
     microbatch: PositiveInt | None = None
     """Most examples of one forward and backward pass on one worker; gradients are summed over passes, so the
     result does not depend on it. Null: as many as fit into memory, measured for each task when a run starts."""
+    eval_batch: PositiveInt | None = None
+    """Most views of one evaluation minibatch, and at most 256 MB of tokens. Null: 64 on a CPU; on GPUs as many as
+    fit into memory, from 64 to 512, measured when a run starts and kept with it."""
     activation_checkpointing: bool = False
     """Keep only the input of each block and compute the rest again in the backward pass: less memory, about a
     third more arithmetic."""
@@ -265,6 +268,11 @@ class TrainConfig(Section):
     def known_workers(self) -> int:
         """`workers`; 1 as long as the cluster has not said how many."""
         return self.workers or 1
+
+    @property
+    def known_eval_batch(self) -> int:
+        """`eval_batch`; 64 as long as no memory was measured."""
+        return self.eval_batch or 64
 
 
 class Range(Section):

@@ -76,7 +76,7 @@ def totals(
             state.update(model, inputs, task, minibatch, config)
             continue
         if model.compiled:
-            inputs = padded(inputs, eval_rows(task))
+            inputs = padded(inputs, eval_rows(config, minibatch.task))
         with autocast(device, config.train.precision):
             logits = one_answer(model(inputs, minibatch.task)[: minibatch.rows].float(), task.loss)
         logits = average_views(logits, minibatch.views, task)
@@ -114,7 +114,7 @@ def least_rows(task: TaskConfig) -> int:
 def _take_part(model: MultiTaskModel, minibatch: Minibatch, config: RunConfig) -> None:
     """The pass of a minibatch too small to be measured: other ranks wait for this one's part of the model."""
     task, device = config.tasks[minibatch.task], device_of(model)
-    rows = eval_rows(task) if model.compiled else least_rows(task)
+    rows = eval_rows(config, minibatch.task) if model.compiled else least_rows(task)
     blank = blank_arrays(config.model.input(task.modality), rows)
     inputs = {name: normalise(as_tensor(array).to(device)) for name, array in blank.items()}
     if isinstance(task, AudiovisualTask) and task.loss == "contrastive":

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,14 @@ from polyvit.model import build_model, fast_kernels, parameters_of
 from polyvit.quickstart.notebook_config import ConfigLike, as_config
 from polyvit.schedule import Plan, Schedule, schedule_of
 from polyvit.storage import write_whole
-from polyvit.training import build_learner, compile_ahead, derive_microbatches, freeze_parts, initialise_model
+from polyvit.training import (
+    build_learner,
+    compile_ahead,
+    derive_eval_batch,
+    derive_microbatches,
+    freeze_parts,
+    initialise_model,
+)
 from polyvit.training import train as train_loop
 
 
@@ -191,6 +198,7 @@ class _Run:
         self._write("parameters.json", {**table, "total": sum(table.values())})
         world, state = SingleProcess(), TrainState()
         state.microbatches = derive_microbatches(self.learner.model, self.config, world, self.device)
+        self._measure_eval_batch()
         with ExitStack() as stack:
             stack.callback(self.writer.close)
             stack.enter_context(self._interruptible())
@@ -208,6 +216,13 @@ class _Run:
         if not state.stopped:
             self._write("result.json", self._result(state, rows))
         return LocalRun(self.folder, self.history, rows, state.stopped)
+
+    def _measure_eval_batch(self) -> None:
+        """Evaluation minibatches as large as memory allows; their size is in the checkpoints' config."""
+        views = derive_eval_batch(self.learner.model, self.config, SingleProcess(), self.device)
+        train = self.config.train.model_copy(update={"eval_batch": views})
+        self.config = self.config.model_copy(update={"train": train})
+        self.feed = replace(self.feed, requests=replace(self.feed.requests, config=self.config))
 
     def _result(self, state: TrainState, rows: Mapping[str, Any]) -> dict[str, Any]:
         metric, best = self.config.train.best_metric, None

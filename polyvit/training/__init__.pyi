@@ -14,6 +14,7 @@ from .loop import JUDGED_FROM as JUDGED_FROM
 from .loop import train as train
 from .microbatch import FakePass as FakePass
 from .microbatch import PeakBytes as PeakBytes
+from .microbatch import derive_eval_batch as derive_eval_batch
 from .microbatch import derive_microbatches as derive_microbatches
 from .microbatch import free_bytes as free_bytes
 from .optim import Optimiser as Optimiser

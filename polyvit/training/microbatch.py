@@ -21,14 +21,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from polyvit.config import AudiovisualTask, ModelConfig, RunConfig, TaskConfig
-from polyvit.data.loading import Minibatch, blank_arrays
+from polyvit.data.loading import EVAL_BATCH, Minibatch, as_tensor, blank_arrays, eval_rows
 from polyvit.distributed import Communicator
-from polyvit.model import MultiTaskModel, build_model, parameters_of, training_flops, uses_bfloat16
+from polyvit.model import (
+    MultiTaskModel,
+    autocast,
+    build_model,
+    normalise,
+    parameters_of,
+    training_flops,
+    uses_bfloat16,
+)
 from polyvit.schedule import mixes, rank_slice
 from polyvit.training.balancing import balancing_bytes
 from polyvit.training.step import is_contrastive, local_loss
 
 logger = logging.getLogger(__name__)
+MOST_VIEWS = 512
+"""Of an evaluation minibatch: a larger one is no faster on any device that we know of."""
 SHARE = {"cuda": 0.85, "cpu": 0.5}
 """Of the free memory that passes may fill. On a CPU the feed and Ray's object store live in the same memory."""
 _CGROUP = Path("/sys/fs/cgroup")
@@ -79,6 +89,14 @@ class FakePass:
                 self.known[examples] = pass_peak(self.model, self.config, self.task, examples)
         return self.known[examples]
 
+    def evaluation_peak(self, views: int) -> int:
+        """Peak bytes of a forward pass alone over so many views, its inputs included."""
+        blank = blank_arrays(self.config.model.input(self.config.tasks[self.task].modality), views)
+        device = torch.device("cpu")
+        with self.mode, torch.no_grad(), autocast(device, self.config.train.precision), PeakBytes() as counted:
+            self.model({name: normalise(as_tensor(array).clone()) for name, array in blank.items()}, self.task)
+        return counted.peak
+
 
 def pass_peak(model: MultiTaskModel, config: RunConfig, task: str, examples: int) -> int:
     """Peak bytes of a real pass over blank examples, on the CPU; of `FakePass` where the model is fake."""
@@ -103,11 +121,42 @@ def derive_microbatches(
     if config.train.microbatch is not None:
         return {name: _of_a_pass(config, name, config.train.microbatch, world.size) for name in config.tasks}
     budget = min(world.gather(_budget(model, config, world, device)))
-    half = uses_bfloat16(device, config.train.precision)  # passes are counted as if on a CPU
-    train = config.train.model_copy(update={"precision": "bfloat16" if half else "float32"})
-    config = config.model_copy(update={"train": train})
+    config = _as_on(device, config)
     counted = _counted(config, budget, world.size) if world.rank == 0 else {}  # once for a machine of many ranks
     return world.gather(counted)[0]
+
+
+def derive_eval_batch(model: MultiTaskModel, config: RunConfig, world: Communicator, device: torch.device) -> int:
+    """Most views of an evaluation minibatch, the same on every rank: `train.eval_batch` if set, 64 on a CPU.
+
+    On GPUs the most of 64, 128, 256 and 512 with which every task's forward pass fits. Called as
+    `derive_microbatches` is. Models without one pass an example (AVBert's pre-training) stay at 64.
+    """
+    if config.train.eval_batch is not None or device.type == "cpu":
+        return config.train.known_eval_batch
+    budget = min(world.gather(_budget(model, config, world, device)))
+    counted = views_that_fit(_as_on(device, config), budget) if world.rank == 0 else 0
+    return world.gather(counted)[0]
+
+
+def views_that_fit(config: RunConfig, budget: int) -> int:
+    """Most views, of 64 times a power of two, with which no task's evaluation needs more than `budget` bytes."""
+    views = EVAL_BATCH
+    passes = _passes(config, {n: t for n, t in config.tasks.items() if not is_contrastive(config, n)})
+    while views < MOST_VIEWS:
+        train = config.train.model_copy(update={"eval_batch": 2 * views})
+        tried = config.model_copy(update={"train": train})
+        if any(each.evaluation_peak(eval_rows(tried, name)) > budget for name, each in passes.items()):
+            break
+        views *= 2
+    return views
+
+
+def _as_on(device: torch.device, config: RunConfig) -> RunConfig:
+    """The config with the precision of the device: passes are counted as if on a CPU."""
+    half = uses_bfloat16(device, config.train.precision)
+    train = config.train.model_copy(update={"precision": "bfloat16" if half else "float32"})
+    return config.model_copy(update={"train": train})
 
 
 def _counted(config: RunConfig, budget: int, ranks: int) -> dict[str, int]:

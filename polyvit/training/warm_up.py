@@ -65,7 +65,7 @@ def _compile(
             run_pass(model, part, config, device, SingleProcess())
     for i, name in enumerate(evaluations, start=len(passes) + 1):
         say(f"compiling {i} of {len(passes) + len(evaluations)}: evaluation of {name} ...")
-        blank = blank_minibatch(config, name, eval_rows(config.tasks[name]))
+        blank = blank_minibatch(config, name, eval_rows(config, name))
         evaluate(model, [blank], config, SingleProcess())
 
 
@@ -73,7 +73,8 @@ def _form(config: RunConfig, name: str, rows: int) -> tuple[object, ...]:
     """What a task's pass over so many examples is compiled for; of an evaluation (0 rows) the views too."""
     task = config.tasks[name]
     drops = rows > 0 and task.drop_path > 0
-    return task.modality, is_contrastive(config, name), drops, getattr(task, "reads", ""), rows or eval_rows(task)
+    rows = rows or eval_rows(config, name)
+    return task.modality, is_contrastive(config, name), drops, getattr(task, "reads", ""), rows
 
 
 def training_passes(

@@ -233,11 +233,11 @@ def test_views_count_in_the_size_of_a_minibatch() -> None:
         name: [Example(f"{i:03d}", "p", (0,), "test") for i in range(100)] for name in ("picture", "clip", "sound")
     }
     sizes = {name: set() for name in splits}
-    for request in split_requests(config.tasks, splits, 0, 1):
+    for request in split_requests(config, splits, 0, 1):
         sizes[request.task].add(len(request.examples))
     assert {name: max(found) for name, found in sizes.items()} == {"picture": 64, "clip": 7, "sound": 16}
     assert all(max(found) * config.tasks[name].eval_views <= EVAL_BATCH for name, found in sizes.items())
-    huge = small_config("tasks.clip.eval_clips=100").tasks
+    huge = small_config("tasks.clip.eval_clips=100")
     assert {len(r.examples) for r in split_requests(huge, {"clip": splits["clip"]}, 0, 1)} == {1}
 
 
@@ -314,7 +314,7 @@ def test_an_example_without_views_counts_nowhere(root: Path) -> None:
     config = small_config(*MANY)
     scan = scans(config)["clip"]
     bad_only = replace(scan, examples=scan.examples[2:3])
-    requests = split_requests(config.tasks, {"clip": bad_only.examples}, 0, 1)
+    requests = split_requests(config, {"clip": bad_only.examples}, 0, 1)
     made = [decoder(config, root).decode(request) for request in requests]
     results, _ = evaluate(lively(config), made, config, SingleProcess())
     assert (results["clip"]["examples"], results["clip"]["skipped"], results["clip"]["value"]) == (0, 1, None)

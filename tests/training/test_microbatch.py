@@ -9,21 +9,28 @@ from small import ArrayFeed, fresh, small_config
 
 import polyvit.training.microbatch
 from polyvit.config import load_config
+from polyvit.data.loading import requests
+from polyvit.data.loading.example import example_bytes
+from polyvit.data.loading.requests import eval_rows
 from polyvit.distributed import SingleProcess
 from polyvit.model.polyvit import PolyViT
 from polyvit.training.microbatch import (
     FakePass,
     PeakBytes,
+    derive_eval_batch,
     derive_microbatches,
     free_bytes,
     largest_fit,
     pass_peak,
     sure_bytes,
+    views_that_fit,
 )
 from polyvit.training.step import parts, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TASKS = ("picture", "clip", "sound", "word")
+VIEWS = {"picture": 1, "clip": 3, "sound": 1, "word": 1}
+"""Of an evaluation, with three clips of a video."""
 
 
 @pytest.mark.parametrize("keys", [(), ("schedule.kind=accumulating",), ("train.activation_checkpointing=true",)])
@@ -200,6 +207,32 @@ def test_all_ranks_take_the_least() -> None:
     world = Poor(FakePass(config, "clip").peak(1))
     found = derive_microbatches(fresh(config)[0], config, world, torch.device("cpu"))  # type: ignore[arg-type]
     assert found == {"picture": 4, "clip": 1, "sound": 2, "word": 2}
+
+
+def test_evaluation_minibatches_fill_the_memory_of_a_gpu_and_no_more() -> None:
+    """On a CPU they stay at 64 views; on a GPU each task's forward pass fits."""
+    config, cpu = small_config("tasks.clip.eval_clips=3"), torch.device("cpu")
+    model = fresh(config)[0]
+    assert derive_eval_batch(model, config, SingleProcess(), cpu) == 64
+    assert derive_eval_batch(model, small_config("train.eval_batch=5"), SingleProcess(), torch.device("cuda")) == 5
+    need = {
+        views: max(FakePass(config, name).evaluation_peak(views // per * per) for name, per in VIEWS.items())
+        for views in (64, 128, 256)
+    }
+    assert need[128] > need[64] > 64 * 4 * example_bytes(config.model.input("image"))
+    for views in (128, 256):
+        assert views_that_fit(config, need[views]) == views
+        assert views_that_fit(config, need[views] - 1) == views // 2
+    assert views_that_fit(config, 0) == 64
+
+
+def test_evaluation_minibatches_hold_whole_examples_and_few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config("tasks.clip.eval_clips=3", "train.eval_batch=200")
+    assert [eval_rows(config, name) for name in TASKS] == [200, 198, 200, 200]
+    monkeypatch.setattr(requests, "EVAL_BYTES", 100 * example_bytes(config.model.input("video")))
+    assert eval_rows(config, "clip") == 99
+    monkeypatch.setattr(requests, "EVAL_BYTES", 1)
+    assert [eval_rows(config, name) for name in TASKS] == [64, 63, 64, 64]
 
 
 def test_free_bytes() -> None:

@@ -6,14 +6,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from polyvit.config import RunConfig, TaskConfig
+from polyvit.config import RunConfig
 from polyvit.data.index import Example, Scan
 from polyvit.data.isolation import is_fatal
+from polyvit.data.loading.example import example_bytes
 from polyvit.data.loading.minibatch import Decoder, Minibatch, Request, train_request
 from polyvit.schedule import Plan
 
 EVAL_BATCH = 64
-"""Most views (clip x crop) of one evaluation minibatch; one example has all its views in one."""
+"""Most views (clip x crop) of a minibatch of features or predictions; one example has all its views in one."""
+EVAL_BYTES = 256 * 2**20
+"""Most bytes of tokens of an evaluation minibatch of more than EVAL_BATCH views."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Requests:
 
     def evaluation(self) -> list[Request]:
         """This rank's share of every task's evaluation split."""
-        requests = split_requests(self.config.tasks, self.eval_splits, self.rank, self.world_size)
+        requests = split_requests(self.config, self.eval_splits, self.rank, self.world_size)
         return list(map(self._without_fatal, requests))
 
     def learn(self, minibatch: Minibatch) -> None:
@@ -84,18 +87,22 @@ def evaluation_requests(
     ]
 
 
-def eval_rows(task: TaskConfig) -> int:
-    """Views of a full evaluation minibatch: as many whole examples as EVAL_BATCH holds, at least one."""
-    return max(1, EVAL_BATCH // task.eval_views) * task.eval_views
+def eval_rows(config: RunConfig, name: str) -> int:
+    """Views of a task's full evaluation minibatch: as many whole examples as `train.eval_batch` holds, at least
+    one."""
+    task, most = config.tasks[name], config.train.known_eval_batch
+    if most > EVAL_BATCH:
+        most = min(most, max(EVAL_BATCH, EVAL_BYTES // example_bytes(config.model.input(task.modality))))
+    return max(1, most // task.eval_views) * task.eval_views
 
 
 def split_requests(
-    tasks: Mapping[str, TaskConfig], splits: Mapping[str, Sequence[Example]], rank: int, world_size: int
+    config: RunConfig, splits: Mapping[str, Sequence[Example]], rank: int, world_size: int
 ) -> list[Request]:
-    """`evaluation_requests` of a split of every task, in minibatches of at most EVAL_BATCH views."""
+    """`evaluation_requests` of a split of every task, in minibatches of at most `eval_rows` views."""
     requests: list[Request] = []
     for name, examples in splits.items():
-        most = eval_rows(tasks[name]) // tasks[name].eval_views
+        most = eval_rows(config, name) // config.tasks[name].eval_views
         batch = min(most, max(1, -(-len(examples) // world_size)))
         requests += evaluation_requests(name, examples, batch, rank, world_size)
     return requests
