@@ -23,10 +23,10 @@ demo: install
 	$(BIN)/polyvit synth demo-data
 	$(BIN)/polyvit cotrain demo
 
-# Our own files are compiled once, and not again by each of the hundreds of processes that tests start. Tests run in as
-# many processes as there are cores, at most four; those that start Ray share one process and one cluster.
+# Our own files are compiled once, and not again by each of the hundreds of processes that tests start. Tests run in one
+# process more than there are cores, at most four; those that start Ray share one process and one cluster.
 PYTEST = $(BIN)/python -m compileall -q polyvit pipelines && $(BIN)/python -m pytest
-PARALLEL := -n logical --maxprocesses 4
+PARALLEL := -n logical
 
 test: install
 	$(PYTEST) $(PARALLEL)

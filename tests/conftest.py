@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import mlflow_kit
 import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
@@ -20,6 +21,12 @@ for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "FORCE_COLOR"):
 if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # which share the cores with each other
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(processes)))
 gc.set_threshold(700, 10, 50)  # tests leave much that stays, and to look through all of it takes 0.1 to 0.4 s
+
+
+def pytest_runtest_setup() -> None:
+    """MLflow's tables are made once in a process."""
+    mlflow_kit.copy_tables_from_now_on()
+
 
 TIERS = ("slow", "faults", "gpu", "soak")
 """Markers that take a test out of `make test`; a test has one of them at most."""
@@ -43,15 +50,24 @@ def starts_ray(file: Path) -> bool:
 
 
 class RayTogether(LoadScopeScheduling):
-    """Files are handed out to the processes of pytest-xdist; those that start Ray all go to one process.
+    """Files are handed out to the processes of pytest-xdist; those that share `ray_cluster` all go to one process.
 
-    They share a cluster and the cores: in two processes on two cores they were slower. xdist's own groups do
-    nothing with pytest 9: a node's id is final there.
+    So do those that start clusters of their own, which wait much: for what they killed, for nodes that come.
+    xdist's own groups do nothing with pytest 9: a node's id is final there.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "ray" if starts_ray(Path(__file__).parents[1] / file) else file
+        path = Path(__file__).parents[1] / file
+        if not starts_ray(path):
+            return file
+        return "ray" if "ray_cluster" in path.read_text() else "clusters"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores, at most four: Ray's tests wait for processes that start, and others go on meanwhile."""
+    return min(4, (os.cpu_count() or 1) + 1)
 
 
 @pytest.hookimpl(optionalhook=True)

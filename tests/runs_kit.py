@@ -84,3 +84,13 @@ def sweep_of_four(folder: Path) -> Path:
             write_run(folder / f"{kind}-{l_adapt}", f"schedule.kind={kind}", f"model.l_adapt={l_adapt}",
                       "storage=/elsewhere", values=values, total=900 + l_adapt)  # fmt: skip
     return folder
+
+
+def curves(run: Path) -> dict[int, dict[str, float]]:
+    """Every point of a run but its timings."""
+    points: dict[int, dict[str, float]] = {}
+    for path in sorted((run / "history").glob("*.jsonl")):
+        for point in map(json.loads, path.read_text().splitlines()):
+            values = {key: value for key, value in point["values"].items() if not key.startswith("pace/")}
+            points.setdefault(point["step"], {}).update(values)
+    return points

@@ -1,6 +1,6 @@
 """Kill everything that can be killed, again and again, and compare with the run that was left alone.
 
-    python tests/soak.py FOLDER [--runs 4] [--kills 5] [--seed 0] [--steps 400]
+    python tests/soak.py FOLDER [--runs 4] [--kills 5] [--seed 0] [--steps 400] [--targets worker driver ...]
 
 A head and a second node are started on this machine; the runs are real `polyvit cotrain` processes that attach to
 them. Every run must end with the reference's parameters, optimiser state, history and evaluations, bit for bit; in
@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 import yaml
+from mlflow_kit import write_tables
 
 TARGETS = ("worker", "decoder", "driver", "node")
 _PROGRESS = re.compile(r"step (\d+)/(\d+)")
@@ -269,9 +270,15 @@ def write_config(folder: Path, steps: int) -> Path:
     return path
 
 
-def soak(folder: Path, runs: int, kills: int, seed: int, steps: int) -> dict[str, Any]:
-    """The whole of it. Raises AssertionError where a run ends otherwise than the reference."""
+def soak(
+    folder: Path, runs: int, kills: int, seed: int, steps: int, kinds: tuple[str, ...] = TARGETS
+) -> dict[str, Any]:
+    """The whole of it. Raises AssertionError where a run ends otherwise than the reference.
+
+    kinds: what is killed, in turn.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    write_tables(folder / "runs")
     config = write_config(folder, steps)
     rng = random.Random(seed)
     report: dict[str, Any] = {"seed": seed, "steps": steps, "runs": []}
@@ -281,7 +288,7 @@ def soak(folder: Path, runs: int, kills: int, seed: int, steps: int) -> dict[str
         lasted = followed(reference)
         assert reference.finish() == 0, f"the reference failed: {reference.log}"
         for i in range(runs):
-            targets = [TARGETS[(i * kills + j) % len(TARGETS)] for j in range(kills)]
+            targets = [kinds[(i * kills + j) % len(kinds)] for j in range(kills)]
             rng.shuffle(targets)
             run = Run(folder, f"disturbed-{i}", cluster.inner.address, config)
             # On a fast machine sooner: else the run ends before it is killed.
@@ -306,10 +313,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
-    report = soak(folder, arguments.runs, arguments.kills, arguments.seed, arguments.steps)
+    kinds = tuple(arguments.targets)
+    report = soak(folder, arguments.runs, arguments.kills, arguments.seed, arguments.steps, kinds)
     count = sum(len(entry["kills"]) for entry in report["runs"])
     print(f"{len(report['runs'])} runs, {count} kills, all equal: {report['equal']}")
     return 0 if report["equal"] else 1

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import soak
+from mlflow_kit import write_tables
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 ROOT = Path(__file__).parents[2]
@@ -28,20 +29,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def config(folder: Path) -> Path:
     """160 steps, a checkpoint every 20, two workers."""
+    write_tables(folder / "runs")
     return soak.write_config(folder, 160)
 
 
 def test_a_run_whose_processes_are_killed_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
-    """A train worker, a decoding process and the driver; `tests/soak.py` kills more, and nodes as well."""
-    options = ["--runs", "1", "--kills", "3", "--steps", "300"]
+    """A train worker and the driver; `tests/soak.py` kills more. A decoding process: `test_feed`, a node:
+    `test_nodes`."""
+    options = ["--runs", "1", "--kills", "2", "--steps", "240", "--targets", "worker", "driver"]
     command = [sys.executable, "tests/soak.py", str(tmp_path / "soak"), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, env=_plain_env())
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "soak" / "soak.json").read_text())
     (run,) = report["runs"]
     assert run["differences"] == []
-    # A decoding process that lives for milliseconds may be missed; the others never are.
-    assert {kill["target"] for kill in run["kills"]} >= {"worker", "driver"}
+    assert {kill["target"] for kill in run["kills"]} == {"worker", "driver"}
 
 
 def _plain_env() -> dict[str, str]:

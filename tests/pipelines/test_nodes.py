@@ -1,7 +1,5 @@
 """Several nodes: where work is placed, nodes that are lost, runs that shrink, clusters that are too small."""
 
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from pipelines_kit import pair_document, planned, scanned
 from safetensors.torch import load_file
 from small import Heard, write_yaml
 
-from pipelines import cli
 from pipelines.feed.worker_feed import make_decoder
 from pipelines.runtime.placement import Node, placement_problems
 from polyvit.checkpoint.state import TrainState, TrainUnit, read_document
@@ -123,48 +120,6 @@ def test_elastic_with_labels_that_ray_would_not_heed() -> None:
     }
     assert "others have room for 1 workers" in problem(apart, **keys)
     assert placement_problems(config(**keys), apart, gpu=True) == []
-
-
-# ------------------------------------------------------------- a run that goes on with another number of workers
-
-
-def curves(run: Path) -> dict[int, dict[str, float]]:
-    """Every point of a run but its timings."""
-    points: dict[int, dict[str, float]] = {}
-    for path in sorted((run / "history").glob("*.jsonl")):
-        for point in map(json.loads, path.read_text().splitlines()):
-            values = {key: value for key, value in point["values"].items() if not key.startswith("pace/")}
-            points.setdefault(point["step"], {}).update(values)
-    return points
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
-def test_two_workers_then_one_or_four(tmp_path: Path, pair_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the middle on with `train.workers=1` and 4: the learning curve of the run with 2, but for rounding."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    document = pair_document(pair_root)
-    document["optim"] = {"lr": 0.05, "warmup_steps": 2}
-    document["tasks"]["sounds"]["batch"] = 8
-    document["train"] = {"workers": 2, "checkpoint_every": 14, "log_every": 1, "cpus_per_worker": 0.5}
-    recipe, storage = write_yaml(tmp_path / "pair.yaml", document), tmp_path / "runs"
-    assert cli.main(["cotrain", str(recipe), f"storage={storage}", "--name", "two"]) == 0
-    wanted = curves(storage / "two")
-    assert sorted(wanted) == list(range(1, 29))
-    for workers in (1, 4):
-        run = storage / f"then{workers}"
-        shutil.copytree(storage / "two", run)
-        shutil.rmtree(run / "step_00000028")
-        assert cli.main(["cotrain", "--resume", str(run), f"train.workers={workers}"]) == 0
-        found = curves(run)
-        assert sorted(found) == sorted(wanted)
-        for step, values in wanted.items():
-            assert found[step] == (values if step <= 14 else pytest.approx(values, rel=1e-3, abs=1e-5)), step
-        ended, expected = (read_document(folder / "step_00000028") for folder in (run, storage / "two"))
-        for key in ("global_step", "read", "bad", "quarantine"):
-            assert ended[key] == expected[key]
-        assert ended["config"]["train"]["workers"] == workers
 
 
 # ------------------------------------------------------------------------------------------ real nodes, real loss

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
+from mlflow_kit import write_tables
 from nodes_kit import free_port
 
 from pipelines.runtime.ray_cluster import start_node
@@ -176,6 +177,7 @@ def test_a_cluster_with_a_token_refuses_a_client_without(head: Head) -> None:
 
 def test_a_job_is_submitted_followed_stopped_and_gone_on_with(head: Head, config: Path) -> None:
     storage = config.parent / "runs"
+    write_tables(storage)
     entrypoint = ["python", "-m", "pipelines.cotrain", str(config), "--name", "job", f"storage={storage}"]
     following = head.submit("first", *entrypoint)
     log = head.temp / "first"
