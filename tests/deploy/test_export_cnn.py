@@ -110,10 +110,9 @@ def test_what_is_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["pictures", "sound"])
-def test_a_task_that_reads_one_cnn_is_exported_too(checkpoint: Path, task: str, tmp_path: Path) -> None:
+def test_a_task_that_reads_one_cnn_is_exported_too(checkpoint: Path, tmp_path: Path) -> None:
     """Both inputs stay in its files, though one of them does nothing."""
     kept = tmp_path / "e.json"
-    assert main([str(checkpoint), "--task", task, "--out", str(tmp_path), "--json", str(kept)]) == 0
+    assert main([str(checkpoint), "--task", "sound", "--out", str(tmp_path), "--json", str(kept)]) == 0
     files = json.loads(kept.read_text())["files"]
     assert max(row["difference"] for row in files.values()) < TOLERANCE

@@ -52,6 +52,7 @@ TINY = ("model.width=16", "model.num_heads=2", "model.mlp_dim=32", "model.depth=
 def test_gpu_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole script, with a tiny model and peers of its size."""
     monkeypatch.setattr(gpu.step, "MANY", 2)
+    monkeypatch.setattr(gpu, "STEPS", (3, 20))
     file = tmp_path / "gpu.json"
     batches = [f"tasks.{t}.batch=4" for t in load_config("tiny-nine", [], []).tasks]
     assert main.main(["gpu", "tiny-nine", *TINY, *batches, "--seconds", "200", "--json", str(file)]) == 0
@@ -71,7 +72,7 @@ def test_gpu_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         assert 0 < row["mfu"] < 1
         assert row["flops"] > 0
     mix = document["mix"]
-    assert sum(mix["counts"].values()) == mix["steps"] == 60
+    assert sum(mix["counts"].values()) == mix["steps"] == 20
     assert len(mix["counts"]) > 3
     assert mix["recompilations"] == 0
     assert [table["modality"] for table in document["peers"]] == ["image", "video", "audio"]
