@@ -121,9 +121,12 @@ class ScheduleConfig(Section):
     balancing: Literal["sum", "pcgrad", "cagrad", "mgda", "nash_mtl", "upgrad", "imtl_g", "aligned_mtl"] = "sum"
     """`accumulating` only: how the tasks' gradients on weights that all tasks reach become one. `sum`: added.
     Others are aggregators of torchjd (extra `balancing`), and hold a gradient of these weights for each task."""
-    loss_weights: Literal["equal", "dwa"] = "equal"
+    loss_weights: Literal["equal", "dwa", "uncertainty"] = "equal"
     """`accumulating` only. `dwa`: dynamic weight average; tasks whose loss fell least between the last two
-    evaluations weigh more. Weights sum to the number of tasks."""
+    evaluations weigh more. Weights sum to the number of tasks. `uncertainty`: exp(-s_j), s_j learned for each task
+    with the loss exp(-s_j) L_j + s_j / 2, from s_j = 0."""
+    uncertainty_lr: PositiveFloat = 0.01
+    """`loss_weights=uncertainty`: learning rate of AdamW, which trains s_j alone; it does not warm up or decay."""
     seed: int | None = None
     """Null: the run's seed."""
 

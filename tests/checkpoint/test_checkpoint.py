@@ -24,6 +24,7 @@ from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
 from polyvit.training.ema import Ema
 from polyvit.training.loop import train
+from polyvit.training.loss_weights import learned_weights
 from polyvit.training.step import SingleProcess
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +42,8 @@ class Saved(Heard):
         self.model, self.optimiser, schedule = fresh(config)
         self.schedule = schedule
         ema = Ema(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
-        self.learner = TrainUnit(self.model, self.optimiser, ema)
+        weights = learned_weights(config, torch.device("cpu"))
+        self.learner = TrainUnit(self.model, self.optimiser, ema, weights)
         self.hashes = {"schedule_hash": schedule.digest(), "index_hash": {"picture": "abc"}}
 
     def checkpoint(self, state: TrainState, last: bool = False) -> None:
@@ -69,8 +71,9 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
         ["optim.kind=adamw", "optim.lr=0.01", "optim.weight_decay=0.1"],
         ["schedule.kind=accumulating"],
         ["optim.ema_decay=0.9", "train.eval_every=5", "train.microbatch=4"],
+        ["schedule.kind=accumulating", "schedule.loss_weights=uncertainty"],
     ],
-    ids=["sgd", "bfloat16", "adamw", "accumulating", "ema"],
+    ids=["sgd", "bfloat16", "adamw", "accumulating", "ema", "uncertainty"],
 )
 def test_resume_is_exact_to_the_last_bit(tmp_path: Path, overrides: list[str]) -> None:
     """All steps straight == k steps + save + fresh objects + load + the rest: every file, every byte."""
@@ -84,10 +87,10 @@ def test_resume_is_exact_to_the_last_bit(tmp_path: Path, overrides: list[str]) -
     assert resumed.checkpoints == [c for c in straight.checkpoints if c > 3]
     for step in resumed.checkpoints:
         one, other = (bytes_of(run.folder / f"step_{step}") for run in (straight, resumed))
-        average = {"ema.safetensors"} if config.optim.ema_decay else set()
-        assert (
-            one.keys() == {"model.safetensors", "optimiser.safetensors", "state.json", "manifest.json"} | average
-        )
+        more = {"ema.safetensors"} if config.optim.ema_decay else set()
+        if config.schedule.loss_weights == "uncertainty":
+            more |= {"loss_weights.safetensors"}
+        assert one.keys() == {"model.safetensors", "optimiser.safetensors", "state.json", "manifest.json"} | more
         assert one == other
     assert any(not torch.equal(p, q) for p, q in zip(before, resumed.model.parameters(), strict=True))
     if "schedule.kind=accumulating" not in overrides:
