@@ -86,8 +86,11 @@ def measured_config(
 ) -> RunConfig:
     """The tasks to measure, in the model as it was trained. Without a recipe: those of the run.
 
-    Raises UserError for tasks that the model has no head for, that compare clips, and for fewer than two.
+    Raises UserError for tasks that the model lacks or has with other classes, and where there is one thing to
+    compare: a contrastive task counts as two.
     """
+    from polyvit.training import objectives_of  # start-up: torch
+
     if recipe is not None and "=" in recipe:  # CONFIG was left out
         overrides, recipe = [recipe, *overrides], None
     if keys := [o for o in overrides if o.startswith("model.")]:
@@ -99,18 +102,27 @@ def measured_config(
         for override in overrides:
             apply_override(document, override)
         config = validate_config(document)
-    if unknown := [name for name in (*only, *config.tasks) if name not in trained.tasks]:
-        raise UserError(f"the model has no head for {', '.join(unknown)}; it has {', '.join(trained.tasks)}")
-    kept = {
-        name: task for name, task in config.tasks.items()
-        if (not only or name in only) and task.loss != "contrastive"
-    }  # fmt: skip
-    if len(kept) < 2:
+    names = dict.fromkeys((*only, *config.tasks))
+    if unknown := [name for name in names if name not in trained.tasks]:
         raise UserError(
-            f"interference is between tasks: {len(kept)} with classes {'is' if len(kept) == 1 else 'are'} left of"
-            f" {', '.join(config.tasks)}; give two or more"
+            f"the model was not trained on {', '.join(unknown)}; it has {', '.join(trained.tasks)}."
+            " Leave other tasks out with --only"
         )
-    return config.model_copy(update={"model": trained.model, "tasks": kept})
+    kept = {name: task for name, task in config.tasks.items() if not only or name in only}
+    problems = [
+        f"tasks.{name}.{key}={getattr(task, key)}: the model was trained with {getattr(trained.tasks[name], key)}"
+        for name, task in kept.items() for key in ("modality", "num_classes", "loss")
+        if getattr(task, key) != getattr(trained.tasks[name], key)
+    ]  # fmt: skip
+    if problems:
+        raise UserError("these tasks are not those of the model:", problems)
+    config = config.model_copy(update={"model": trained.model, "tasks": kept})
+    if sum(len(objectives_of(config, name)) for name in kept) < 2:
+        raise UserError(
+            f"interference is between tasks: {', '.join(kept)} is one; give two or more of"
+            f" {', '.join(trained.tasks)}"
+        )
+    return config
 
 
 def _placed(model: Any, config: RunConfig) -> Any:

@@ -27,8 +27,8 @@ from polyvit.config import AdaptiveConfig
 DIGITS = 4
 """Significant digits of losses and shares in a decision."""
 SCORE_STEP = 0.1
-"""Ours. Where two runs' scores differ by d, they are on two sides of a border with a chance of d / 0.1. Any rule has
-borders: parameters of other numbers of workers differ in float sums, and losses with them."""
+"""Ours. Where two runs' scores differ by d, they are on two sides of a border with a chance of d / 0.1. Any rule
+has borders: parameters of other numbers of workers differ in float sums, and losses with them."""
 
 Decision = dict[str, Any]
 

@@ -9,6 +9,7 @@ from .interference import OVERALL as OVERALL
 from .interference import compare_gradients as compare_gradients
 from .interference import group_of as group_of
 from .interference import measure_gradients as measure_gradients
+from .interference import objectives_of as objectives_of
 from .learner import build_learner as build_learner
 from .loop import JUDGED_FROM as JUDGED_FROM
 from .loop import train as train

@@ -22,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:
     """A run of two checkpoints, the second with shared weights a tenth larger, and its config."""
     folder = tmp_path_factory.mktemp("interference")
     write_example_pair(folder / "data")
-    config = pair_config(folder / "data", folder)
+    config = pair_config(folder / "data", folder, "train.sharding=full")  # checkpoints are whole all the same
     model = build_model(config, seed=0)
     with torch.no_grad():
         for head in model.heads.values():
@@ -60,12 +60,15 @@ def test_from_a_run_to_a_page(run: tuple[Path, RunConfig], tmp_path: Path) -> No
 def test_what_is_refused(run: tuple[Path, RunConfig]) -> None:
     _, config = run
     first = next(iter(config.tasks))
-    with pytest.raises(UserError, match="interference is between tasks: 1 with classes is left"):
+    with pytest.raises(UserError, match=f"interference is between tasks: {first} is one"):
         measured_config(config, None, [], [first])
     with pytest.raises(UserError, match=r"model\.width=8: gradients are of the model as it was trained"):
         measured_config(config, None, ["model.width=8"], [])
-    with pytest.raises(UserError, match="the model has no head for imagenet"):
+    with pytest.raises(UserError, match="the model was not trained on imagenet"):
         measured_config(config, "tiny-nine", [], [])
-    with pytest.raises(UserError, match="no head for nosuch"):
+    with pytest.raises(UserError, match="not trained on nosuch"):
         measured_config(config, None, [], ["nosuch"])
+    with pytest.raises(UserError) as caught:
+        measured_config(config, None, [f"tasks.{first}.num_classes=9"], [])
+    assert caught.value.problems == (f"tasks.{first}.num_classes=9: the model was trained with 3",)
     assert measured_config(config, "seed=5", ["optim.lr=2"], []).seed == 5  # CONFIG left out
