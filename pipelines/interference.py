@@ -19,10 +19,8 @@ from polyvit.config import RunConfig, apply_override, load_config, validate_conf
 from polyvit.errors import UserError
 
 GAP = (
-    "Drift is known between kept checkpoints only, and of all tasks that trained between them together: a run's"
-    " history holds gradient norms and learning rates, not how far each task's own steps moved the weights."
-    " train.checkpoint_every and train.keep_checkpoints make the intervals finer; with schedule.kind=task_by_task"
-    " an interval inside a task's block is that task's own."
+    "Drift between kept checkpoints is of all tasks that trained between them together. How far each task's own"
+    " steps moved the weights is known of runs with train.drift=true."
 )
 
 
@@ -64,7 +62,11 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         "step": state["global_step"],
         "minibatches": arguments.minibatches,
         **compare_gradients(gradients, modalities, l_adapt),
-        "drift": {"intervals": _drift(Path(arguments.model).expanduser(), trained, state), "gap": GAP},
+        "drift": {
+            "intervals": _drift(Path(arguments.model).expanduser(), trained, state),
+            "by_task": _drift_by_task(folder, trained, state),
+            "gap": GAP,
+        },
     }
     out = arguments.out or (
         Path("interference")
@@ -177,6 +179,21 @@ def _drift(run: Path, config: RunConfig, state: dict[str, Any]) -> list[dict[str
             intervals.append({"from": before, "to": step, "steps": steps, "moved": moved})
         previous = step, tensors
     return intervals
+
+
+def _drift_by_task(folder: Path, config: RunConfig, state: dict[str, Any]) -> dict[str, Any] | None:
+    """How far each task's own steps moved each shared group until this checkpoint, and how many they were; None of
+    a run without `train.drift`."""
+    from safetensors.torch import load_file  # start-up: torch
+
+    from polyvit.schedule import schedule_of  # start-up: torch
+    from polyvit.training import drift_by_task  # start-up: torch
+
+    if not config.train.drift or not (file := folder / "drift.safetensors").is_file():
+        return None
+    schedule = schedule_of(config)
+    schedule.follow(state.get("decisions", []))
+    return {"steps": schedule.counts(state["global_step"]), **drift_by_task(load_file(file))}
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ from .metrics_log import MetricsLog as MetricsLog
 from .metrics_log import Point as Point
 from .metrics_log import read_metrics_log as read_metrics_log
 from .state import FORMAT as FORMAT
-from .state import LearnedWeights as LearnedWeights
 from .state import TrainState as TrainState
-from .state import TrainUnit as TrainUnit
 from .state import checkpoint_data as checkpoint_data
 from .state import load_trained as load_trained
 from .state import load_training as load_training
@@ -21,3 +19,6 @@ from .store import folder_name as folder_name
 from .store import newest_whole as newest_whole
 from .store import open_store as open_store
 from .store import write_manifest as write_manifest
+from .unit import LearnedWeights as LearnedWeights
+from .unit import TaskDrift as TaskDrift
+from .unit import TrainUnit as TrainUnit

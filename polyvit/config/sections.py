@@ -259,6 +259,9 @@ class TrainConfig(Section):
     interference_every: PositiveInt | None = None
     """Steps between measurements of how the tasks' gradients agree, on the last minibatches of each; null: never.
     See `polyvit interference`."""
+    drift: bool = False
+    """Whether to keep an account, for each task, of how far its own steps moved the weights that tasks share. It
+    is in the checkpoints, read at evaluations, and shown by `polyvit interference`."""
     log_every: PositiveInt = 10
     """Steps between points of the MLflow curves."""
     max_failures: int = 10

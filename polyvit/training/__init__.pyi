@@ -1,4 +1,5 @@
 from .balancing import balancing_bytes as balancing_bytes
+from .drift import drift_by_task as drift_by_task
 from .ema import Ema as Ema
 from .initialisation import check_init as check_init
 from .initialisation import freeze_parts as freeze_parts

@@ -120,14 +120,14 @@ def _keep(
         group = group if gradients.sizes.setdefault(group, len(flat)) == len(flat) else f"{group} ({task})"
         gradients.sizes[group] = len(flat)
         if group not in picks:
-            picks[group] = _sample(group, len(flat))
+            picks[group] = sample_of(group, len(flat))
         pick = picks[group]
         flat = flat if pick is None else flat[pick.to(flat.device)]
         world.sum_(flat)
         gradients.vectors.setdefault(group, {}).setdefault(name, []).append(flat.cpu().numpy())
 
 
-def _sample(group: str, size: int) -> torch.Tensor | None:
+def sample_of(group: str, size: int) -> torch.Tensor | None:
     """[C] the coordinates of a group that are compared, the same for every task and in every run; None: all."""
     if size <= COORDINATES:
         return None

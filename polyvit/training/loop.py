@@ -107,7 +107,8 @@ def train(
     run = _Run(learner, schedule, feed, config, world, state, callback, readback)
     if state.global_step == run.total:  # a trial that was restarted after its end has yet to say how it ended
         callback.evaluated(run.total, state.scores())
-    trainer = TrainStep(learner.model, learner.optimiser, config, world, state.microbatches, learner.loss_weights)
+    model, optimiser, learned, drift = learner.model, learner.optimiser, learner.loss_weights, learner.drift
+    trainer = TrainStep(model, optimiser, config, world, state.microbatches, learned, drift)
     trainer.loss_weights = dwa_weights(config, state.evaluations)
     start_step = start_step or trainer.start
     schedule.follow(state.decisions)
@@ -185,6 +186,7 @@ class _Run:
         if evaluates:
             with self._timed("evaluate"):
                 self.fresh += _evaluate(self.learner, self.feed, config, self.world, state, values)
+                values |= self.learner.drift.points() if self.learner.drift else {}
                 if step == self.schedule.known < self.total:
                     values |= self._decide()
         if config.train.interference_every and step % config.train.interference_every == 0:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyvit.checkpoint import LearnedWeights
+from polyvit.checkpoint import LearnedWeights, TaskDrift
 from polyvit.config import AudiovisualTask, RunConfig
 from polyvit.data.loading import Minibatch, blank_arrays, part_of, tensors
 from polyvit.distributed import (
@@ -82,18 +82,19 @@ class TrainStep:
     Build it when model and optimiser are on the device, divided and frozen as the run has them: what a task
     reaches is worked out at its first step and kept. microbatches: most examples of one pass, by task (see
     `microbatch.py`); else `train.microbatch`; else the whole part of the rank. learned: weights of losses that are
-    learned with the model (`schedule.loss_weights=uncertainty`).
+    learned with the model (`schedule.loss_weights=uncertainty`). drift: accounts of how far tasks move weights.
     """
 
     def __init__(
         self, model: MultiTaskModel, optimiser: Updates, config: RunConfig, world: Communicator,
         microbatches: Mapping[str, int] | None = None, learned: LearnedWeights | None = None,
+        drift: TaskDrift | None = None,
     ) -> None:  # fmt: skip
         self.model, self.optimiser, self.config, self.world = model, optimiser, config, world
         self.microbatches, self.device = microbatches, device_of(model)
         self._parameters = list(model.parameters())
         self._reached: dict[tuple[str, ...], Reached] = {}
-        self.learned = learned
+        self.learned, self.drift = learned, drift
         self.loss_weights: Mapping[str, float | Tensor] = {}  # of tasks that do not weigh 1
 
     def start(self, minibatches: Sequence[Minibatch], lr: float, flag: float = 0.0) -> StepNumbers:
@@ -121,7 +122,11 @@ class TrainStep:
             run = self._divided if is_sharded(self.model) else self._whole
             moved = run(passes, minibatches, reached, extra)
         norm = _clip(reached, config, self.world)
+        if self.drift:
+            self.drift.before()
         self.optimiser.step(lr)
+        if self.drift:
+            self.drift.after(tasks[0])
         average_buffers(self.model, self.world)
         weights = [w.reshape(1) for w in self.learned.weights().values()] if self.learned else []
         values = torch.cat([extra, norm.reshape(1), *weights])

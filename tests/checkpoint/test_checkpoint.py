@@ -22,6 +22,7 @@ from polyvit.config import RunConfig
 from polyvit.data.loading.minibatch import Quarantined
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
+from polyvit.training.drift import build_drift
 from polyvit.training.ema import Ema
 from polyvit.training.loop import train
 from polyvit.training.loss_weights import learned_weights
@@ -43,7 +44,7 @@ class Saved(Heard):
         self.schedule = schedule
         ema = Ema(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
         weights = learned_weights(config, torch.device("cpu"))
-        self.learner = TrainUnit(self.model, self.optimiser, ema, weights)
+        self.learner = TrainUnit(self.model, self.optimiser, ema, weights, build_drift(self.model, config))
         self.hashes = {"schedule_hash": schedule.digest(), "index_hash": {"picture": "abc"}}
 
     def checkpoint(self, state: TrainState, last: bool = False) -> None:
@@ -72,8 +73,9 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
         ["schedule.kind=accumulating"],
         ["optim.ema_decay=0.9", "train.eval_every=5", "train.microbatch=4"],
         ["schedule.kind=accumulating", "schedule.loss_weights=uncertainty"],
+        ["train.drift=true"],
     ],
-    ids=["sgd", "bfloat16", "adamw", "accumulating", "ema", "uncertainty"],
+    ids=["sgd", "bfloat16", "adamw", "accumulating", "ema", "uncertainty", "drift"],
 )
 def test_resume_is_exact_to_the_last_bit(tmp_path: Path, overrides: list[str]) -> None:
     """All steps straight == k steps + save + fresh objects + load + the rest: every file, every byte."""
@@ -88,8 +90,7 @@ def test_resume_is_exact_to_the_last_bit(tmp_path: Path, overrides: list[str]) -
     for step in resumed.checkpoints:
         one, other = (bytes_of(run.folder / f"step_{step}") for run in (straight, resumed))
         more = {"ema.safetensors"} if config.optim.ema_decay else set()
-        if config.schedule.loss_weights == "uncertainty":
-            more |= {"loss_weights.safetensors"}
+        more |= {f"{name}.safetensors" for name in straight.learner.besides()}
         assert one.keys() == {"model.safetensors", "optimiser.safetensors", "state.json", "manifest.json"} | more
         assert one == other
     assert any(not torch.equal(p, q) for p, q in zip(before, resumed.model.parameters(), strict=True))
