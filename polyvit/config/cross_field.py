@@ -182,6 +182,11 @@ def _sweep_problems(config: Config) -> list[str]:
         problems.append(
             f"sweep.search=grid cannot go through the range of {ranges[0]}; list values, or use random"
         )
+    if sweep.alone and (sweep.search != "grid" or sweep.early_stopping):
+        problems.append(
+            "sweep.alone needs sweep.search=grid and no sweep.early_stopping: models of fewer tasks cannot be"
+            " ranked with the others"
+        )
     missing = [task for task in config.tasks if task not in sweep.baselines]
     if sweep.objective == "worst_regression" and missing:
         problems.append(

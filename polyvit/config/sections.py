@@ -291,6 +291,10 @@ class SweepConfig(Section):
 
     space: dict[str, list[Any] | Range] = Field(default_factory=dict)
     """Keys of the config, dotted, and the values to try."""
+    alone: list[Literal["modalities", "tasks"]] = Field(default_factory=list)
+    """More trials, `search=grid` only: `modalities`, a model for each modality with its tasks; `tasks`, a model
+    for each task. Each task gets as many steps as in a run of all tasks. Each is trained once for every value of
+    `seed` in the space, with the config's own values of other keys; it is in the report and never the winner."""
     search: Literal["grid", "random", "optuna"] = "grid"
     """grid: every combination. random: `samples` drawn. optuna: `samples` chosen by a tree-structured Parzen
     estimator from the trials before."""

@@ -183,7 +183,7 @@ def _drift_table(drift: Mapping[str, Any]) -> Table | None:
 
 
 def _task_drift_table(drift: Mapping[str, Any] | None) -> Table | None:
-    """A row a task: its steps, how far they moved all shared blocks and each group, how much along the whole way."""
+    """A row a task: its steps, how far they moved all shared blocks and each group, and the cosines."""
     if drift is None:
         return None
     groups = _in_order(drift["groups"])

@@ -87,7 +87,8 @@ def _picks(group: str, parameters: list[nn.Parameter]) -> list[tuple[nn.Paramete
     pick = sample_of(group, sum(p.numel() for p in parameters))
     if pick is None:
         return [(p, None) for p in parameters]
-    picks, first = [], 0
+    picks: list[tuple[nn.Parameter, Tensor | None]] = []
+    first = 0
     for p in parameters:
         inside = pick[(pick >= first) & (pick < first + p.numel())] - first
         picks.append((p, inside.to(p.device)))
