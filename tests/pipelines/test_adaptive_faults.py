@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.usefixtures("ray_
 KEYS = [
     "schedule.kind=adaptive", "schedule.adaptive.exponent=8", "train.workers=2", "train.max_failures=1",
     "train.eval_every=7", "train.checkpoint_every=2", "train.log_every=1", "train.interference_every=9",
+    "train.drift=true",
 ]  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def test_a_killed_adaptive_run_takes_the_same_decisions(
     assert status == 0
 
     one, other = Path(expected["checkpoint"]), Path(document["checkpoint"])
-    for name in ("model.safetensors", "optimiser.safetensors"):
+    for name in ("model.safetensors", "optimiser.safetensors", "drift.safetensors"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
     wanted, state = read_document(one), read_document(other)
     assert {key for key in wanted if wanted[key] != state[key]} <= {"config"}
