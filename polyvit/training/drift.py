@@ -10,6 +10,7 @@ Sums stay on the device until they are asked for, and nothing in a step waits fo
 Legend: C coordinates of a group.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from polyvit.config import RunConfig
 from polyvit.model import MultiTaskModel
 from polyvit.training.interference import group_of, sample_of
 
+logger = logging.getLogger(__name__)
 SIZES = "parameters"
 """Where a state keeps the sizes of groups: `parameters/GROUP`."""
 
@@ -143,5 +145,9 @@ def _rows(squares_T3: Any) -> list[dict[str, float | None]]:
 
 
 def build_drift(model: MultiTaskModel, config: RunConfig) -> Drift | None:
-    """Of a new run; None where `train.drift` is not set."""
-    return Drift(model) if config.train.drift else None
+    """Of a new run; None where `train.drift` is not set and, with a warning, where no two tasks share weights."""
+    drift = Drift(model) if config.train.drift else None
+    if drift and not drift.sizes:
+        logger.warning("train.drift: no two tasks of this run train the same weights; no account is kept")
+        return None
+    return drift

@@ -179,6 +179,15 @@ def test_another_shape_is_refused_and_named(saved: tuple[Path, Saved]) -> None:
     assert len(caught.value.problems) == 10  # the first of many
 
 
+def test_what_a_run_was_trained_without_cannot_begin_at_a_resume(tmp_path: Path) -> None:
+    """Accounts of drift of half a run would be no accounts of it."""
+    plain = Saved(tmp_path, small_config("train.checkpoint_every=9", LENIENT))
+    plain.checkpoint(TrainState(global_step=9))
+    drifting = Saved(tmp_path, small_config("train.checkpoint_every=9", "train.drift=true", LENIENT))
+    with pytest.raises(UserError, match=r"it has no drift\.safetensors, so its run was trained without"):
+        drifting.run(tmp_path / "step_9")
+
+
 def test_another_optimiser_is_refused(saved: tuple[Path, Saved]) -> None:
     folder, events = saved
     for p in events.model.parameters():

@@ -99,6 +99,16 @@ def test_a_large_group_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert norms[1] == pytest.approx(norms[0], rel=0.1)
 
 
+def test_a_task_alone_has_no_account(caplog: pytest.LogCaptureFixture) -> None:
+    """As in a single-task model of a sweep."""
+    alone = CONFIG.model_copy(update={"tasks": {"clip": CONFIG.tasks["clip"]}})
+    model, _, _ = fresh(alone)
+    assert build_drift(model, alone) is None
+    assert "no two tasks of this run train the same weights" in caplog.text
+    model, _, _ = fresh(CONFIG)
+    assert build_drift(model, CONFIG) is not None
+
+
 @pytest.mark.parametrize(
     ("override", "words"), [("schedule.kind=accumulating", "trains all tasks at once"),
                             ("train.sharding=full", "train.drift needs whole weights")]
