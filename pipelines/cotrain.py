@@ -18,7 +18,7 @@ from rich.table import Table
 
 from pipelines.runtime import command_line, console
 from pipelines.training import find_run, new_run, resumed_config
-from polyvit.config import RunConfig, load_config, text_override
+from polyvit.config import RunConfig, left_out_tasks, load_config, text_override
 from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 
@@ -81,6 +81,8 @@ def _start(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.config:
         raise UserError("give a CONFIG (a recipe's name or a YAML file), or --resume RUN; see `polyvit recipes`")
     config = load_config(arguments.config, arguments.overrides, arguments.only)
+    if words := left_out_tasks(arguments.config):
+        console.print(words, style="yellow")
     from pipelines.index import task_roots  # start-up: ray, where the config has no mistake
 
     check_readable(config)
@@ -99,8 +101,10 @@ def _start(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _cluster(config: RunConfig) -> AbstractContextManager[None]:
     """A cluster for the run. What the driver needs is imported while Ray starts."""
-    from pipelines.runtime import cluster  # start-up: ray, where the arguments have no mistake
+    from pipelines.runtime import cluster, crowded  # start-up: ray, where the arguments have no mistake
 
+    if words := crowded(config):
+        console.print(words, style="yellow")
     driver = partial(importlib.import_module, "pipelines.training.driver")
     return cluster(config.train.workers, config.train.cpus_per_worker, driver)
 

@@ -19,10 +19,8 @@ from polyvit.config import RunConfig, apply_override, load_config, validate_conf
 from polyvit.errors import UserError
 
 GAP = (
-    "Drift is known between kept checkpoints only, and of all tasks that trained between them together: a run's"
-    " history holds gradient norms and learning rates, not how far each task's own steps moved the weights."
-    " train.checkpoint_every and train.keep_checkpoints make the intervals finer; with schedule.kind=task_by_task"
-    " an interval inside a task's block is that task's own."
+    "Drift between kept checkpoints is of all tasks that trained between them together. How far each task's own"
+    " steps moved the weights is known of runs with train.drift=true."
 )
 
 
@@ -64,7 +62,11 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         "step": state["global_step"],
         "minibatches": arguments.minibatches,
         **compare_gradients(gradients, modalities, l_adapt),
-        "drift": {"intervals": _drift(Path(arguments.model).expanduser(), trained, state), "gap": GAP},
+        "drift": {
+            "intervals": _drift(Path(arguments.model).expanduser(), trained, state),
+            "by_task": _drift_by_task(folder, trained, state),
+            "gap": GAP,
+        },
     }
     out = arguments.out or (
         Path("interference")
@@ -86,8 +88,11 @@ def measured_config(
 ) -> RunConfig:
     """The tasks to measure, in the model as it was trained. Without a recipe: those of the run.
 
-    Raises UserError for tasks that the model has no head for, that compare clips, and for fewer than two.
+    Raises UserError for tasks that the model lacks or has with other classes, and where there is one thing to
+    compare: a contrastive task counts as two.
     """
+    from polyvit.training import objectives_of  # start-up: torch
+
     if recipe is not None and "=" in recipe:  # CONFIG was left out
         overrides, recipe = [recipe, *overrides], None
     if keys := [o for o in overrides if o.startswith("model.")]:
@@ -99,18 +104,27 @@ def measured_config(
         for override in overrides:
             apply_override(document, override)
         config = validate_config(document)
-    if unknown := [name for name in (*only, *config.tasks) if name not in trained.tasks]:
-        raise UserError(f"the model has no head for {', '.join(unknown)}; it has {', '.join(trained.tasks)}")
-    kept = {
-        name: task for name, task in config.tasks.items()
-        if (not only or name in only) and task.loss != "contrastive"
-    }  # fmt: skip
-    if len(kept) < 2:
+    names = dict.fromkeys((*only, *config.tasks))
+    if unknown := [name for name in names if name not in trained.tasks]:
         raise UserError(
-            f"interference is between tasks: {len(kept)} with classes {'is' if len(kept) == 1 else 'are'} left of"
-            f" {', '.join(config.tasks)}; give two or more"
+            f"the model was not trained on {', '.join(unknown)}; it has {', '.join(trained.tasks)}."
+            " Leave other tasks out with --only"
         )
-    return config.model_copy(update={"model": trained.model, "tasks": kept})
+    kept = {name: task for name, task in config.tasks.items() if not only or name in only}
+    problems = [
+        f"tasks.{name}.{key}={getattr(task, key)}: the model was trained with {getattr(trained.tasks[name], key)}"
+        for name, task in kept.items() for key in ("modality", "num_classes", "loss")
+        if getattr(task, key) != getattr(trained.tasks[name], key)
+    ]  # fmt: skip
+    if problems:
+        raise UserError("these tasks are not those of the model:", problems)
+    config = config.model_copy(update={"model": trained.model, "tasks": kept})
+    if sum(len(objectives_of(config, name)) for name in kept) < 2:
+        raise UserError(
+            f"interference is between tasks: {', '.join(kept)} is one; give two or more of"
+            f" {', '.join(trained.tasks)}"
+        )
+    return config
 
 
 def _placed(model: Any, config: RunConfig) -> Any:
@@ -165,6 +179,21 @@ def _drift(run: Path, config: RunConfig, state: dict[str, Any]) -> list[dict[str
             intervals.append({"from": before, "to": step, "steps": steps, "moved": moved})
         previous = step, tensors
     return intervals
+
+
+def _drift_by_task(folder: Path, config: RunConfig, state: dict[str, Any]) -> dict[str, Any] | None:
+    """How far each task's own steps moved each shared group until this checkpoint, and how many they were; None of
+    a run without `train.drift`."""
+    from safetensors.torch import load_file  # start-up: torch
+
+    from polyvit.schedule import schedule_of  # start-up: torch
+    from polyvit.training import drift_by_task  # start-up: torch
+
+    if not config.train.drift or not (file := folder / "drift.safetensors").is_file():
+        return None
+    schedule = schedule_of(config)
+    schedule.follow(state.get("decisions", []))
+    return {"steps": schedule.counts(state["global_step"]), **drift_by_task(load_file(file))}
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ from typing import Any
 
 from pipelines.compare import print_comparison
 from pipelines.runtime import command_line, console
-from pipelines.training import run_name
 from pipelines.tuning import check_space, format_changes
 from polyvit.config import (
     RunConfig,
     load_config,
     override_values,
+    run_name,
     text_override,
     validate_config,
     with_absolute_paths,

@@ -13,6 +13,7 @@ from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.config import RunConfig
 from polyvit.distributed import Communicator, ProcessGroupCommunicator, SingleProcess
 from polyvit.training.loop import train
+from polyvit.training.loss_weights import learned_weights
 
 BAD = frozenset({("picture", 3), ("clip", 1), ("sound", 5)})
 
@@ -25,7 +26,8 @@ def trained(config: RunConfig, world: Communicator) -> tuple[dict[str, Tensor], 
     """Parameters, state and events after all steps of `config` on one rank of a world."""
     model, optimiser, schedule = fresh(config)
     feed, events = ArrayFeed(config, world.rank, world.size, BAD, schedule), Heard()
-    state = train(TrainUnit(model, optimiser), schedule, feed, config, world, TrainState(), events)
+    unit = TrainUnit(model, optimiser, None, learned_weights(config, torch.device("cpu")))
+    state = train(unit, schedule, feed, config, world, TrainState(), events)
     return {name: p.detach() for name, p in model.named_parameters()}, state, events
 
 

@@ -205,8 +205,9 @@ def _gone(session: str) -> None:
 
 def differences(folder: Path, reference: str, other: str) -> list[str]:
     """What of a run is not as in the reference: files, state, history, MLflow; empty when all is equal."""
+    from polyvit.checkpoint.locate import find_checkpoint
     from polyvit.checkpoint.metrics_log import read_metrics_log
-    from polyvit.checkpoint.state import find_checkpoint, read_document
+    from polyvit.checkpoint.state import read_document
 
     one, two = (folder / "runs" / name for name in (reference, other))
     problems = []

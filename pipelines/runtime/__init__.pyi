@@ -20,5 +20,6 @@ from .ray_private import tried_before as tried_before
 from .signals import Stopped as Stopped
 from .signals import stoppable as stoppable
 from .slow_notice import notices_while as notices_while
+from .workers import crowded as crowded
 from .workers import gpus_here as gpus_here
 from .workers import with_workers as with_workers

@@ -26,3 +26,19 @@ def with_workers(config: RunConfig, workers: int) -> RunConfig:
     document = config.model_dump(mode="json")
     document["train"]["workers"] = workers
     return validate_config(document)
+
+
+def crowded(config: RunConfig) -> str | None:
+    """A warning where train workers on CPUs of this machine outnumber them; None where a cluster is named, whose
+    nodes Ray knows."""
+    train, have = config.train, os.cpu_count() or 1
+    on_gpus = train.use_gpu or (train.use_gpu is None and gpus_here())
+    if os.environ.get("RAY_ADDRESS") or on_gpus or train.workers is None:
+        return None
+    wanted = train.workers * train.cpus_per_worker
+    if wanted <= have:
+        return None
+    return (
+        f"train.workers={train.workers} want {wanted:g} CPUs and share this machine's {have}: nothing is gained"
+        f" over train.workers={max(1, int(have // train.cpus_per_worker))}"
+    )

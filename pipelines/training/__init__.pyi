@@ -5,4 +5,3 @@ from .run_dir import RunDir as RunDir
 from .run_dir import find_run as find_run
 from .run_dir import new_run as new_run
 from .run_dir import resumed_config as resumed_config
-from .run_dir import run_name as run_name

@@ -6,9 +6,6 @@ run.json (which MLflow run it is), index/, quarantine.json, result.json, and a f
 """
 
 import json
-import re
-import secrets
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from polyvit.config import (
     apply_override,
     check_installed,
     check_no_password,
+    run_name,
     validate_config,
     with_absolute_paths,
     with_new_names,
@@ -73,22 +71,6 @@ class RunDir:
     def read(self, name: str, *keys: str) -> dict[str, Any]:
         """One of its JSON files, with these keys. Raises UserError for a damaged one."""
         return read_record(self.folder / name, "put back a copy of it, or start a new run", *keys)
-
-
-def run_name(config: RunConfig, name: str | None) -> str:
-    """The name of a new run: `--name`, else the recipe's name, the time and four digits.
-
-    It is one folder, a name in Ray and one in MLflow. Raises UserError for a `--name` that cannot be all of these.
-    """
-    if name is None:
-        recipe = re.sub(r"[^\w.+=@-]+", "-", config.name).strip(".-") or "run"
-        return f"{recipe[:100]}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    if not re.fullmatch(r"[\w+=@][\w.+=@-]{0,199}", name):
-        raise UserError(
-            f"--name {name!r}: a run's name is one folder; give letters, digits and . _ - + = @, at most 200, the "
-            "first no . or -; `storage=FOLDER` says where the run lies"
-        )
-    return name
 
 
 def new_run(config: RunConfig, name: str | None) -> RunDir:

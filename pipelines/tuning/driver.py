@@ -20,7 +20,7 @@ from pipelines.runtime import Stopped, check_resources, cluster, command_line, c
 from pipelines.tracking import Tracker, log_model
 from pipelines.training import METRIC, PROGRESS
 from pipelines.tuning.search import fit
-from pipelines.tuning.space import format_changes, trial_config
+from pipelines.tuning.space import ONLY, changes_of, format_changes, trial_config
 from polyvit.checkpoint import read_document
 from polyvit.config import Range, RunConfig
 from polyvit.errors import UserError
@@ -123,7 +123,7 @@ def _conclude(
     config, folder, tracker: of the sweep. results: Tune's result grid. baselines, show: as for `sweep`.
     """
     trials = _ended_trials(folder, results)
-    if not trials or trials[0]["state"] != "finished":
+    if not trials or trials[0]["state"] != "finished" or ONLY in trials[0]["changes"]:
         failures = [f"{t['trial']} {t['state']}: {format_changes(t['changes'])}" for t in trials]
         raise UserError(f"no trial came to its end; see the logs in {folder / 'tune'}, then --resume", failures)
     best = trials[0]
@@ -144,15 +144,15 @@ def _conclude(
 
 
 def _ended_trials(folder: Path, results: Any) -> list[dict[str, Any]]:
-    """Each trial's state, values and objective, best first. Ends the MLflow runs of trials that were stopped
-    early."""
+    """Each trial's state, values and objective, best first, models of fewer tasks (`sweep.alone`) last. Ends the
+    MLflow runs of trials that were stopped early."""
     trials: list[dict[str, Any]] = []
     for result in results:
         metrics = result.metrics or {}
         name = metrics.get("trial_id") or Path(result.path).name.split("_")[1]
         run = folder / "trials" / name
         state = "failed" if result.error else "finished" if (run / "result.json").exists() else "stopped"
-        entry = {"trial": name, "state": state, "changes": result.config, "folder": str(run)}
+        entry = {"trial": name, "state": state, "changes": changes_of(result.config), "folder": str(run)}
         trials.append({**entry, METRIC: metrics.get(METRIC), PROGRESS: metrics.get(PROGRESS)})
         if state == "stopped" and (record := run / "run.json").exists():
             try:
@@ -161,10 +161,11 @@ def _ended_trials(folder: Path, results: Any) -> list[dict[str, Any]]:
             except UserError as error:  # of one trial, when all others have come to their end
                 console.print(str(error), style="yellow")
 
-    def rank(trial: Mapping[str, Any]) -> tuple[bool, float, str]:
+    def rank(trial: Mapping[str, Any]) -> tuple[bool, bool, float, str]:
         value = trial[METRIC]
         known = value is not None and not math.isnan(value)
-        return trial["state"] != "finished", -value if known else math.inf, trial["trial"]
+        last = ONLY in trial["changes"]
+        return last, trial["state"] != "finished", -value if known else math.inf, trial["trial"]
 
     return sorted(trials, key=rank)
 

@@ -11,6 +11,7 @@ from ray import tune
 from ray.tune.search import BasicVariantGenerator
 
 from pipelines.training import METRIC
+from pipelines.tuning.space import all_trials
 from pipelines.tuning.trial import EarlyStopping, TrialPrinter, run_trial
 from polyvit.config import Range, RunConfig
 from polyvit.errors import UserError
@@ -21,7 +22,9 @@ lasts."""
 
 
 def param_space(config: RunConfig) -> dict[str, Any]:
-    """The space in Tune's terms."""
+    """The space in Tune's terms; with `sweep.alone` one entry `trial`, the changes of each trial."""
+    if config.sweep.alone:
+        return {"trial": tune.grid_search(all_trials(config))}
     space: dict[str, Any] = {}
     for key, values in config.sweep.space.items():
         if not isinstance(values, Range):

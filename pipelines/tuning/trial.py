@@ -16,7 +16,7 @@ from pipelines.index import build_indexes, of_other_data
 from pipelines.runtime import console
 from pipelines.tracking import PARENT, RUN_NAME, TRIAL
 from pipelines.training import METRIC, PROGRESS, RunDir, cotrain
-from pipelines.tuning.space import format_changes, trial_config
+from pipelines.tuning.space import changes_of, format_changes, trial_config
 from polyvit.config import validate_config
 from polyvit.storage import read_record
 
@@ -24,8 +24,9 @@ from polyvit.storage import read_record
 def run_trial(changes: dict[str, Any], folder: str, parent: str) -> None:
     """Run one trial in a Tune process; after a restart of that process, go on with it.
 
-    changes: dotted key -> value. folder: the sweep's. parent: the sweep's MLflow run.
+    changes: dotted key -> value, as Tune has them. folder: the sweep's. parent: the sweep's MLflow run.
     """
+    changes = changes_of(changes)
     sweep = Path(folder)
     name = tune.get_context().get_trial_id()
     assert name is not None
@@ -75,7 +76,7 @@ class TrialPrinter(Callback):
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Which values it tries."""
-        console.print(f"trial {trial.trial_id}: {format_changes(trial.config)}")
+        console.print(f"trial {trial.trial_id}: {format_changes(changes_of(trial.config))}")
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         """How far it is, and how good."""

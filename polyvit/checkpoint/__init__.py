@@ -1,7 +1,7 @@
 """All state of a run, written beside training and read back whole.
 
 In: model, optimiser, averages, counters. Out: folders of safetensors and JSON with checksums.
-Read: state, store, async_writer, metrics_log.
+Read: unit, state, locate, store, async_writer, metrics_log.
 """
 
 import lazy_loader

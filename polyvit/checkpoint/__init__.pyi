@@ -1,17 +1,16 @@
 from .async_writer import AsyncCheckpointWriter as AsyncCheckpointWriter
 from .async_writer import Keep as Keep
+from .locate import find_checkpoint as find_checkpoint
+from .locate import store_of as store_of
 from .metrics_log import MetricsLog as MetricsLog
 from .metrics_log import Point as Point
 from .metrics_log import read_metrics_log as read_metrics_log
 from .state import FORMAT as FORMAT
 from .state import TrainState as TrainState
-from .state import TrainUnit as TrainUnit
 from .state import checkpoint_data as checkpoint_data
-from .state import find_checkpoint as find_checkpoint
 from .state import load_trained as load_trained
 from .state import load_training as load_training
 from .state import read_document as read_document
-from .state import store_of as store_of
 from .state import training_tensors as training_tensors
 from .store import LocalStore as LocalStore
 from .store import RemoteStore as RemoteStore
@@ -20,3 +19,6 @@ from .store import folder_name as folder_name
 from .store import newest_whole as newest_whole
 from .store import open_store as open_store
 from .store import write_manifest as write_manifest
+from .unit import LearnedWeights as LearnedWeights
+from .unit import TaskDrift as TaskDrift
+from .unit import TrainUnit as TrainUnit

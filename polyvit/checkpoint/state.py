@@ -6,25 +6,26 @@ same state read back:
 model.safetensors      parameters and buffers (batch norm's running averages) by name, float32
 optimiser.safetensors  optimiser state by name
 ema.safetensors        averaged parameters, where `optim.ema_decay` is set
+loss_weights.safetensors  learned weights of losses, where `schedule.loss_weights=uncertainty`
+drift.safetensors      how far each task moved shared weights, where `train.drift` is set
 state.json             format, global_step, counters, quarantine, evaluations, hashes, class names, config
 manifest.json          size and SHA-256 of each of them, and the results of an evaluation at this step
 """
 
 import json
-import logging
-import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from polyvit.checkpoint.store import MANIFEST, damage, folder_name, newest_whole, open_store, write_manifest
+from polyvit.checkpoint.locate import find_checkpoint
+from polyvit.checkpoint.store import write_manifest
+from polyvit.checkpoint.unit import TrainUnit
 from polyvit.config import RunConfig, validate_config
 from polyvit.data.loading import Quarantined
 from polyvit.distributed import (
@@ -39,9 +40,7 @@ from polyvit.distributed import (
 from polyvit.errors import UserError
 from polyvit.model import MultiTaskModel, build_model, device_of
 from polyvit.model.pretrained import check_finite, nonfinite
-from polyvit.storage import read_record
 
-logger = logging.getLogger(__name__)
 FORMAT = 2
 
 
@@ -115,44 +114,6 @@ class _Resumable(_Answering):
     decisions: list[dict[str, Any]] = []
 
 
-class Optimiser(Protocol):
-    """An optimiser as checkpoints see it: named tensors out and in. `polyvit.training` has the two kinds."""
-
-    def step(self, lr: float) -> None:
-        """One update of the parameters from their gradients."""
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Its tensors by name, `exp_avg.<parameter>` and so on."""
-
-    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `state` gave. Raises UserError for another optimiser's."""
-
-
-class ParameterAverage(Protocol):
-    """A running average of the parameters as checkpoints and the loop see it; `polyvit.training.ema` has one."""
-
-    def update(self) -> None:
-        """After a step."""
-
-    def state(self, keeps: bool = True) -> dict[str, torch.Tensor]:
-        """The average by parameter name, whole; all ranks call this together. keeps: see `training_tensors`."""
-
-    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `state` gave. Raises UserError where the names or shapes differ."""
-
-    def swapped(self) -> AbstractContextManager[None]:
-        """Within the block the model holds the average in place of its parameters."""
-
-
-@dataclass(frozen=True)
-class TrainUnit:
-    """What training changes: model, optimiser, and the running average of the parameters, if there is one."""
-
-    model: MultiTaskModel
-    optimiser: Optimiser
-    ema: ParameterAverage | None = None
-
-
 @dataclass(frozen=True)
 class CheckpointData:
     """All that a checkpoint holds, ready to be written.
@@ -200,7 +161,9 @@ def training_tensors(unit: TrainUnit, keeps: bool = True) -> dict[str, dict[str,
     """
     parameters, state = full_state(unit.model, unit.optimiser, keeps)  # type: ignore[arg-type]
     tensors = {"model.safetensors": parameters, "optimiser.safetensors": state}
-    return {**tensors, "ema.safetensors": unit.ema.state(keeps)} if unit.ema else tensors
+    if unit.ema:
+        tensors["ema.safetensors"] = unit.ema.state(keeps)
+    return tensors | {f"{name}.safetensors": each.state() for name, each in unit.besides().items()}
 
 
 def read_document(directory: Path) -> dict[str, Any]:
@@ -293,7 +256,7 @@ def load_training(
     document, failure = world.gather((document, failure))[0]
     if failure:
         raise failure
-    names = ("model", "optimiser", *(("ema",) if unit.ema else ()))
+    names = ("model", "optimiser", *(("ema",) if unit.ema else ()), *unit.besides())
     device = device_of(unit.model)
     for name in names:
         tensors = from_rank_0(files.pop(name, {}), world, device)
@@ -301,6 +264,8 @@ def load_training(
             load_parameters(unit.model, tensors)
         elif name == "optimiser":
             load_optimiser(unit.model, unit.optimiser, tensors)  # type: ignore[arg-type]
+        elif name in unit.besides():
+            unit.besides()[name].load_state(tensors)
         elif unit.ema:
             unit.ema.load_state(tensors)
     return TrainState(
@@ -326,6 +291,13 @@ def _read_training(
     files["optimiser"] = _load_finite(directory / "optimiser.safetensors")
     if unit.ema:
         files["ema"] = _load_finite(directory / "ema.safetensors")
+    for name in unit.besides():
+        if not (directory / f"{name}.safetensors").is_file():
+            raise UserError(
+                f"cannot resume from {directory}: it has no {name}.safetensors, so its run was trained without. "
+                "Resume with the config that it was trained with, or start a new run"
+            )
+        files[name] = _load_finite(directory / f"{name}.safetensors")
     return document, files
 
 
@@ -340,46 +312,6 @@ def _load_finite(path: Path) -> dict[str, torch.Tensor]:
     tensors = _load(path)
     check_finite(path, tensors)
     return tensors
-
-
-def find_checkpoint(path: Path) -> Path:
-    """A checkpoint's folder, or the newest whole checkpoint of a run's folder.
-
-    A run that keeps its checkpoints elsewhere (`train.checkpoint_dir`) has the newest one copied beside it. Raises
-    UserError where there is none, or where the one given is damaged.
-    """
-    if (path / "state.json").is_file():
-        if (path / MANIFEST).is_file() and (problem := damage(path)):
-            raise UserError(f"{path} is damaged: {problem}; use another checkpoint")
-        return path
-    store = open_store(store_of(path))
-    step, damaged = newest_whole(store)
-    if step is None:
-        raise UserError(
-            f"{path} is neither a checkpoint nor a run with one; give a folder that `polyvit cotrain` wrote",
-            damaged,
-        )
-    for line in damaged:
-        logger.warning("%s; taking %s", line, folder_name(step))
-    with store.fetched(step) as folder:
-        return folder if folder.parent == Path(store.address) else _copied(folder, path, step)
-
-
-def store_of(run: Path) -> str:
-    """Where a run's checkpoints lie: in the folder given; if there are none, where its record says.
-
-    So a run that was copied or moved is the one in that folder.
-    """
-    if not (run / "run.json").is_file() or any(run.glob("step_*")):
-        return str(run)
-    advice = "put back a copy of it, or give a checkpoint's own folder"
-    return str(read_record(run / "run.json", advice).get("checkpoints") or run)
-
-
-def _copied(folder: Path, run: Path, step: int) -> Path:
-    target = run / "fetched" / folder_name(step)
-    shutil.copytree(folder, target, dirs_exist_ok=True)
-    return target
 
 
 def load_trained(path: Path) -> tuple[MultiTaskModel, RunConfig, dict[str, Any]]:

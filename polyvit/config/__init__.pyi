@@ -16,6 +16,7 @@ from .inputs import VideoInput as VideoInput
 from .installed import check_installed as check_installed
 from .layouts import LAYOUTS as LAYOUTS
 from .loader import flatten as flatten
+from .loader import left_out_tasks as left_out_tasks
 from .loader import load_config as load_config
 from .loader import read_recipe as read_recipe
 from .loader import recipe_names as recipe_names
@@ -45,6 +46,7 @@ from .reference import config_sections as config_sections
 from .reference import reference_markdown as reference_markdown
 from .renamed import with_new_names as with_new_names
 from .run import RunConfig as RunConfig
+from .run import run_name as run_name
 from .run import with_model_of as with_model_of
 from .schema import recipe_schema as recipe_schema
 from .sections import AdaptiveConfig as AdaptiveConfig

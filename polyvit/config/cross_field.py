@@ -159,6 +159,13 @@ def _schedule_problems(config: Config) -> list[str]:
         )
     if config.train.interference_every and config.train.sharding == "full":
         problems.append("train.interference_every needs whole gradients on each worker: set train.sharding=none")
+    if config.train.drift and config.train.sharding == "full":
+        problems.append("train.drift needs whole weights on each worker: set train.sharding=none")
+    if config.train.drift and schedule.kind == "accumulating":
+        problems.append(
+            "train.drift: each step of schedule.kind=accumulating trains all tasks at once, so no movement is one"
+            " task's own; leave it out"
+        )
     if schedule.temperature != 1 and schedule.kind not in ("weighted", "adaptive"):
         problems.append(
             f"schedule.temperature={schedule.temperature:g} is of schedule.kind=weighted and adaptive, not of"
@@ -174,6 +181,11 @@ def _sweep_problems(config: Config) -> list[str]:
     ):
         problems.append(
             f"sweep.search=grid cannot go through the range of {ranges[0]}; list values, or use random"
+        )
+    if sweep.alone and (sweep.search != "grid" or sweep.early_stopping):
+        problems.append(
+            "sweep.alone needs sweep.search=grid and no sweep.early_stopping: models of fewer tasks cannot be"
+            " ranked with the others"
         )
     missing = [task for task in config.tasks if task not in sweep.baselines]
     if sweep.objective == "worst_regression" and missing:

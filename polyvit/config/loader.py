@@ -141,6 +141,24 @@ def recipe_chain(recipe: str) -> list[tuple[str, dict[str, Any]]]:
     return chain
 
 
+def left_out_tasks(recipe: str) -> str | None:
+    """Which tasks of the recipe that it extends a YAML file does not name, and so does not train, as a sentence.
+
+    None where it leaves none out, and for recipes that ship, which mean it.
+    """
+    if Path(recipe).suffix not in (".yaml", ".yml") or len(chain := recipe_chain(recipe)) == 1:
+        return None
+    parent = chain[1][0]
+    kept, inherited = (read_recipe(name).get("tasks") or {} for name in (recipe, parent))
+    missing = [task for task in inherited if task not in kept]
+    if not missing:
+        return None
+    return (
+        f"{recipe} trains the tasks that it names; of {parent} it leaves out {', '.join(missing)}. To train one of"
+        f" them too, name it under `tasks` (`{missing[0]}: {{}}` is enough)"
+    )
+
+
 def read_recipe(recipe: str) -> dict[str, Any]:
     """The recipe as plain data, with what it extends merged in."""
     (_, document), *parents = recipe_chain(recipe)

@@ -3,6 +3,9 @@
 A config comes from a recipe's name or a YAML file, plus `key.path=value` overrides (`loader.py`).
 """
 
+import re
+import secrets
+import time
 from typing import Any
 
 from pydantic import model_validator
@@ -99,3 +102,20 @@ def with_model_of(config: RunConfig, trained: RunConfig) -> RunConfig:
         have = ", ".join(trained.modalities)
         raise UserError(f"the model has no tokenizer for these tasks (it has {have}):", problems)
     return config.model_copy(update={"model": trained.model})
+
+
+def run_name(config: RunConfig, name: str | None, flag: str = "--name ") -> str:
+    """The name of a new run: the one given, else the recipe's name, the time and four digits.
+
+    It is one folder, a name in Ray and one in MLflow. flag: how the user gives a name. Raises UserError for one
+    that cannot be all of these.
+    """
+    if name is None:
+        recipe = re.sub(r"[^\w.+=@-]+", "-", config.name).strip(".-") or "run"
+        return f"{recipe[:100]}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    if not re.fullmatch(r"[\w+=@][\w.+=@-]{0,199}", name):
+        raise UserError(
+            f"{flag}{name!r}: a run's name is one folder; give letters, digits and . _ - + = @, at most 200, the "
+            "first no . or -; `storage=FOLDER` says where the run lies"
+        )
+    return name

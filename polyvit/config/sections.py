@@ -121,9 +121,12 @@ class ScheduleConfig(Section):
     balancing: Literal["sum", "pcgrad", "cagrad", "mgda", "nash_mtl", "upgrad", "imtl_g", "aligned_mtl"] = "sum"
     """`accumulating` only: how the tasks' gradients on weights that all tasks reach become one. `sum`: added.
     Others are aggregators of torchjd (extra `balancing`), and hold a gradient of these weights for each task."""
-    loss_weights: Literal["equal", "dwa"] = "equal"
+    loss_weights: Literal["equal", "dwa", "uncertainty"] = "equal"
     """`accumulating` only. `dwa`: dynamic weight average; tasks whose loss fell least between the last two
-    evaluations weigh more. Weights sum to the number of tasks."""
+    evaluations weigh more. Weights sum to the number of tasks. `uncertainty`: exp(-s_j), s_j learned for each task
+    with the loss exp(-s_j) L_j + s_j / 2, from s_j = 0."""
+    uncertainty_lr: PositiveFloat = 0.01
+    """`loss_weights=uncertainty`: learning rate of AdamW, which trains s_j alone; it does not warm up or decay."""
     seed: int | None = None
     """Null: the run's seed."""
 
@@ -259,6 +262,9 @@ class TrainConfig(Section):
     interference_every: PositiveInt | None = None
     """Steps between measurements of how the tasks' gradients agree, on the last minibatches of each; null: never.
     See `polyvit interference`."""
+    drift: bool = False
+    """Whether to keep an account, for each task, of how far its own steps moved the weights that tasks share. It
+    is in the checkpoints, read at evaluations, and shown by `polyvit interference`."""
     log_every: PositiveInt = 10
     """Steps between points of the MLflow curves."""
     max_failures: int = 10
@@ -293,6 +299,10 @@ class SweepConfig(Section):
 
     space: dict[str, list[Any] | Range] = Field(default_factory=dict)
     """Keys of the config, dotted, and the values to try."""
+    alone: list[Literal["modalities", "tasks"]] = Field(default_factory=list)
+    """More trials, `search=grid` only: `modalities`, a model for each modality with its tasks; `tasks`, a model
+    for each task. Each task gets as many steps as in a run of all tasks. Each is trained once for every value of
+    `seed` in the space, with the config's own values of other keys; it is in the report and never the winner."""
     search: Literal["grid", "random", "optuna"] = "grid"
     """grid: every combination. random: `samples` drawn. optuna: `samples` chosen by a tree-structured Parzen
     estimator from the trials before."""

@@ -47,7 +47,9 @@ class Reliability:
 @dataclass(frozen=True)
 class TaskDetail:
     """classes: a row each. confusion: int64 [K, K], true class by row, predicted by column; None where an example
-    has several labels. reliability: of the highest probability, or of all probabilities with several labels.
+    has several labels. reliability: of each example's surest answer, its highest probability; with several labels
+    it is right where its class is one of them. (Over all classes nearly every answer is a small "no", and the
+    error near 0 whatever the model.)
     """
 
     task: str
@@ -62,17 +64,16 @@ def task_detail(
     """The detail of one task. names: of its classes. logits_BK: float. labels_BK: 0/1, one or more in each row."""
     logits_BK, labels_BK = logits_BK.astype(np.float64), labels_BK.astype(bool)
     several = task.loss == "sigmoid"
+    best_B = logits_BK.argmax(axis=1)
     if several:
         probabilities_BK = 0.5 * (1 + np.tanh(0.5 * logits_BK))  # the sigmoid, which does not overflow
         predicted_BK = probabilities_BK >= 0.5
-        reliability = _reliability(probabilities_BK.ravel(), labels_BK.ravel())
     else:
         exponentials_BK = np.exp(logits_BK - logits_BK.max(axis=1, keepdims=True))
         probabilities_BK = exponentials_BK / exponentials_BK.sum(axis=1, keepdims=True)
-        best_B = logits_BK.argmax(axis=1)
         predicted_BK = np.zeros_like(labels_BK)
         predicted_BK[np.arange(len(best_B)), best_B] = True
-        reliability = _reliability(probabilities_BK.max(axis=1), labels_BK[np.arange(len(best_B)), best_B])
+    reliability = _reliability(probabilities_BK.max(axis=1), labels_BK[np.arange(len(best_B)), best_B])
     right_K = (predicted_BK & labels_BK).sum(axis=0)
     of_class_K, as_class_K = labels_BK.sum(axis=0), predicted_BK.sum(axis=0)
     classes = tuple(

@@ -5,12 +5,9 @@ but for what Ray and MLflow write. The loop, the minibatches and the checkpoints
 """
 
 import json
-import re
-import secrets
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +31,7 @@ from polyvit.checkpoint import (
     open_store,
     training_tensors,
 )
-from polyvit.config import RunConfig
+from polyvit.config import RunConfig, run_name
 from polyvit.data.index import Scan, index_hash, read_index
 from polyvit.data.layouts import scan_task, split_problems, task_roots
 from polyvit.data.loading import Decoder, InlineFeed, Minibatch, PrefetchIterator, Requests, check_readable
@@ -118,10 +115,7 @@ def train(
 
 
 def _new_folder(config: RunConfig, name: str | None) -> Path:
-    if name is not None and not re.fullmatch(r"[\w+=@][\w.+=@-]{0,199}", name):
-        raise UserError(f"name={name!r}: a run's name is one folder; give letters, digits and . _ - + = @")
-    recipe = re.sub(r"[^\w.+=@-]+", "-", config.name).strip(".-")[:100] or "run"
-    unique = name or f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    unique = run_name(config, name, "name=")
     folder = Path(config.storage).expanduser().absolute() / unique
     try:
         folder.mkdir(parents=True)
@@ -233,6 +227,7 @@ class _Run:
         return {
             "run": self.folder.name, "checkpoint": str(self.folder / folder_name(state.global_step)), "best": best,
             "steps": state.global_step, "workers": 1, "tasks": rows,
+            **({"decisions": state.decisions} if self.config.schedule.kind == "adaptive" else {}),
         }  # fmt: skip
 
     def _write(self, name: str, document: Any) -> None:

@@ -1,6 +1,7 @@
 """Heat maps and a page of how tasks' gradients agree on the weights that they share.
 
-In: the document of `polyvit.training.compare_gradients`, and the drift of shared weights between checkpoints.
+In: the document of `polyvit.training.compare_gradients`, and the drift of shared weights, between checkpoints and
+by task.
 Out: interference.json, interference.html, pairs.png, layers.png in a folder.
 """
 
@@ -31,6 +32,8 @@ NOTES = (
     f"l_adapt is proposed as today's plus the shared blocks, from the first on, whose mean cosine between tasks of"
     f" different modalities is below −{CONFLICT}; sureness is the share of resamples that come to the same number."
     " The final norm does not count: its gradient comes straight from the heads and hides what the blocks say.",
+    "A task's drift is the norm of the sum of its steps' updates, with the momentum and weight decay that fell on"
+    " them, and the cosine of that sum with the sum over all tasks: below 0, the other tasks undid it and more.",
 )
 
 
@@ -158,6 +161,7 @@ def _page(document: Mapping[str, Any], title: str, pictures: Sequence[Figure]) -
         "interference.html.j2", title=title, about=document["about"], boxes=boxes,
         proposals=interference_proposals(document), pictures=pictures, tasks=task_table,
         pairs=pair_table, drift=_drift_table(document["drift"]),
+        drift_by_task=_task_drift_table(document["drift"]["by_task"]),
         notes=[*NOTES, document["drift"]["gap"]],
     )  # fmt: skip
 
@@ -176,6 +180,25 @@ def _drift_table(drift: Mapping[str, Any]) -> Table | None:
     ]  # fmt: skip
     heads = [Column(["steps"], word=True), Column(["of which"], word=True)]
     return Table([*heads, *(Column([group.removeprefix("shared."), "%"]) for group in groups)], rows)
+
+
+def _task_drift_table(drift: Mapping[str, Any] | None) -> Table | None:
+    """A row a task: its steps, how far they moved all shared blocks and each group, and the cosines."""
+    if drift is None:
+        return None
+    groups = _in_order(drift["groups"])
+
+    def moved(row: Mapping[str, Any]) -> list[Cell]:
+        return [Cell(f"{row['norm']:.2g}"), Cell(_signed(row["cosine"]))]
+
+    rows = [
+        [Cell(task, word=True), Cell(f"{drift['steps'][task]:,}"), *moved(row),
+         *(cell for group in groups for cell in moved(drift["groups"][group]["tasks"][task]))]
+        for task, row in drift["tasks"].items()
+    ]  # fmt: skip
+    names = ["all shared blocks", *(group.removeprefix("shared.") for group in groups)]
+    heads = [column for name in names for column in (Column([name, "moved"]), Column(["", "cosine"]))]
+    return Table([Column(["task"], word=True), Column(["steps"]), *heads], rows)
 
 
 def _overall(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -2,9 +2,10 @@
 
 In: evaluations so far, each task's held-out `loss`. Out: a decision, plain data that a checkpoint keeps:
 {"step", "shares", "losses", "scores"}. A decision is a pure function of the evaluations and the decisions before
-it, so a run that is killed takes it again. Losses are rounded first, so that the last bits, in which numbers of
-workers differ, do not matter. Every rule gives each task a factor by which its base share (U_j^(1/T)) is
-multiplied; factors are clipped, and clipped shares sum to 1.
+it, so a run that is killed takes it again. Every rule gives each task a score, the logarithm of a factor by which
+its base share (U_j^(1/T)) is multiplied. Scores are first rounded to whole multiples of `SCORE_STEP`, so that
+losses that differ in their last digits, as those of other numbers of workers do, nearly always decide the same.
+Factors are clipped, and clipped shares sum to 1.
 
 loss_ratio  r_j = L_j / L_j(first evaluation), the inverse training rate; factor (r_j / mean r)^exponent.
             Source: GradNorm (Chen et al. 2018, arXiv:1711.02257), section 3, where it weighs losses.
@@ -25,6 +26,9 @@ from polyvit.config import AdaptiveConfig
 
 DIGITS = 4
 """Significant digits of losses and shares in a decision."""
+SCORE_STEP = 0.1
+"""Ours. Where two runs' scores differ by d, they are on two sides of a border with a chance of d / 0.1. Any rule
+has borders: parameters of other numbers of workers differ in float sums, and losses with them."""
 
 Decision = dict[str, Any]
 
@@ -57,7 +61,8 @@ class Adaptive:
             before = decisions[-1]["scores"] if decisions else dict.fromkeys(tasks, 0.0)
             falls = [decision["falls"] for decision in decisions]
             scores, fall = _exp3(losses, np.array([before[task] for task in tasks]), steps, falls, self.settings)
-        shares = clipped_shares(self.base, np.exp(scores), self.settings.min_factor, self.settings.max_factor)
+        factors = np.exp(SCORE_STEP * np.round(scores / SCORE_STEP))
+        shares = clipped_shares(self.base, factors, self.settings.min_factor, self.settings.max_factor)
         decision: Decision = {
             "step": evaluations[-1]["step"],
             "shares": {task: _rounded(share) for task, share in zip(tasks, shares, strict=True)},

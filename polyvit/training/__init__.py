@@ -2,7 +2,7 @@
 
 In: a model, a schedule and a feed of minibatches. Out: trained parameters, curves, checkpoints.
 Read: initialisation, learner, loop, step, readback, optim, ema, microbatch, warm_up, throughput, curves,
-interference, balancing.
+interference, drift, balancing, loss_weights.
 """
 
 import lazy_loader

@@ -1,4 +1,5 @@
 from .balancing import balancing_bytes as balancing_bytes
+from .drift import drift_by_task as drift_by_task
 from .ema import Ema as Ema
 from .initialisation import check_init as check_init
 from .initialisation import freeze_parts as freeze_parts
@@ -9,6 +10,7 @@ from .interference import OVERALL as OVERALL
 from .interference import compare_gradients as compare_gradients
 from .interference import group_of as group_of
 from .interference import measure_gradients as measure_gradients
+from .interference import objectives_of as objectives_of
 from .learner import build_learner as build_learner
 from .loop import JUDGED_FROM as JUDGED_FROM
 from .loop import train as train

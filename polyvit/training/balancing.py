@@ -2,12 +2,12 @@
 
 In: the gradient of each task of a step on the weights that all of them reach. Out: one gradient, by an aggregator
 of torchjd (Jacobian descent, Quinton and Rey 2024, arXiv:2406.16232): `schedule.balancing`. Weights that only some
-tasks reach sum their gradients as ever. Also weights of losses (`schedule.loss_weights`): dynamic weight average.
+tasks reach sum their gradients as ever. What each loss weighs before: `loss_weights.py`.
 Legend: T tasks, P shared parameters, flat.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,6 @@ from polyvit.config import RunConfig
 from polyvit.distributed import Communicator
 from polyvit.model import MultiTaskModel
 
-DWA_TEMPERATURE = 2.0
-"""Of the softmax over ratios of losses. Source: Liu et al. 2019 (arXiv:1803.10704), section 3.2."""
 CAGRAD_C = 0.5
 """How far the update may leave the mean gradient, relative to its norm; 0.5 is of the authors' released runs on
 NYUv2 (arXiv:2110.14048 tunes it in 0.1 to 0.9)."""
@@ -99,21 +97,3 @@ def balancing_bytes(model: MultiTaskModel, config: RunConfig) -> int:
         return 0
     shared = sum(p.numel() for p in shared_by_all(model, list(config.tasks)).values())
     return 4 * shared * (2 * len(config.tasks) + 1)
-
-
-def loss_weights(config: RunConfig, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of each task, sum T: the softmax of r_j / 2, where r_j is the task's loss at the last evaluation by that at
-    the one before. {}, which is 1 for each, where losses are not weighted and before there are two evaluations.
-
-    Ours looks at evaluations, where the paper looks at training losses of epochs: they are in the checkpoint, so a
-    run that goes on weighs alike. Losses are rounded to four digits, as an adaptive schedule's.
-    """
-    if config.schedule.loss_weights == "equal" or len(evaluations) < 2:
-        return {}
-    before, now = (evaluation["tasks"] for evaluation in evaluations[-2:])
-    ratios = []
-    for task in config.tasks:
-        old, new = (float(f"{each.get(task, {}).get('loss') or float('nan'):.4g}") for each in (before, now))
-        ratios.append(new / old if old > 0 and new == new else 1.0)
-    weights = len(ratios) * torch.softmax(torch.tensor(ratios, dtype=torch.float64) / DWA_TEMPERATURE, 0)
-    return dict(zip(config.tasks, weights.tolist(), strict=True))

@@ -13,7 +13,8 @@ from polyvit.training.throughput import ThroughputMeter, memory
 
 
 class Curves:
-    """Means since the last point: loss per task, gradient norm, learning rate."""
+    """Means since the last point: loss per task and what it weighs where that is learned, gradient norm, learning
+    rate."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {}
@@ -23,6 +24,8 @@ class Curves:
         for minibatch, loss in zip(minibatches, result.losses, strict=True):
             self.values.setdefault(f"train/{minibatch.task}/loss", []).append(loss)
             self.values.setdefault(f"train/{minibatch.task}/lr", []).append(lr)
+        for minibatch, weight in zip(minibatches, result.weights, strict=False):
+            self.values.setdefault(f"train/{minibatch.task}/loss_weight", []).append(weight)
         for task, measures in result.measures.items():
             for name, value in measures.items():
                 self.values.setdefault(f"train/{task}/{name}", []).append(value)

@@ -2,7 +2,8 @@
 
 In: a model, minibatches of several tasks. Out: plain data: for each pair of tasks and each group of parameters
 that both reach, the cosine of their mean gradients and the share of coordinates whose signs differ, with intervals
-from resampling minibatches; each task's gradient norm, and how much of it is no noise; a proposal.
+from resampling minibatches; each task's gradient norm, and how much of it is no noise; a proposal. A contrastive
+task counts as its two objectives (`objectives_of`).
 
 A group is a block, a norm, a tokenizer. Of a group with more than `COORDINATES` parameters a fixed random sample
 of so many is compared, and its sums are scaled up. Cosines of gradients as a measure of conflict: PCGrad (Yu et
@@ -20,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyvit.config import RunConfig
+from polyvit.config import AudiovisualTask, RunConfig
 from polyvit.data.loading import Minibatch
 from polyvit.distributed import Communicator
 from polyvit.model import MultiTaskModel, autocast, device_of, full_precision
-from polyvit.training.step import is_contrastive, local_loss, most_examples, parts
+from polyvit.training.step import is_contrastive, local_loss, most_examples, parts, run_pass
 
 COORDINATES = 2**18
 SIGN_COORDINATES = 2**12
@@ -61,52 +62,72 @@ def measure_gradients(
 ) -> Gradients:  # fmt: skip
     """The gradient of each minibatch, summed over ranks, by group; all ranks call this together with their parts.
 
-    Changes neither parameters nor buffers, and leaves no gradient behind. Contrastive tasks are left out: their
-    loss is of clips that ranks exchange. microbatches: most examples of a pass, by task.
+    Changes neither parameters nor buffers, and leaves no gradient behind: batch norm takes its running averages,
+    of contrastive tasks too. The model is whole on every rank. microbatches: most examples of a pass, by task.
     """
     device, gradients = device_of(model), Gradients()
     picks: dict[str, torch.Tensor | None] = {}
-    model.eval()  # batch norm's running averages stay as they are
+    objectives = {task: objectives_of(config, task) for task in config.tasks}
     for minibatch in minibatches:
-        if is_contrastive(config, minibatch.task):
-            continue
-        model.zero_grad(set_to_none=True)
         most = most_examples(minibatch.task, config, microbatches)
-        with autocast(device, config.train.precision):
-            for part in parts(minibatch, most, config, world.size):
-                if part.rows:
-                    loss = local_loss(model, part, config, device)
-                    with full_precision(device, config.train.precision):
-                        loss.backward()
-        _keep(gradients, model, minibatch.task, picks, world)
+        for name, settings in objectives[minibatch.task].items():
+            model.zero_grad(set_to_none=True)
+            with autocast(device, config.train.precision):
+                for part in parts(minibatch, most, config, world.size):
+                    model.eval()
+                    if is_contrastive(config, minibatch.task):  # ranks exchange embeddings: each must take part
+                        run_pass(model, part, settings, device, world)
+                    elif part.rows:
+                        loss = local_loss(model, part, settings, device)
+                        with full_precision(device, config.train.precision):
+                            loss.backward()
+            _keep(gradients, model, name, minibatch.task, picks, world)
     model.zero_grad(set_to_none=True)
     model.train()
     return gradients
 
 
+def objectives_of(config: RunConfig, task: str) -> dict[str, RunConfig]:
+    """What a task counts as, by name, each with the config whose loss it is: itself, or of a contrastive task
+    `TASK.masked` (masked embedding prediction in all streams) and `TASK.pairs` (correct pair prediction), where
+    both have weights. The sum of their gradients is the task's."""
+    section = config.tasks[task]
+    if not (isinstance(section, AudiovisualTask) and is_contrastive(config, task)):
+        return {task: config}
+    whole = section.contrastive
+    if not (whole.pairs and (whole.visual or whole.audio or whole.multimodal)):
+        return {task: config}
+    alone = {"masked": {"pairs": 0.0}, "pairs": {"visual": 0.0, "audio": 0.0, "multimodal": 0.0}}
+    return {
+        f"{task}.{name}": config.model_copy(update={"tasks": {**config.tasks, task: section.model_copy(
+            update={"contrastive": whole.model_copy(update=weights)})}})
+        for name, weights in alone.items()
+    }  # fmt: skip
+
+
 def _keep(
-    gradients: Gradients, model: MultiTaskModel, task: str, picks: dict[str, torch.Tensor | None],
+    gradients: Gradients, model: MultiTaskModel, name: str, task: str, picks: dict[str, torch.Tensor | None],
     world: Communicator,
 ) -> None:  # fmt: skip
-    """Take the gradients that lie at the parameters, by group."""
+    """Take the gradients that lie at the parameters that a task reaches, by group. name: of the objective."""
     groups: dict[str, list[torch.Tensor]] = {}
-    for name, parameter in model.touched(task).items():
+    for key, parameter in model.touched(task).items():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        groups.setdefault(group_of(name), []).append(gradient.detach().float().reshape(-1))
+        groups.setdefault(group_of(key), []).append(gradient.detach().float().reshape(-1))
     for group, pieces in groups.items():
         flat = torch.cat(pieces)
         # Low-rank factors are a modality's own: tasks that reach other parameters of a group are no pair in it.
         group = group if gradients.sizes.setdefault(group, len(flat)) == len(flat) else f"{group} ({task})"
         gradients.sizes[group] = len(flat)
         if group not in picks:
-            picks[group] = _sample(group, len(flat))
+            picks[group] = sample_of(group, len(flat))
         pick = picks[group]
         flat = flat if pick is None else flat[pick.to(flat.device)]
         world.sum_(flat)
-        gradients.vectors.setdefault(group, {}).setdefault(task, []).append(flat.cpu().numpy())
+        gradients.vectors.setdefault(group, {}).setdefault(name, []).append(flat.cpu().numpy())
 
 
-def _sample(group: str, size: int) -> torch.Tensor | None:
+def sample_of(group: str, size: int) -> torch.Tensor | None:
     """[C] the coordinates of a group that are compared, the same for every task and in every run; None: all."""
     if size <= COORDINATES:
         return None

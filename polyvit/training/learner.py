@@ -1,4 +1,5 @@
-"""What is trained, put together: the model compiled and divided as the config says, its optimiser, its average."""
+"""What is trained, put together: the model compiled and divided as the config says, its optimiser, its average,
+learned weights of losses, and the tasks' accounts of drift."""
 
 import torch
 
@@ -6,7 +7,9 @@ from polyvit.checkpoint import TrainUnit
 from polyvit.config import RunConfig
 from polyvit.distributed import Communicator, shard
 from polyvit.model import MultiTaskModel, uses_bfloat16
+from polyvit.training.drift import build_drift
 from polyvit.training.ema import Ema
+from polyvit.training.loss_weights import learned_weights
 from polyvit.training.optim import build_optimiser
 
 
@@ -21,4 +24,4 @@ def build_learner(
         shard(model.sharding_units(), uses_bfloat16(device, config.train.precision))
     optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
     ema = Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None
-    return TrainUnit(model, optimiser, ema)
+    return TrainUnit(model, optimiser, ema, learned_weights(config, device), build_drift(model, config))

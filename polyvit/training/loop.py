@@ -24,9 +24,9 @@ from polyvit.errors import UserError
 from polyvit.evaluation import evaluate
 from polyvit.model import device_of
 from polyvit.schedule import SPARES, Schedule
-from polyvit.training.balancing import loss_weights
 from polyvit.training.curves import Curves, snapshot, timings
 from polyvit.training.interference import MINIBATCHES, compare_gradients, curve_points, measure_gradients
+from polyvit.training.loss_weights import dwa_weights
 from polyvit.training.optim import lr_factor
 from polyvit.training.readback import Readback, StepNumbers, StepResult, readback_for
 from polyvit.training.step import Communicator, TrainStep
@@ -107,7 +107,9 @@ def train(
     run = _Run(learner, schedule, feed, config, world, state, callback, readback)
     if state.global_step == run.total:  # a trial that was restarted after its end has yet to say how it ended
         callback.evaluated(run.total, state.scores())
-    trainer = TrainStep(learner.model, learner.optimiser, config, world, state.microbatches)
+    model, optimiser, learned, drift = learner.model, learner.optimiser, learner.loss_weights, learner.drift
+    trainer = TrainStep(model, optimiser, config, world, state.microbatches, learned, drift)
+    trainer.loss_weights = dwa_weights(config, state.evaluations)
     start_step = start_step or trainer.start
     schedule.follow(state.decisions)
     batches = _batches(feed, schedule, state.global_step + 1, run.device)
@@ -119,13 +121,15 @@ def train(
             if any(minibatch.step != step for minibatch in minibatches):
                 raise RuntimeError(f"the feed brought step {minibatches[0].step} at step {step}")
             lr = learning_rate(config, step, run.total, minibatches[0].task)
-            trainer.loss_weights = loss_weights(config, state.evaluations)
             numbers = start_step(minibatches, lr, float(callback.stop_requested()))
             if learner.ema:
                 learner.ema.update()
             run.launched(step, minibatches, lr, numbers, waited)
+            evaluations = len(state.evaluations)
             if run.between_steps(step):
                 break
+            if len(state.evaluations) > evaluations:
+                trainer.loss_weights = dwa_weights(config, state.evaluations)
     if not state.stopped:
         run.judge(1)
     return state
@@ -182,6 +186,7 @@ class _Run:
         if evaluates:
             with self._timed("evaluate"):
                 self.fresh += _evaluate(self.learner, self.feed, config, self.world, state, values)
+                values |= self.learner.drift.points() if self.learner.drift else {}
                 if step == self.schedule.known < self.total:
                     values |= self._decide()
         if config.train.interference_every and step % config.train.interference_every == 0:

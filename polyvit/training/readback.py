@@ -26,7 +26,8 @@ class StepResult:
     losses: mean loss of each minibatch. grad_norm: of the reduced gradient, before it is clipped.
     bad: planned examples of each minibatch that could not be decoded. flag: the sum of what the ranks gave as
     `flag`. examples: that went through the model. reduced_bytes: what this rank gave to be summed by all-reduce.
-    measures: of each contrastive minibatch, by task (`polyvit.objectives.MEASURES`).
+    measures: of each contrastive minibatch, by task (`polyvit.objectives.MEASURES`). weights: of the losses, where
+    they are learned.
     """
 
     losses: tuple[float, ...]
@@ -36,24 +37,27 @@ class StepResult:
     examples: int = 0
     reduced_bytes: int = 0
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class StepNumbers:
     """A step that was launched: its numbers where they are computed.
 
-    values: float32 [2 m + tables + 3]: losses, bad examples, tables [m, 2, M] where a minibatch is contrastive,
-    examples, flag, the gradient's norm. tasks: of the minibatches.
+    values: float32 [2 m + tables + 3 + weights]: losses, bad examples, tables [m, 2, M] where a minibatch is
+    contrastive, examples, flag, the gradient's norm, weights of losses. tasks: of the minibatches. weights: how
+    many of these there are: m, or none.
     """
 
     values: Tensor
     tasks: tuple[str, ...]
     reduced_bytes: int = 0
+    weights: int = 0
 
     def result(self, values: Sequence[float]) -> StepResult:
         """The numbers, once they are on the host."""
-        count = len(self.tasks)
-        *tables, examples, flag, norm = values[2 * count :]
+        count, end = len(self.tasks), len(values) - self.weights
+        *tables, examples, flag, norm = values[2 * count : end]
         measures = {}
         if tables:
             each = zip(self.tasks, torch.tensor(tables).view(count, 2, -1), strict=True)
@@ -61,6 +65,7 @@ class StepNumbers:
         return StepResult(
             losses=tuple(values[:count]), grad_norm=norm, bad=tuple(int(n) for n in values[count : 2 * count]),
             flag=flag, examples=int(examples), reduced_bytes=self.reduced_bytes, measures=measures,
+            weights=tuple(values[end:]),
         )  # fmt: skip
 
 

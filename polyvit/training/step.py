@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from polyvit.checkpoint import LearnedWeights, TaskDrift
 from polyvit.config import AudiovisualTask, RunConfig
 from polyvit.data.loading import Minibatch, blank_arrays, part_of, tensors
 from polyvit.distributed import (
@@ -80,18 +81,21 @@ class TrainStep:
 
     Build it when model and optimiser are on the device, divided and frozen as the run has them: what a task
     reaches is worked out at its first step and kept. microbatches: most examples of one pass, by task (see
-    `microbatch.py`); else `train.microbatch`; else the whole part of the rank.
+    `microbatch.py`); else `train.microbatch`; else the whole part of the rank. learned: weights of losses that are
+    learned with the model (`schedule.loss_weights=uncertainty`). drift: accounts of how far tasks move weights.
     """
 
     def __init__(
         self, model: MultiTaskModel, optimiser: Updates, config: RunConfig, world: Communicator,
-        microbatches: Mapping[str, int] | None = None,
+        microbatches: Mapping[str, int] | None = None, learned: LearnedWeights | None = None,
+        drift: TaskDrift | None = None,
     ) -> None:  # fmt: skip
         self.model, self.optimiser, self.config, self.world = model, optimiser, config, world
         self.microbatches, self.device = microbatches, device_of(model)
         self._parameters = list(model.parameters())
         self._reached: dict[tuple[str, ...], Reached] = {}
-        self.loss_weights: Mapping[str, float] = {}  # of tasks that do not weigh 1
+        self.learned, self.drift = learned, drift
+        self.loss_weights: Mapping[str, float | Tensor] = {}  # of tasks that do not weigh 1
 
     def start(self, minibatches: Sequence[Minibatch], lr: float, flag: float = 0.0) -> StepNumbers:
         """Forward and backward of each minibatch in its microbatches, one reduction, clip, one update.
@@ -100,7 +104,10 @@ class TrainStep:
         `optim.inactive_params` says so) updated. `flag` is summed over ranks with the gradients: so a rank tells
         the others something at no cost. On a GPU this returns while the device works.
         """
-        config, reached = self.config, self.reached(tuple(minibatch.task for minibatch in minibatches))
+        tasks = tuple(minibatch.task for minibatch in minibatches)
+        config, reached = self.config, self.reached(tasks)
+        if self.learned:
+            self.loss_weights = self.learned.weights()
         extra = _counts(minibatches, flag, config, self.device)
         for parameter in self._parameters:
             parameter.grad = None
@@ -115,10 +122,17 @@ class TrainStep:
             run = self._divided if is_sharded(self.model) else self._whole
             moved = run(passes, minibatches, reached, extra)
         norm = _clip(reached, config, self.world)
+        if self.drift:
+            self.drift.before()
         self.optimiser.step(lr)
+        if self.drift:
+            self.drift.after(tasks[0])
         average_buffers(self.model, self.world)
-        values = torch.cat([extra, norm.reshape(1)])
-        return StepNumbers(values, tuple(minibatch.task for minibatch in minibatches), moved)
+        weights = [w.reshape(1) for w in self.learned.weights().values()] if self.learned else []
+        values = torch.cat([extra, norm.reshape(1), *weights])
+        if self.learned:
+            self.learned.update(extra[: len(tasks)])
+        return StepNumbers(values, tasks, moved, len(weights))
 
     def reached(self, tasks: tuple[str, ...]) -> Reached:
         """What these tasks reach together, in the model's order for each; the last one's backward pass is last."""
@@ -137,7 +151,7 @@ class TrainStep:
         for n, (i, part) in enumerate(passes):
             units = self.reached((part.task,)).units
             reduce_at_once(units, n == len(passes) - 1 or passes[n + 1][0] != i)
-            weight = self.loss_weights.get(part.task, 1.0)
+            weight = self.loss_weights.get(part.task)
             outcome = run_pass(self.model, part, self.config, self.device, self.world, weight)
             _count_pass(extra, i, len(minibatches), *outcome)
         self.world.sum_(extra)
@@ -151,14 +165,14 @@ class TrainStep:
         balance = balance_of(self.model, tasks, config, _seed(config.seed, minibatches[0].step, "", "balance"))
         for n, (i, part) in enumerate(passes):
             overlap = n == len(passes) - 1 and not clip_first and not balance
-            weight = self.loss_weights.get(part.task, 1.0)
+            weight = self.loss_weights.get(part.task)
             with reducer.overlapping() if overlap else nullcontext():
                 if is_contrastive(config, part.task):  # ranks exchange embeddings: each must take part
                     outcome = run_pass(self.model, part, config, self.device, self.world, weight)
                     _count_pass(extra, i, len(minibatches), *outcome)
                 elif part.rows:
                     loss = local_loss(self.model, part, config, self.device)
-                    _backward(loss * weight if weight != 1 else loss, config, self.device)
+                    _backward(loss if weight is None else loss * weight, config, self.device)
                     extra[i] += loss.detach()
             if balance and (n == len(passes) - 1 or passes[n + 1][0] != i):
                 balance.take()
@@ -225,7 +239,7 @@ def _clip(reached: Reached, config: RunConfig, world: Communicator) -> Tensor:
 
 def run_pass(
     model: MultiTaskModel, part: Minibatch, config: RunConfig, device: torch.device, world: Communicator,
-    weight: float = 1.0,
+    weight: float | Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """A pass, forward and backward, in which ranks wait for each other: FSDP gathers and sums on the way, and a
     contrastive task exchanges embeddings. A rank without examples goes along with a blank one of no weight."""
@@ -243,7 +257,7 @@ def run_pass(
             loss, table = contrastive_pass(model, part, config, device, world)
         else:
             loss = local_loss(model, part, config, device)
-        _backward(loss * (0.0 if blank else weight), config, device)
+        _backward(loss * (0.0 if blank else 1.0 if weight is None else weight), config, device)
     model.train()
     return loss.detach() * (0.0 if blank else 1.0), None if blank else table
 

@@ -22,8 +22,10 @@ from polyvit.config import RunConfig
 from polyvit.data.loading.minibatch import Quarantined
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
+from polyvit.training.drift import build_drift
 from polyvit.training.ema import Ema
 from polyvit.training.loop import train
+from polyvit.training.loss_weights import learned_weights
 from polyvit.training.step import SingleProcess
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +43,8 @@ class Saved(Heard):
         self.model, self.optimiser, schedule = fresh(config)
         self.schedule = schedule
         ema = Ema(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
-        self.learner = TrainUnit(self.model, self.optimiser, ema)
+        weights = learned_weights(config, torch.device("cpu"))
+        self.learner = TrainUnit(self.model, self.optimiser, ema, weights, build_drift(self.model, config))
         self.hashes = {"schedule_hash": schedule.digest(), "index_hash": {"picture": "abc"}}
 
     def checkpoint(self, state: TrainState, last: bool = False) -> None:
@@ -69,8 +72,10 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
         ["optim.kind=adamw", "optim.lr=0.01", "optim.weight_decay=0.1"],
         ["schedule.kind=accumulating"],
         ["optim.ema_decay=0.9", "train.eval_every=5", "train.microbatch=4"],
+        ["schedule.kind=accumulating", "schedule.loss_weights=uncertainty"],
+        ["train.drift=true"],
     ],
-    ids=["sgd", "bfloat16", "adamw", "accumulating", "ema"],
+    ids=["sgd", "bfloat16", "adamw", "accumulating", "ema", "uncertainty", "drift"],
 )
 def test_resume_is_exact_to_the_last_bit(tmp_path: Path, overrides: list[str]) -> None:
     """All steps straight == k steps + save + fresh objects + load + the rest: every file, every byte."""
@@ -84,10 +89,9 @@ def test_resume_is_exact_to_the_last_bit(tmp_path: Path, overrides: list[str]) -
     assert resumed.checkpoints == [c for c in straight.checkpoints if c > 3]
     for step in resumed.checkpoints:
         one, other = (bytes_of(run.folder / f"step_{step}") for run in (straight, resumed))
-        average = {"ema.safetensors"} if config.optim.ema_decay else set()
-        assert (
-            one.keys() == {"model.safetensors", "optimiser.safetensors", "state.json", "manifest.json"} | average
-        )
+        more = {"ema.safetensors"} if config.optim.ema_decay else set()
+        more |= {f"{name}.safetensors" for name in straight.learner.besides()}
+        assert one.keys() == {"model.safetensors", "optimiser.safetensors", "state.json", "manifest.json"} | more
         assert one == other
     assert any(not torch.equal(p, q) for p, q in zip(before, resumed.model.parameters(), strict=True))
     if "schedule.kind=accumulating" not in overrides:
@@ -173,6 +177,15 @@ def test_another_shape_is_refused_and_named(saved: tuple[Path, Saved]) -> None:
         load_model(folder, PolyViT(deeper.model, deeper.tasks))
     assert "shared.blocks.2.attn.proj.bias: the model has (16,), the checkpoint None" in caught.value.problems
     assert len(caught.value.problems) == 10  # the first of many
+
+
+def test_what_a_run_was_trained_without_cannot_begin_at_a_resume(tmp_path: Path) -> None:
+    """Accounts of drift of half a run would be no accounts of it."""
+    plain = Saved(tmp_path, small_config("train.checkpoint_every=9", LENIENT))
+    plain.checkpoint(TrainState(global_step=9))
+    drifting = Saved(tmp_path, small_config("train.checkpoint_every=9", "train.drift=true", LENIENT))
+    with pytest.raises(UserError, match=r"it has no drift\.safetensors, so its run was trained without"):
+        drifting.run(tmp_path / "step_9")
 
 
 def test_another_optimiser_is_refused(saved: tuple[Path, Saved]) -> None:

@@ -17,7 +17,8 @@ from pyarrow import fs
 from pipelines.training import cotrain, new_run
 from polyvit.checkpoint import async_writer
 from polyvit.checkpoint.async_writer import AsyncCheckpointWriter, Keep
-from polyvit.checkpoint.state import CheckpointData, find_checkpoint
+from polyvit.checkpoint.locate import find_checkpoint
+from polyvit.checkpoint.state import CheckpointData
 from polyvit.checkpoint.store import (
     LocalStore,
     RemoteStore,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from small import document, write_yaml
 
-from polyvit.config import apply_override, load_config, read_recipe, recipe_names
+from polyvit.config import apply_override, left_out_tasks, load_config, read_recipe, recipe_names
 from polyvit.config.paper_tasks import PAPER_TASKS
 from polyvit.errors import UserError
 from polyvit.schedule.schedule import build_schedule
@@ -92,6 +92,20 @@ def test_an_own_file_is_named_after_itself(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- extends
+
+
+def test_tasks_that_an_extending_file_does_not_name_are_told_of(tmp_path: Path) -> None:
+    some = write_yaml(
+        tmp_path / "some.yaml", {"extends": "images-only", "tasks": {"pets": {"batch": 4}, "cifar10": {}}}
+    )
+    assert list(load_config(str(some)).tasks) == ["pets", "cifar10"]
+    words = left_out_tasks(str(some))
+    assert words is not None
+    assert "of images-only it leaves out imagenet, cifar100, resisc45" in words
+    assert "`imagenet: {}` is enough" in words
+    for content in ({"extends": "images-only", "seed": 1}, document()):
+        assert left_out_tasks(str(write_yaml(tmp_path / "all.yaml", content))) is None
+    assert left_out_tasks("images-only") is None  # a recipe that ships means it
 
 
 def test_extends_merges_key_by_key(tmp_path: Path) -> None:

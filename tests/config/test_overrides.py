@@ -7,8 +7,8 @@ import pytest
 from small import small_config
 
 from pipelines.tracking.runs import tracking_uri
-from pipelines.training import find_run, new_run, resumed_config, run_name
-from polyvit.config import apply_override, load_config, override_values, text_override
+from pipelines.training import find_run, new_run, resumed_config
+from polyvit.config import apply_override, load_config, override_values, run_name, text_override
 from polyvit.errors import UserError
 
 DOCUMENT = {"tasks": {"t": {"modality": "audio", "layout": "csv"}}}

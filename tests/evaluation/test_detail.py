@@ -45,9 +45,19 @@ def test_several_labels_an_example() -> None:
     ant, bee, _ = detail.classes
     assert (ant.examples, ant.predicted, ant.precision, ant.recall) == (2, 1, 1.0, 0.5)
     assert (bee.examples, bee.predicted, bee.precision, bee.average_precision) == (1, 2, 0.5, 1.0)
-    assert detail.reliability.count.sum() == 6
-    gaps = 0.1 + 0.6 + 2 * 0.2 + 0.6 + 0.3  # 0.9 is right, 0.4 is, 0.2 twice not, 0.6 not, 0.7 is
-    assert detail.reliability.error == pytest.approx(gaps / 6)
+    assert detail.reliability.count.sum() == 2  # the surest answer of each example: 0.9 and 0.7, both right
+    assert detail.reliability.error == pytest.approx((0.1 + 0.3) / 2)
+
+
+def test_calibration_of_many_classes_is_not_hidden_by_small_noes() -> None:
+    """A hundred classes, one label each, a model that is sure of the wrong one: over all probabilities the error
+    would be 0.02."""
+    task, labels_BK = config().tasks["sound"], np.zeros((4, 100), bool)
+    labels_BK[:, 0] = True
+    logits_BK = np.full((4, 100), -9.0)
+    logits_BK[:, 1] = 3.0
+    detail = task_detail("sound", task, [str(k) for k in range(100)], logits_BK, labels_BK)
+    assert detail.reliability.error == pytest.approx(1 / (1 + np.exp(-3.0)))
 
 
 def test_infinitely_sure_answers_are_no_overflow() -> None:

@@ -52,8 +52,8 @@ def kill_a_worker_after(run: Path, step: int, session: str) -> int:
     """Kill a train worker once the run has a checkpoint beyond this step. Returns that checkpoint's step."""
     until = time.monotonic() + 300
     while time.monotonic() < until:
-        newest = max(int(path.name.removeprefix("step_")) for path in run.glob("step_????????"))
-        if newest > step:
+        steps = [int(path.name.removeprefix("step_")) for path in run.glob("step_????????")]
+        if (newest := max(steps, default=0)) > step:
             workers = ray_processes(session, "ray::RayTrainWorker")
             workers[0].kill()
             return newest

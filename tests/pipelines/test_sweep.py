@@ -21,9 +21,10 @@ from pipelines import cli
 from pipelines.sweep import idle_rank
 from pipelines.training.reporting import objective_of
 from pipelines.tuning.search import concurrent_trials, fit, param_space, search_algorithm
-from pipelines.tuning.space import check_space, format_changes, trial_config
+from pipelines.tuning.space import all_trials, changes_of, check_space, format_changes, trial_config
 from polyvit.config import Range, load_config
 from polyvit.errors import UserError
+from polyvit.schedule.schedule import schedule_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +40,37 @@ def test_a_trial_is_the_config_with_some_keys_changed() -> None:
     assert (trial.schedule.kind, trial.tasks["sound"].lr_coef) == ("uniform", 0.5)
     assert trial.tasks["picture"] == small_config().tasks["picture"]
     assert base == small_config().model_dump(mode="json")  # not changed on the way
+
+
+def test_models_of_fewer_tasks_are_trials_with_the_same_steps_of_a_task() -> None:
+    """Four tasks of three modalities: `sound` and `word` make the one modality that is no task alone."""
+    config = small_config("optim.warmup_steps=6", "schedule.steps=36", "sweep.alone=[modalities,tasks]")
+    space = {"seed": [3, 4], "model.l_adapt": [0, 1, 2]}
+    config = config.model_copy(update={"sweep": config.sweep.model_copy(update={"space": space})})
+    check_space(config)
+    trials, base = all_trials(config), config.model_dump(mode="json")
+    assert trials[:2] == [{"seed": 3, "model.l_adapt": 0}, {"seed": 3, "model.l_adapt": 1}]
+    assert [t for t in trials if "only" in t and t["seed"] == 4] == [
+        {"only": only, "seed": 4} for only in (["picture"], ["clip"], ["sound", "word"], ["sound"], ["word"])
+    ]
+    assert len(trials) == 6 + 2 * 5
+    counts = {"picture": 10, "clip": 8, "sound": 12, "word": 6}  # twice the tasks' own
+    audio, sound = (trial_config(base, {"only": only, "seed": 4}) for only in (["sound", "word"], ["sound"]))
+    assert {name: task.steps for name, task in audio.tasks.items()} == {"sound": 12, "word": 6}
+    assert schedule_of(audio).counts() == {"sound": 12, "word": 6}
+    assert (schedule_of(sound).counts(), sound.seed) == ({"sound": 12}, 4)
+    assert schedule_of(config).counts() == counts
+    assert (audio.warmup_steps, sound.warmup_steps) == (3, 2)  # 18 and 12 of 36 steps
+    assert format_changes({"only": ["sound", "word"], "seed": 4}) == "only=sound,word seed=4"
+    assert param_space(config) == {"trial": {"grid_search": trials}}
+    assert changes_of({"trial": trials[-1]}) == trials[-1]
+    assert changes_of(trials[0]) == trials[0]
+
+
+def test_models_of_fewer_tasks_cannot_be_ranked_early() -> None:
+    with pytest.raises(UserError) as caught:
+        small_config("sweep.alone=[tasks]", "sweep.search=random")
+    assert "sweep.alone needs sweep.search=grid" in "\n".join([caught.value.message, *caught.value.problems])
 
 
 def test_every_mistake_of_a_space_is_named_at_once() -> None:

@@ -54,6 +54,8 @@ def test_an_adaptive_schedule_is_followed(pair_root: Path, tmp_path: Path) -> No
     run = train(adaptive, device="cpu", progress=False)
     assert sum(row["steps"] for row in run.results.values()) == 28
     assert any("schedule/shapes/share" in point for point in run.history)
+    result = json.loads((run.folder / "result.json").read_text())
+    assert [set(decision["shares"]) for decision in result["decisions"]] == [{"shapes", "sounds"}]
 
 
 def test_the_folder_is_a_run(run: LocalRun) -> None:

@@ -90,10 +90,27 @@ def test_loss_ratio_by_hand() -> None:
     schedule = built()
     first, second = run(schedule, [evaluation(20, a=2.0, b=1.0, c=4.0), evaluation(40, a=1.0, b=1.0, c=4.0)])
     assert first["shares"] == pytest.approx({"a": 0.6, "b": 0.3, "c": 0.1})  # no rate is known yet
-    # Rates 0.5, 1, 1: factors 0.6, 1.2, 1.2; 0.36, 0.36, 0.12 of 0.84.
-    assert second["shares"] == pytest.approx({"a": 0.4286, "b": 0.4286, "c": 0.1429}, abs=1e-4)
+    # Rates 0.5, 1, 1: scores log 0.6, log 1.2, log 1.2, to tenths; 0.6 e^-0.5, 0.3 e^0.2, 0.1 e^0.2 of their sum.
+    assert second["scores"] == pytest.approx({"a": -0.5108, "b": 0.1823, "c": 0.1823}, abs=1e-4)
+    assert second["shares"] == pytest.approx({"a": 0.4269, "b": 0.4298, "c": 0.1433}, abs=1e-4)
     assert schedule.known == 60
     assert sum(schedule.counts(60).values()) == 60
+
+
+@pytest.mark.parametrize("rule", ["loss_ratio", "exp3"])
+def test_losses_that_differ_a_little_decide_the_same(rule: str) -> None:
+    """As those of other numbers of workers do: in the fourth digit, which is kept and changes no step."""
+    rng = np.random.Generator(np.random.Philox(5))
+    measured = [evaluation(20 * n, **dict(zip("abc", rng.uniform(0.5, 3, 3), strict=True))) for n in range(1, 5)]
+    noisy = [
+        evaluation(e["step"], **{t: r["loss"] * (1 + 2e-4 * rng.normal()) for t, r in e["tasks"].items()})
+        for e in measured
+    ]
+    one, other = built(adaptive={"rule": rule}), built(adaptive={"rule": rule})
+    decisions, others = run(one, measured), run(other, noisy)
+    assert [d["losses"] for d in decisions] != [d["losses"] for d in others]
+    assert [d["shares"] for d in decisions] == [d["shares"] for d in others]
+    assert one.order.tolist() == other.order.tolist()
 
 
 def test_a_task_that_cannot_be_measured_keeps_its_share() -> None:

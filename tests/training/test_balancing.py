@@ -11,7 +11,8 @@ from torch import Tensor
 
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
-from polyvit.training.balancing import aggregate, balancing_bytes, loss_weights, shared_by_all
+from polyvit.training.balancing import aggregate, balancing_bytes, shared_by_all
+from polyvit.training.loss_weights import UncertaintyWeights, dwa_weights
 from polyvit.training.step import TrainStep, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -106,6 +107,9 @@ CONFIGS = {
     "upgrad": accumulating("schedule.balancing=upgrad", "train.microbatch=3"),
     "pcgrad": accumulating("schedule.balancing=pcgrad"),
     "dwa": accumulating("schedule.loss_weights=dwa", "train.eval_every=2"),
+    "uncertainty": accumulating(
+        "schedule.loss_weights=uncertainty", "schedule.uncertainty_lr=0.2", "train.log_every=1"
+    ),
 }
 
 
@@ -128,6 +132,13 @@ def test_two_ranks_train_as_one(two_ranks: Path, name: str) -> None:
             torch.testing.assert_close(parameters[key], value, rtol=0, atol=2e-5, msg=key)
         assert kept["losses"] == pytest.approx([s["loss"] for s in events.snapshots], rel=1e-3)
         assert kept["state"].read == state.read
+        if rank == 0 and name == "uncertainty":
+            curves = [
+                [values["train/word/loss_weight"] for _, values in each]
+                for each in (kept["points"], events.points)
+            ]
+            assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+            assert curves[0][0] == 1 != curves[0][-1]
     assert max((alone[key] - plain[key]).abs().max().item() for key in alone) > 2e-4  # ten times the tolerance
 
 
@@ -138,12 +149,66 @@ def evaluation(**losses: float) -> dict[str, Any]:
 def test_dwa_by_hand() -> None:
     config = CONFIGS["dwa"]
     first = evaluation(picture=2.0, clip=1.0, sound=1.0, word=1.0)
-    assert loss_weights(config, [first]) == {}
-    weights = loss_weights(config, [first, evaluation(picture=1.0, clip=1.0, sound=1.0, word=1.0)])
+    assert dwa_weights(config, [first]) == {}
+    weights = dwa_weights(config, [first, evaluation(picture=1.0, clip=1.0, sound=1.0, word=1.0)])
     low, high = 2.718281828**0.25, 2.718281828**0.5  # ratios 1/2 and 1 over the temperature of 2
     assert weights["picture"] == pytest.approx(4 * low / (low + 3 * high))
     assert sum(weights.values()) == pytest.approx(4)
-    assert loss_weights(accumulating(), [first, first]) == {}
+    assert dwa_weights(accumulating(), [first, first]) == {}
+
+
+def test_uncertainty_by_hand() -> None:
+    """The loss exp(-s) L + s / 2 by autograd, and AdamW's first two steps by hand: it moves by lr x sign first."""
+    losses = torch.tensor([2.0, 0.25])
+    s = torch.tensor([0.0, 0.0], requires_grad=True)
+    (torch.exp(-s) * losses + s / 2).sum().backward()
+    assert s.grad is not None
+    assert s.grad.tolist() == [0.5 - 2.0, 0.5 - 0.25]
+    learned = UncertaintyWeights(["a", "b"], 0.1, torch.device("cpu"))
+    assert list(learned.weights().values()) == [1, 1]
+    learned.update(losses)
+    assert learned.log_variance_T.grad is not None
+    assert learned.log_variance_T.grad.tolist() == s.grad.tolist()
+    assert learned.log_variance_T.tolist() == pytest.approx([0.1, -0.1])
+    assert [w.item() for w in learned.weights().values()] == pytest.approx([2.718281828**-0.1, 2.718281828**0.1])
+    before = learned.log_variance_T.tolist()
+    learned.update(losses)
+    for n, (first, loss) in enumerate(zip((-1.5, 0.25), (2.0, 0.25), strict=True)):
+        second = 0.5 - 2.718281828 ** -before[n] * loss
+        mean, square = (0.09 * first + 0.1 * second) / 0.19, (0.000999 * first**2 + 0.001 * second**2) / 0.001999
+        assert learned.log_variance_T[n].item() == pytest.approx(before[n] - 0.1 * mean / square**0.5, rel=1e-5)
+
+
+def test_uncertainty_rests_where_a_weight_is_half_of_the_inverse_loss() -> None:
+    learned = UncertaintyWeights(["a", "b"], 0.05, torch.device("cpu"))
+    for _ in range(400):
+        learned.update(torch.tensor([4.0, 0.5]))
+    assert [w.item() for w in learned.weights().values()] == pytest.approx([1 / 8, 1.0], rel=1e-2)
+
+
+def test_uncertainty_scales_gradients_by_its_weight() -> None:
+    """The gradient of a step whose s are not 0, on what a single task reaches, is exp(-s) times the plain one."""
+    config, kept = accumulating("optim.clip_norm=null"), []
+    for s in (0.0, 0.5):
+        model, _, schedule = fresh(config)
+        learned = UncertaintyWeights(list(config.tasks), 0.0, torch.device("cpu"))
+        with torch.no_grad():
+            learned.log_variance_T[0] = s
+
+        class Still:
+            def step(self, lr: float) -> None:
+                """Nothing moves."""
+
+        step = TrainStep(model, Still(), config, SingleProcess(), None, learned)
+        numbers = step.start(next(iter(ArrayFeed(config, schedule=schedule).train(1))), 0.1)
+        kept.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        weights = numbers.result(numbers.values.tolist()).weights
+        assert weights == pytest.approx([2.718281828**-s, 1, 1, 1])
+    own = [name for name in kept[0] if name.startswith("heads.picture") and kept[0][name].any()]
+    assert own
+    for name in own:
+        torch.testing.assert_close(kept[1][name], kept[0][name] * 2.718281828**-0.5)
+    torch.testing.assert_close(kept[1]["heads.clip.bias"], kept[0]["heads.clip.bias"])
 
 
 def test_reported_losses_are_not_weighted() -> None:

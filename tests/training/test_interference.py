@@ -1,25 +1,33 @@
 """Interference where the answer is known: tasks made to agree, to conflict and to be independent."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import avbert_small
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from ranks_kit import GlooWorld, meet, trained
 from small import ArrayFeed, Heard, fresh, small_config
 
 from polyvit.checkpoint.state import TrainState, TrainUnit
 from polyvit.config import RunConfig, validate_config
 from polyvit.data.loading.minibatch import Minibatch
-from polyvit.distributed import SingleProcess
+from polyvit.distributed import Communicator, SingleProcess
+from polyvit.model.build import build_model
 from polyvit.model.polyvit import PolyViT
 from polyvit.training.interference import (
     Gradients,
     compare_gradients,
     group_of,
     measure_gradients,
+    objectives_of,
 )
 from polyvit.training.loop import train
+from polyvit.training.step import run_pass
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -233,3 +241,99 @@ def test_parts_of_a_minibatch_sum_to_its_gradient() -> None:
     cut = measure_gradients(model, [replace(whole)], config, SingleProcess(), {"first": 3})
     for group, of_task in once.vectors.items():
         np.testing.assert_allclose(cut.vectors[group]["first"][0], of_task["first"][0], rtol=1e-4, atol=1e-4)
+
+
+def contrastive_pair() -> RunConfig:
+    """A contrastive task beside one with classes; sums over ranks of a batch of four."""
+    changed = copy.deepcopy(avbert_small.TINY)
+    changed["model"]["dropout"] = 0.0
+    changed["tasks"]["one"] |= {"loss": "contrastive", "metric": "retrieval"}
+    return validate_config(changed)
+
+
+def measured_sequences(config: RunConfig, world: Communicator, rows: slice) -> Gradients:
+    """Of two minibatches of each task; this rank's rows of them."""
+    model = build_model(config, seed=config.seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # residual branches and heads that count
+            if name.endswith("norm.weight") or name.startswith("heads."):
+                parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    minibatches = [avbert_small.minibatch(config, task, step, rows) for task in config.tasks for step in (1, 2)]
+    gradients = measure_gradients(model, minibatches, config, world)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    return gradients
+
+
+def test_a_contrastive_task_is_its_two_objectives() -> None:
+    """Masked and pair prediction are compared with each other and with a task of classes; together they are the
+    task's gradient."""
+    config = contrastive_pair()
+    whole = config.model_copy(update={"tasks": {"one": config.tasks["one"]}})
+    gradients = measured_sequences(config, SingleProcess(), slice(None))
+    document = compare_gradients(gradients, {"one": "audiovisual", "two": "audiovisual"}, None)
+    assert list(document["tasks"]) == ["one.masked", "one.pairs", "two"]
+    overall = {tuple(row["tasks"]): row for row in document["pairs"] if row["group"] == "shared"}
+    assert set(overall) == {("one.masked", "one.pairs"), ("one.masked", "two"), ("one.pairs", "two")}
+    assert all(-1 <= row["cosine"] <= 1 for row in overall.values())
+    one_name = {
+        "masked": objectives_of(whole, "one")["one.masked"],
+        "pairs": objectives_of(whole, "one")["one.pairs"],
+    }
+    assert (
+        one_name["masked"].tasks["one"].contrastive.pairs == 0 == one_name["pairs"].tasks["one"].contrastive.audio
+    )
+    assert objectives_of(one_name["pairs"], "one") == {"one": one_name["pairs"]}
+
+    model = build_model(config, seed=config.seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight") or name.startswith("heads."):
+                parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+    model.eval()
+    run_pass(model, avbert_small.minibatch(config, "one", 1), config, torch.device("cpu"), SingleProcess())
+    for group, of_task in gradients.vectors.items():
+        if "one.masked" in of_task:
+            both = of_task["one.masked"][0] + of_task["one.pairs"][0]
+            pieces = [
+                torch.zeros_like(p) if p.grad is None else p.grad
+                for name, p in model.touched("one").items() if group_of(name) == group
+            ]  # fmt: skip
+            together = torch.cat([piece.reshape(-1) for piece in pieces]).numpy()
+            np.testing.assert_allclose(both, together, rtol=1e-3, atol=1e-4 * max(1, np.abs(together).max()))
+
+
+def one_rank(rank: int, folder: str) -> None:
+    """Half of every minibatch, and a run that measures itself."""
+    meet(rank, 2, folder)
+    gradients = measured_sequences(contrastive_pair(), GlooWorld(), slice(0, 2) if rank == 0 else slice(2, 4))
+    torch.save((gradients.vectors, trained(MEASURING, GlooWorld())[2].points), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+MEASURING = small_config("data.max_bad_fraction=1", "train.interference_every=6", "optim.lr=0.05")
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_what_one_process_does(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=2)
+    gradients = measured_sequences(contrastive_pair(), SingleProcess(), slice(None))
+    expected = {
+        step: values for step, values in trained(MEASURING, SingleProcess())[2].points
+        if any(key.startswith("interference/") for key in values)
+    }  # fmt: skip
+    assert sorted(expected) == [6, 12, 18]
+    for rank in (0, 1):
+        vectors, points = torch.load(tmp_path / f"{rank}.pt", weights_only=False)  # written by this test
+        for group, of_task in gradients.vectors.items():
+            assert vectors[group].keys() == of_task.keys()
+            for name, arrays in of_task.items():
+                largest = max(np.abs(array).max() for array in arrays)
+                for mine, array in zip(vectors[group][name], arrays, strict=True):
+                    np.testing.assert_allclose(mine, array, rtol=1e-3, atol=1e-5 + 1e-4 * largest)
+        measured = {step: values for step, values in points if step in expected}
+        for step, values in expected.items():
+            keys = [key for key in values if key.startswith("interference/")]
+            assert len(keys) == 4 + 2 * 6
+            assert [measured[step][key] for key in keys] == pytest.approx([values[key] for key in keys], abs=2e-3)

@@ -43,7 +43,7 @@ def draw_confusion(detail: TaskDetail, path: Path) -> None:
 
 
 def draw_reliability(detail: TaskDetail, path: Path) -> None:
-    """Accuracy over confidence, with how many answers are in each bin below."""
+    """Accuracy over confidence of each example's surest answer, with how many answers are in each bin below."""
     curve = detail.reliability
     there = curve.count > 0
     about = f"expected calibration error {curve.error:.3f}: on the line the model is as often right as it is sure"
@@ -59,7 +59,7 @@ def draw_reliability(detail: TaskDetail, path: Path) -> None:
             edges[:-1], curve.count, width=1 / len(curve.count), align="edge", color=FAINT, edgecolor="white"
         )
         lower.set_ylabel("answers")
-        lower.set_xlabel("probability that the model gives")
+        lower.set_xlabel("probability of the surest answer")
 
 
 def _occurring(counts_KK: np.ndarray, classes: tuple[ClassScore, ...]) -> tuple[np.ndarray, list[str]]:

@@ -59,7 +59,7 @@ def write_report(
 def _facts(detail: TaskDetail, row: Mapping[str, Any]) -> list[FactBox]:
     value = "-" if row.get("value") is None else f"{row['value']:.3f}"
     boxes = [FactBox(value, row["metric"]), FactBox(f"{row['examples']:,}", f"examples of {row['eval_split']}")]
-    return [*boxes, FactBox(f"{detail.reliability.error:.3f}", "expected calibration error")]
+    return [*boxes, FactBox(f"{detail.reliability.error:.3f}", "calibration error of the surest answers")]
 
 
 def _seen(detail: TaskDetail) -> list[Any]:

@@ -7,7 +7,7 @@ from small import small_config
 
 from pipelines.runtime import workers
 from pipelines.runtime.placement import Node, check_resources, resolved_workers, use_gpu
-from pipelines.runtime.workers import gpus_here, with_workers
+from pipelines.runtime.workers import crowded, gpus_here, with_workers
 from polyvit.errors import UserError
 
 EIGHT = [Node({}, {"CPU": 32.0, "GPU": 4.0}), Node({"pool": "b"}, {"CPU": 32.0, "GPU": 4.0})]
@@ -76,3 +76,19 @@ def test_the_gpus_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for visible, number in (("0,1", 2), ("", 0), ("-1", 0), ("GPU-5e", 1)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert gpus_here() == number
+
+
+def test_more_workers_than_cpus_are_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(workers, "DEVICES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert crowded(small_config("train.workers=2")) is None
+    words = crowded(small_config("train.workers=3"))
+    assert words is not None
+    assert "train.workers=3 want 3 CPUs and share this machine's 2" in words
+    assert words.endswith("over train.workers=2")
+    assert crowded(small_config("train.workers=2", "train.cpus_per_worker=2")) is not None
+    assert crowded(small_config("train.workers=3", "train.use_gpu=true")) is None
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert crowded(small_config("train.workers=3")) is None
