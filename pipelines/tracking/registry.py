@@ -21,7 +21,7 @@ import polyvit
 from pipelines.tracking.runs import experiment_id, not_default, tracking_uri
 from polyvit.checkpoint import find_checkpoint, read_document
 from polyvit.config import RunConfig
-from polyvit.deploy import write_package
+from polyvit.deploy import fetch_folder, is_on_hub, write_package
 from polyvit.errors import UserError
 from polyvit.storage import read_record
 
@@ -58,15 +58,23 @@ def is_registered(model: str) -> bool:
     return model.startswith(PREFIX)
 
 
+def is_folder(model: str) -> bool:
+    """Whether MODEL names a folder of its own, where a command may put what it measured."""
+    return not is_registered(model) and not is_on_hub(model)
+
+
 def model_folder(model: str) -> Path:
-    """The folder of MODEL, as commands take it: a checkpoint, or the release of `models:/name@alias`.
+    """The folder of MODEL, as commands take it: a checkpoint, the release of `models:/name@alias`, or what
+    `hf://ORG/NAME` holds.
 
     Raises UserError where there is none.
     """
     if is_registered(model):
         return download(model)
+    if is_on_hub(model):
+        return find_checkpoint(fetch_folder(model))
     if model.startswith("runs:"):
-        raise UserError(f"{model}: give a folder of a run or a checkpoint, or models:/NAME@ALIAS")
+        raise UserError(f"{model}: give a folder of a run or a checkpoint, models:/NAME@ALIAS or hf://ORG/NAME")
     return find_checkpoint(Path(model).expanduser()).absolute()
 
 
