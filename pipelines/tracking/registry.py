@@ -34,6 +34,8 @@ REQUIREMENTS = (
     "safetensors", "av", "soundfile", "soxr", "simplejpeg", "opencv-python-headless", "pillow",
 )  # fmt: skip
 """What the logged code imports; the versions of this environment are written with it."""
+CPU_REQUIREMENTS = "requirements-cpu.txt"
+"""An artifact of the model, beside its release."""
 X86_ONLY = {"decord": 'platform_machine == "x86_64" or platform_machine == "AMD64"'}
 """Optional packages, written where they are installed, with the platforms that have wheels of them."""
 _DESCRIPTION = 5000  # the store's limit
@@ -46,6 +48,21 @@ def pip_requirements() -> list[str]:
         if importlib.util.find_spec(name):
             exact.append(f"{name}=={importlib.metadata.version(name)}; {platforms}")
     return exact
+
+
+def cpu_requirements() -> list[str]:
+    """The same for machines without a GPU: torch's builds for the CPU, on Linux, which bring no CUDA libraries.
+
+    They lie in torch's index of wheels for the CPU and not in the usual one.
+    """
+    torch, *_ = (line for line in pip_requirements() if line.startswith("torch=="))
+    plain = torch.partition("+")[0]
+    return [
+        "# pip install -r requirements-cpu.txt --extra-index-url URL    (torch's index of wheels for the CPU)",
+        *(line for line in pip_requirements() if line != torch),
+        f'{plain}+cpu; sys_platform == "linux"',
+        f'{plain}; sys_platform != "linux"',
+    ]
 
 
 def registry_uri() -> str:
@@ -122,6 +139,7 @@ def log_model(
     with tempfile.TemporaryDirectory(prefix="polyvit-release-") as temporary, _store(uri), _user_errors(uri):
         release = Path(temporary) / "release"
         write_package(folder, release)
+        (Path(temporary) / CPU_REQUIREMENTS).write_text("\n".join(cpu_requirements()) + "\n")
         version = _log(release, name, config, run_id, _scores(document))
         from mlflow import MlflowClient  # start-up: mlflow
 
@@ -168,7 +186,7 @@ def _log(
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"release": str(release)},
+            artifacts={"release": str(release), "cpu": str(release.parent / CPU_REQUIREMENTS)},
             code_paths=[str(Path(polyvit.__file__).parent)],
             pip_requirements=pip_requirements(),
             registered_model_name=name,
@@ -201,6 +219,7 @@ def _signature() -> Any:
         Schema,
     )
 
+    # No columns for the input: MLflow would drop what has none, such as a plain list of paths.
     best = Object(
         [
             Property("label", DataType.string),
@@ -209,12 +228,6 @@ def _signature() -> Any:
         ]
     )
     return ModelSignature(
-        inputs=Schema(
-            [
-                ColSpec(DataType.string, "path", required=False),
-                ColSpec(DataType.binary, "content", required=False),
-            ]
-        ),
         outputs=Schema(
             [
                 ColSpec(DataType.string, "modality", required=False),
