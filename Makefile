@@ -61,4 +61,4 @@ docs: .venv/.docs
 	@echo "build/site/index.html"
 
 clean:
-	rm -rf .venv runs demo-data build dist *.egg-info
+	rm -rf .venv .cache runs demo-data build dist *.egg-info
