@@ -6,7 +6,7 @@ SHELL := bash
 # What is checked: the files that git tracks, not what a run or an editor left in the folder.
 TRACKED := git ls-files -z
 
-.PHONY: install demo test test-all test-rest soak lint clean
+.PHONY: install demo test test-all test-rest soak lint docs clean
 
 install: .venv/.installed
 
@@ -47,5 +47,18 @@ lint: install
 	$(BIN)/lint-imports
 	$(TRACKED) | xargs -0 $(BIN)/codespell
 
+# The pages of the site, as they lie in the repository.
+SITE_PAGES := README.md CONTRIBUTING.md CHANGELOG.md LICENSE CITATION.cff docs cluster examples tests/benchmarks
+
+.venv/.docs: .venv/.installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[docs]"
+	@touch $@
+
+docs: .venv/.docs
+	rm -rf build/docs build/site && mkdir -p build/docs
+	git ls-files $(SITE_PAGES) | tar -cf - -T - | tar -xf - -C build/docs
+	$(BIN)/mkdocs build --quiet --strict
+	@echo "build/site/index.html"
+
 clean:
-	rm -rf .venv runs demo-data build dist *.egg-info
+	rm -rf .venv .cache runs demo-data build dist *.egg-info

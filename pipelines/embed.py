@@ -4,9 +4,9 @@
     polyvit embed MODEL CONFIG [key=value ...] --out FILE.parquet [--split SPLIT] [--only TASK]
     python -m pipelines.embed ...                             the same, for `ray job submit`
 
-MODEL is a checkpoint's folder, a run's, or `models:/name@alias`; CONFIG a recipe's name or a YAML file. An
-embedding is what the heads read, the class token after the final norm, the mean over the views of an evaluation. A
-few files
+MODEL is a checkpoint's folder, a run's, `models:/name@alias` or `hf://ORG/NAME`; CONFIG a recipe's name or a YAML
+file. An embedding is what the heads read, the class token after the final norm, the mean over the views of an
+evaluation. A few files
 are embedded in this process, more of them, and a config, on Ray. Columns: `pipelines/batch/embed_job.py`.
 """
 
@@ -30,7 +30,9 @@ HERE = 64
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit embed`."""
     parser = command_line.parser("embed", "Write the embeddings of files, or of a config's examples, as Parquet.")
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a checkpoint's folder, a run's, models:/name@alias or hf://ORG/NAME"
+    )
     parser.add_argument(
         "sources", metavar="SOURCE", nargs="+",
         help="media files and folders of them; or one CONFIG (a recipe's name or a YAML file) and key=value ...",

@@ -104,7 +104,9 @@ def print_results(document: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit evaluate`."""
     parser = command_line.parser("evaluate", "Evaluate a checkpoint on the tasks of its config.")
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a checkpoint's folder, a run's, models:/name@alias or hf://ORG/NAME"
+    )
     command_line.add_config(parser, optional=True)
     parser.add_argument("--split", choices=get_args(Split), help="instead of each task's eval_split")
     parser.add_argument("--no-mlflow", action="store_true", help="do not log the results to MLflow")

@@ -1,19 +1,24 @@
 """One task of a trained model, or one CNN of it, as files for other runtimes: their size, latency and agreement.
 
     polyvit export MODEL --task NAME --out DIR [--to torch|onnx] [--int8] [--data ROOT] [--json FILE]
-    polyvit export MODEL --task NAME --to timm|huggingface --out DIR [--json FILE]
+    polyvit export MODEL --task NAME --to timm|huggingface --out DIR [--push REPO] [--json FILE]
+    polyvit export MODEL --to polyvit --out DIR [--push REPO] [--json FILE]
     polyvit export MODEL --part visual_cnn|audio_cnn --out DIR [--json FILE]
     python -m pipelines.export ...
 
 DIR gets NAME.pt2 (torch.export), NAME.onnx, with --int8 NAME.int8.onnx, and task.json: input, output, classes, how
 media become the input. An ONNX file whose logits differ from the model's by more than 1e-4 is deleted and refused.
 --data measures each file on the task's evaluation split of ROOT/NAME (as data.root), in this process. MODEL is a
-checkpoint's folder, a run's, or `models:/name@alias`.
+checkpoint's folder, a run's, `models:/name@alias` or `hf://ORG/NAME`.
 
 --to torch or onnx writes that file alone. --to timm or huggingface writes the task as a model of that library
 instead: timm's VisionTransformer (images), or Hugging Face's ViT, ViViT or AST (images, videos, audio). DIR gets
 model.safetensors, config.json, the processors' files and README.md; the library loads them, and weights whose
-logits differ are deleted and refused.
+logits differ are deleted and refused. --to polyvit writes the whole model, all its tasks, as
+`polyvit.save_pretrained` does.
+
+--push uploads such a folder to a repository of Hugging Face's hub, as one commit: ORG/NAME, created where it does
+not exist (--private), on a branch (--revision). The token is HF_TOKEN, or that of `hf auth login`.
 
 --part takes a CNN of an AVBert alone, pre-trained or fine-tuned: one clip in, its features out. DIR gets PART.pt2,
 PART.onnx and part.json.
@@ -34,7 +39,7 @@ from polyvit.data.layouts import scan
 from polyvit.data.loading import Decoder, Minibatch, check_readable, evaluation_requests
 from polyvit.errors import UserError
 
-LIBRARIES, FORMATS = ("timm", "huggingface"), ("torch", "onnx")
+LIBRARIES, WHOLE, FORMATS = ("timm", "huggingface"), "polyvit", ("torch", "onnx")
 BATCH_VIEWS = 16
 """Views of one forward pass in the measurement on data."""
 
@@ -42,19 +47,24 @@ BATCH_VIEWS = 16
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit export`."""
     parser = command_line.parser("export", "Cut one task out of a trained model: torch.export, ONNX, int8.")
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
-    what = parser.add_mutually_exclusive_group(required=True)
+    parser.add_argument(
+        "model", metavar="MODEL", help="a checkpoint's folder, a run's, models:/name@alias or hf://ORG/NAME"
+    )
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--task", metavar="NAME", help="the task whose head is taken")
     what.add_argument("--part", choices=("visual_cnn", "audio_cnn"), help="one CNN of an AVBert, without any head")
     parser.add_argument(
         "--to",
-        choices=(*LIBRARIES, *FORMATS),
-        help="timm, huggingface: a folder that this library loads; torch: the .pt2 file alone; onnx: that of ONNX"
-        " (default: both of the latter)",
+        choices=(*LIBRARIES, WHOLE, *FORMATS),
+        help="timm, huggingface: a folder that this library loads; polyvit: the whole model, without --task;"
+        " torch: the .pt2 file alone; onnx: that of ONNX (default: both of the latter)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder for the files")
     parser.add_argument("--int8", action="store_true", help="a third file, with weights quantised to int8")
     parser.add_argument("--data", metavar="ROOT", type=Path, help="measure the files on ROOT/NAME (see data.root)")
+    parser.add_argument("--push", metavar="REPO", help="upload the folder to ORG/NAME on Hugging Face's hub")
+    parser.add_argument("--private", action="store_true", help="a repository that --push creates is private")
+    parser.add_argument("--revision", metavar="BRANCH", help="the branch that --push commits to (default: main)")
     return command_line.run(parser, _body, argv)
 
 
@@ -71,6 +81,9 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         task_model,
     )
 
+    _check_flags(arguments)
+    if arguments.to == WHOLE:
+        return _whole(arguments)
     if arguments.to in LIBRARIES:
         return _to_library(arguments)
     formats = FORMATS if arguments.to is None else (arguments.to,)
@@ -117,9 +130,6 @@ def _to_library(arguments: argparse.Namespace) -> dict[str, Any]:
         write_for_library,
     )
 
-    given = (("--part", arguments.part), ("--int8", arguments.int8), ("--data", arguments.data))
-    if unfit := [flag for flag, value in given if value]:
-        raise UserError(f"{unfit[0]} is of the .pt2 and .onnx files; leave it out with --to {arguments.to}")
     require_library(arguments.to)
     folder = model_folder(arguments.model)
     model, config, document = load_trained(folder)
@@ -137,14 +147,52 @@ def _to_library(arguments: argparse.Namespace) -> dict[str, Any]:
         console.print(f"without attention_mask logits differ by {written['unmasked']:.1e} on noise")
     for note in written["notes"]:
         console.print(f"- {note}")
-    return {
-        "model": arguments.model,
-        "folder": str(folder),
-        "out": str(out),
-        "task": name,
-        "to": arguments.to,
-        **written,
-    }
+    result = {"model": arguments.model, "folder": str(folder), "out": str(out), "task": name, "to": arguments.to}
+    files = [*written["files"], "task.json", "manifest.json"]
+    return {**result, **written, **_pushed(arguments, out, files, f"Upload {name}, one task of {config.name}")}
+
+
+def _whole(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Write the whole model as `save_pretrained` does."""
+    from pipelines.tracking import model_folder  # start-up: MLflow, torch
+    from polyvit.deploy import SAVED_FILES, save_pretrained  # start-up: torch
+
+    folder = model_folder(arguments.model)
+    out = save_pretrained(folder, arguments.out.expanduser().absolute())
+    console.print(f"{out}: {', '.join(SAVED_FILES)}; polyvit.load({str(out)!r}) reads it")
+    result = {"model": arguments.model, "folder": str(folder), "out": str(out), "to": WHOLE}
+    return {**result, "files": list(SAVED_FILES), **_pushed(arguments, out, SAVED_FILES, "Upload polyvit model")}
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Raise UserError for flags that do not go together."""
+    to = arguments.to
+    if to == WHOLE and arguments.task is not None:
+        raise UserError("--to polyvit writes the whole model, all its tasks; leave out --task")
+    if to != WHOLE and arguments.task is None and arguments.part is None:
+        raise UserError("give --task NAME, --part CNN, or --to polyvit for the whole model")
+    if to in (*LIBRARIES, WHOLE):
+        given = (("--part", arguments.part), ("--int8", arguments.int8), ("--data", arguments.data))
+        if unfit := [flag for flag, value in given if value]:
+            raise UserError(f"{unfit[0]} is of the .pt2 and .onnx files; leave it out with --to {to}")
+    elif arguments.push is not None:
+        raise UserError("--push uploads what a library loads: give --to huggingface, timm or polyvit too")
+    if arguments.push is None and (arguments.private or arguments.revision):
+        raise UserError("--private and --revision say how --push uploads; give --push ORG/NAME, or leave them out")
+
+
+def _pushed(arguments: argparse.Namespace, out: Path, files: Sequence[str], message: str) -> dict[str, Any]:
+    """{"pushed": address of the commit}; empty without --push."""
+    if arguments.push is None:
+        return {}
+    from polyvit.deploy import push_folder  # start-up: torch
+
+    console.print(f"uploading to {arguments.push} ...")
+    address = push_folder(
+        out, files, arguments.push, arguments.private or None, arguments.revision, message=message
+    )
+    console.print(f"pushed  {address}")
+    return {"pushed": address}
 
 
 def _part(arguments: argparse.Namespace, formats: Sequence[str]) -> dict[str, Any]:

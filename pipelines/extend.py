@@ -29,7 +29,9 @@ from polyvit.deploy import ROLES, add_results, assemble, extension_config, write
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit extend`."""
     parser = command_line.parser("extend", "Add tasks to a trained model; measure what the old tasks lose.")
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a checkpoint's folder, a run's, models:/name@alias or hf://ORG/NAME"
+    )
     command_line.add_config(parser)
     parser.add_argument(
         "--freeze", default=",".join(ROLES), metavar="PARTS",

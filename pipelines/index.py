@@ -183,6 +183,7 @@ class RayDataSpread:
                 concurrency=int(ray.cluster_resources().get("CPU", 1)),
                 label_selector=self.node_labels or None,
             )
+            answers.set_name("index_read")
             answers.context.execution_options.preserve_order = True
             for row in answers.iter_rows():
                 yield from pickle.loads(row["answers"])
@@ -191,11 +192,11 @@ class RayDataSpread:
 def _scan_by_ray(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str, tuple[bool, str]]:
     import ray
 
-    scan = ray.remote(scan_task).options(
+    scan = ray.remote(
         num_cpus=config.data.decode_cpus, label_selector=dict(config.data.decode_node_labels) or None
-    )
+    )(scan_task)
     with _cluster():
-        begun = [scan.remote(*each) for each in arguments.values()]
+        begun = [scan.options(name=f"{name}: scan").remote(*each) for name, each in arguments.items()]
         return dict(zip(arguments, ray.get(begun), strict=True))
 
 

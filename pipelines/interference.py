@@ -3,9 +3,10 @@
     polyvit interference MODEL [CONFIG] [key=value ...] [--only TASK] [--minibatches N] [--out DIR] [--json FILE]
     python -m pipelines.interference ...
 
-MODEL is a checkpoint's folder, a run's, or `models:/name@alias`. Without CONFIG the run's own config says where
-the data are. Training minibatches are decoded in this process; nothing is trained. Out: interference.html, .json
-and two heat maps in DIR (default: MODEL/interference). `train.interference_every` measures the same in a run.
+MODEL is a checkpoint's folder, a run's, `models:/name@alias` or `hf://ORG/NAME`. Without CONFIG the run's own
+config says where the data are. Training minibatches are decoded in this process; nothing is trained. Out:
+interference.html, .json and two heat maps in DIR (default: MODEL/interference). `train.interference_every`
+measures the same in a run.
 """
 
 import argparse
@@ -27,7 +28,9 @@ GAP = (
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit interference`."""
     parser = command_line.parser("interference", "Which tasks pull shared weights apart, and in which layers.")
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a checkpoint's folder, a run's, models:/name@alias or hf://ORG/NAME"
+    )
     command_line.add_config(parser, optional=True)
     parser.add_argument(
         "--minibatches", type=command_line.positive_int, default=8, metavar="N", help="of each task (default: 8)"
@@ -39,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipelines.tracking import is_registered, model_folder  # start-up: MLflow, torch
+    from pipelines.tracking import is_folder, model_folder  # start-up: MLflow, torch
     from polyvit.checkpoint import load_trained  # start-up: torch
     from polyvit.distributed import SingleProcess  # start-up: torch
     from polyvit.reports import interference_proposals, write_interference  # start-up: matplotlib
@@ -69,9 +72,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         },
     }
     out = arguments.out or (
-        Path("interference")
-        if is_registered(arguments.model)
-        else Path(arguments.model).expanduser() / "interference"
+        Path(arguments.model).expanduser() / "interference" if is_folder(arguments.model) else Path("interference")
     )
     try:
         files = write_interference(document, out, f"Interference of tasks: {trained.name}")

@@ -3,10 +3,10 @@
     polyvit neighbours MODEL --data ROOT --out FILE.png [--task NAME] [--clips N] [--nearest N] [--sequences N]
     python -m pipelines.neighbours ...
 
-MODEL is a checkpoint's folder, a run's, or `models:/name@alias`; its task must be contrastive. Sequences of the
-task's evaluation split in ROOT/NAME are decoded in this process. For each clip there are the nearest ones of other
-videos by picture, by sound, and across: the pictures that its sound alone calls for, and the sounds that its
-picture does. The figures: how often the other modality finds a clip among those of other videos.
+MODEL is a checkpoint's folder, a run's, `models:/name@alias` or `hf://ORG/NAME`; its task must be contrastive.
+Sequences of the task's evaluation split in ROOT/NAME are decoded in this process. For each clip there are the
+nearest ones of other videos by picture, by sound, and across: the pictures that its sound alone calls for, and the
+sounds that its picture does. The figures: how often the other modality finds a clip among those of other videos.
 """
 
 import argparse
@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.parser(
         "neighbours", "Draw the nearest clips of a pre-trained AVBert, across modalities."
     )
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a checkpoint's folder, a run's, models:/name@alias or hf://ORG/NAME"
+    )
     parser.add_argument(
         "--data", required=True, metavar="ROOT", type=Path, help="holds a folder NAME for the task"
     )

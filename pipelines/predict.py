@@ -4,11 +4,11 @@
     polyvit predict MODEL --input FOLDER_OR_LIST --output DIR [--task NAME ...] ...
     python -m pipelines.predict ...                          the same, for `ray job submit`
 
-MODEL is a checkpoint's folder, a run's, or `models:/name@alias`. With FILEs there is one line of JSON a file on
-stdout: path, modality and for each task its best classes, or `error` with the reason; exit status 2 where a file
-could not be used, after all others were answered. Files are decoded in a child process, so that a file which
-crashes or stalls its decoder costs its own line alone. With --input the answers go to Parquet files in DIR, and a
-job that was stopped goes on where it was (`pipelines/batch/batch_predict.py`).
+MODEL is a checkpoint's folder, a run's, `models:/name@alias` or `hf://ORG/NAME`. With FILEs there is one line of
+JSON a file on stdout: path, modality and for each task its best classes, or `error` with the reason; exit status 2
+where a file could not be used, after all others were answered. Files are decoded in a child process, so that a
+file which crashes or stalls its decoder costs its own line alone. With --input the answers go to Parquet files in
+DIR, and a job that was stopped goes on where it was (`pipelines/batch/batch_predict.py`).
 """
 
 import argparse
@@ -26,7 +26,9 @@ from polyvit.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit predict`. Status 0: every file was answered; 2: the user's mistake, or an unusable file."""
     parser = command_line.parser("predict", "Classify images, videos and recordings with a trained model.")
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a checkpoint's folder, a run's, models:/name@alias or hf://ORG/NAME"
+    )
     parser.add_argument(
         "files", metavar="FILE", nargs="*", help="media files; what they are is seen from their content"
     )

@@ -3,10 +3,10 @@
     polyvit probe MODEL CONFIG [key=value ...] [--only TASK] [--cache DIR] [--lrs LR,LR] [--epochs N] [--json FILE]
     python -m pipelines.probe ...                             the same, for `ray job submit`
 
-MODEL is a checkpoint's folder, a run's, or `models:/name@alias`; or `init`: the model of CONFIG as it starts from
-`init.path`, untrained (the paper's first row: a frozen ViT with new heads). The tasks of CONFIG are probed, in the
-input sizes of the model. Features of the train split (evaluation views, no augmentation) and of each task's
-`eval_split` are extracted once and cached; a second probe reads no media. The protocol:
+MODEL is a checkpoint's folder, a run's, `models:/name@alias` or `hf://ORG/NAME`; or `init`: the model of CONFIG as
+it starts from `init.path`, untrained (the paper's first row: a frozen ViT with new heads). The tasks of CONFIG are
+probed, in the input sizes of the model. Features of the train split (evaluation views, no augmentation) and of
+each task's `eval_split` are extracted once and cached; a second probe reads no media. The protocol:
 `evaluation/probe.py`.
 """
 
@@ -23,7 +23,7 @@ import torch
 from rich.table import Table
 
 from pipelines.runtime import command_line, console
-from pipelines.tracking import is_registered, model_folder
+from pipelines.tracking import is_folder, model_folder
 from polyvit.checkpoint import load_trained
 from polyvit.config import RunConfig, load_config, with_model_of
 from polyvit.data.loading import check_readable
@@ -252,8 +252,8 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _default_cache(model: str) -> Path:
-    """In the folder that MODEL names; here for `init` and a registered model, whose own may be temporary."""
-    return Path("features") if model == INIT or is_registered(model) else Path(model).expanduser() / "features"
+    """In the folder that MODEL names; here for `init`, a registered model and the hub's, whose own are caches."""
+    return Path(model).expanduser() / "features" if model != INIT and is_folder(model) else Path("features")
 
 
 def _cache_folder(cache: Path) -> Path:

@@ -33,7 +33,9 @@ MIB = 2**20
 def main(argv: Sequence[str] | None = None) -> int:
     """`polyvit serve`."""
     parser = command_line.parser("serve", "Answer over HTTP with a trained model, on Ray Serve.")
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, a run's, or models:/name@alias")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a checkpoint's folder, a run's, models:/name@alias or hf://ORG/NAME"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument(
         "--port", type=command_line.positive_int, default=8000, help="to listen on (default: 8000)"

@@ -129,7 +129,14 @@ def _measure(
         task = ray.remote(num_cpus=train.cpus_per_worker, num_gpus=train.gpus_per_worker)(measure_share)
         model_ref = ray.put(model)
         given = (model_ref, config, indexes, progress_actor, "cuda")
-        return ray.get([task.remote(*given, rank, shares, keep_scores) for rank in range(shares)])
+        return ray.get(
+            [
+                task.options(name=f"evaluate: share {rank + 1} of {shares}").remote(
+                    *given, rank, shares, keep_scores
+                )
+                for rank in range(shares)
+            ]
+        )
 
 
 def gpu_shares(config: RunConfig, have: Mapping[str, float], requests: int) -> int:

@@ -200,7 +200,9 @@ def _on_gpus(
     remote = ray.remote(num_cpus=train.cpus_per_worker, num_gpus=train.gpus_per_worker)(_encode_on_gpu)
     shares = ray.get(
         [
-            remote.remote(model_ref, config, decoder, requests[rank::size], progress_actor, rank)
+            remote.options(name=f"encode: share {rank + 1} of {size}").remote(
+                model_ref, config, decoder, requests[rank::size], progress_actor, rank
+            )
             for rank in range(size)
         ]
     )

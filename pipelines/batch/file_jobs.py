@@ -44,6 +44,7 @@ def write_files(
         num_cpus=config.data.decode_cpus,
         label_selector=dict(config.data.decode_node_labels) or None,
     )
+    dataset.set_name(f"write_{kind}s")
     done: list[dict[str, Any]] = []
     with notices_while(lambda: f"writing: {len(done)} of {len(items)} {kind}s ..."):
         done.extend(dataset.iter_rows())

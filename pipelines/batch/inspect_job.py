@@ -85,6 +85,7 @@ def examine_all(
         num_cpus=config.data.decode_cpus,
         label_selector=dict(config.data.decode_node_labels) or None,
     )
+    dataset.set_name("inspect_files")
     reports: dict[str, list[ExampleReport]] = {name: [] for name in config.tasks}
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -188,6 +189,7 @@ def draw_sheets(
         num_cpus=config.data.decode_cpus,
         label_selector=dict(config.data.decode_node_labels) or None,
     )
+    dataset.set_name("inspect_sheets")
     drawn: dict[str, dict[str, str]] = {name: {} for name in reports}
     for row in dataset.take_all():
         name, kind, says, png = pickle.loads(row["drawn"])

@@ -86,7 +86,7 @@ def decode_dataset(
     def decode(batch: pa.Table, decoder: Decoder) -> pa.Table:
         return decode_row(batch, decoder)
 
-    decode.__name__ = name = _name_of(chunks)  # what the dashboard and the statistics show
+    decode.__name__ = name = name_of(chunks)  # what the dashboard and the statistics show
     cpus = config.data.decode_cpus * decoders / (decoders + 1)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         decode,  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def decode_dataset(
     return dataset
 
 
-def _name_of(chunks: Sequence[DecodeChunk]) -> str:
+def name_of(chunks: Sequence[DecodeChunk]) -> str:
     """The task, or how many there are, and what is done: decoding, and augmentation in training."""
     requests = [request for chunk in chunks for request in chunk.requests]
     tasks = {request.task for request in requests}

@@ -22,6 +22,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from pipelines.feed.ray_data import name_of
 from polyvit.config import RunConfig
 from polyvit.data.loading import (
     DecodeChunk,
@@ -48,17 +49,17 @@ def ray_core_minibatches(
     ready at any time. Raises what a decoding process raises.
     """
     data, shared = config.data, ray.put(decoder)
-    task = ray.remote(decode_chunk).options(
+    task = ray.remote(
         num_cpus=data.decode_cpus,
         label_selector=dict(data.decode_node_labels) or None,
         max_retries=0,
         scheduling_strategy="DEFAULT",  # else it would wait for room in the placement group of a sweep's trial
-    )
+    )(decode_chunk)
     waiting: deque[tuple[DecodeChunk, Any]] = deque()  # with an ObjectRef[list[Minibatch]]
 
     def received() -> Iterator[tuple[DecodeChunk, list[Minibatch]]]:
         for chunk in chunk_requests(requests, decoder, decoders):
-            waiting.append((chunk, task.remote(shared, chunk, False)))
+            waiting.append((chunk, task.options(name=name_of([chunk])).remote(shared, chunk, False)))
             while len(waiting) > 2 * decoders and sum(p.minibatches for p, _ in waiting) > config.feed.prefetch:
                 yield _first_of(waiting, task, shared)
         while waiting:
@@ -78,7 +79,8 @@ def _first_of(
         except _LOST:
             if attempt == ATTEMPTS:
                 raise
-            waiting[0] = (chunk, task.remote(shared, chunk, True))
+            again = task.options(name=f"{name_of([chunk])}, again")
+            waiting[0] = (chunk, again.remote(shared, chunk, True))
         else:
             waiting.popleft()
             return chunk, decoded

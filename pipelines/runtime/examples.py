@@ -33,6 +33,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "export": (
         "polyvit export runs/first --task pets --out exported",
         "polyvit export runs/first --task pets --to huggingface --out exported",
+        "polyvit export runs/first --to polyvit --out exported --push ORG/NAME --private",
     ),
     "bench feed": ("polyvit bench feed --quick",),
     "bench step": ("polyvit bench step --rounds 3",),

@@ -1,3 +1,4 @@
+from .registry import is_folder as is_folder
 from .registry import is_registered as is_registered
 from .registry import list_versions as list_versions
 from .registry import log_model as log_model

@@ -2,18 +2,22 @@
 
 It needs the `polyvit` package, which is logged with it, but neither Ray nor anything else of `pipelines`. Files
 are decoded in another process, so that a file which crashes its decoder loses only its own row.
-In: a table with a row a file: `path` (on the machine that answers) or `content` (the file's bytes; base64 over
-HTTP). Out: a table with `modality`, `tasks` ({task: [{label, index, probability}, ...]}) and `error`.
-Parameters: `task` (names, separated by commas; empty: all of the file's modality), `top_k`, `modality` (one of the
-model's; empty: seen from the file).
+In: a list of paths (on the machine that answers) or of bytes, or a table with a row a file: `path` or `content`
+(the file's bytes; base64 over HTTP). MLflow would drop a list where the signature had columns, so it has none.
+Out: a table with `modality`, `tasks` ({task: [{label, index, probability}, ...]}) and `error`. Parameters: `task`
+(names, separated by commas; empty: all of the file's modality), `top_k`, `modality` (one of the model's; empty:
+seen from the file).
 """
 
+import base64
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import mlflow.pyfunc
+import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
@@ -32,19 +36,19 @@ class PolyViTModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         self.sandbox = IsolatedDecoder(self.predictor.config)
         self.lock = threading.Lock()  # a server may ask from several threads; a sandbox takes one file at a time
 
+    # MLflow warns of a type of `model_input` other than a table's, and of none; it hands over whatever was sent.
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """One row of answers a row of `model_input`; a file that cannot be used has its reason as `error`.
+        """One row of answers a file of `model_input`; a file that cannot be used has its reason as `error`.
 
-        Raises MlflowException for what is no table of files.
+        context: MLflow's, not used. model_input: see `as_files`. params: see above. Raises MlflowException
+        for what holds no files.
         """
         options = params or {}
         tasks = [name.strip() for name in str(options.get("task") or "").split(",") if name.strip()]
         modality = options.get("modality") or None
-        if not len(model_input) or not {"path", "content"} & set(model_input.columns):
-            raise _refused(f"a table of {len(model_input)} rows without `path` and `content`, or without rows")
-        media = [_media(row) for row in model_input.to_dict("records")]
+        media = as_files(model_input)
         top_k = int(options.get("top_k") or 5)
         with self.lock:
             answers = list(self.predictor.predict(media, tasks, top_k, modality, self.sandbox.prepare))
@@ -52,23 +56,54 @@ class PolyViTModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         return pd.DataFrame(rows, columns=["modality", "tasks", "error"], dtype=object)
 
 
-def _media(row: dict[str, Any]) -> bytes | Path:
+def as_files(given: Any) -> list[bytes | Path]:
+    """What a caller sent, as files: their paths or their contents; b"" for a row that has neither.
+
+    given: a path, a list of paths or of bytes, rows [{"path": ...}], columns {"path": [...]}, or a table. Raises
+    MlflowException for anything else.
+    """
+    if isinstance(given, str | Path | bytes):
+        given = [given]
+    if isinstance(given, Mapping):
+        whole = all(isinstance(value, str | bytes) for value in given.values())
+        given = [given] if whole else pd.DataFrame({key: list(value) for key, value in given.items()})
+    if isinstance(given, pd.DataFrame):
+        if not len(given) or not {"path", "content"} & set(given.columns):
+            raise _refused(f"a table of {len(given)} rows with the columns {[*map(str, given.columns)]}")
+        given = given.to_dict("records")
+    if not isinstance(given, list | tuple | np.ndarray | pd.Series) or not len(given):
+        raise _refused(f"{type(given).__name__}, empty or of no files")
+    return [_file(row) for row in given]
+
+
+def _file(row: Any) -> bytes | Path:
+    """One file: a path, bytes, or a row with `path` or `content` (bytes, or base64 as over HTTP)."""
+    if not isinstance(row, Mapping):
+        row = {"content" if isinstance(row, bytes | bytearray) else "path": row}
     content, path = row.get("content"), row.get("path")
+    if isinstance(content, str):
+        try:
+            content = base64.b64decode(content, validate=True)
+        except ValueError:
+            raise _refused("a text as content that is not base64") from None
     if isinstance(content, bytes | bytearray):
         return bytes(content)
-    if isinstance(path, str) and path:
+    if isinstance(path, str | Path) and str(path):
         return Path(path)
-    if isinstance(path, list | tuple | dict) or isinstance(content, str | list | tuple | dict):
+    if not _absent(path) or not _absent(content):
         raise _refused(f"a row of {type(path).__name__} as path, {type(content).__name__} as content")
     return b""
 
 
+def _absent(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and value != value)
+
+
 def _refused(given: str) -> MlflowException:
-    """The error for input that is no table of files. MLflow drops columns that the signature does not have, so a
-    string or a list of paths arrives as a table without columns."""
     return MlflowException.invalid_parameter_value(
-        f"given: {given}. Send a table with a row a file and a column `path` (a path where the model runs) or "
-        '`content` (the bytes): pandas.DataFrame({"path": ["a.jpg", "b.mp4"]}), or [{"path": "a.jpg"}]'
+        f"given: {given}. Send a list of paths (where the model runs): ['a.jpg', 'b.mp4'], or a table with a row "
+        'a file and a column `path` or `content` (the bytes): pandas.DataFrame({"path": ["a.jpg"]}), or '
+        '[{"path": "a.jpg"}]'
     )
 
 

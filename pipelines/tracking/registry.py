@@ -21,7 +21,7 @@ import polyvit
 from pipelines.tracking.runs import experiment_id, not_default, tracking_uri
 from polyvit.checkpoint import find_checkpoint, read_document
 from polyvit.config import RunConfig
-from polyvit.deploy import write_package
+from polyvit.deploy import fetch_folder, is_on_hub, write_package
 from polyvit.errors import UserError
 from polyvit.storage import read_record
 
@@ -34,6 +34,8 @@ REQUIREMENTS = (
     "safetensors", "av", "soundfile", "soxr", "simplejpeg", "opencv-python-headless", "pillow",
 )  # fmt: skip
 """What the logged code imports; the versions of this environment are written with it."""
+CPU_REQUIREMENTS = "requirements-cpu.txt"
+"""An artifact of the model, beside its release."""
 X86_ONLY = {"decord": 'platform_machine == "x86_64" or platform_machine == "AMD64"'}
 """Optional packages, written where they are installed, with the platforms that have wheels of them."""
 _DESCRIPTION = 5000  # the store's limit
@@ -48,6 +50,21 @@ def pip_requirements() -> list[str]:
     return exact
 
 
+def cpu_requirements() -> list[str]:
+    """The same for machines without a GPU: torch's builds for the CPU, on Linux, which bring no CUDA libraries.
+
+    They lie in torch's index of wheels for the CPU and not in the usual one.
+    """
+    torch, *_ = (line for line in pip_requirements() if line.startswith("torch=="))
+    plain = torch.partition("+")[0]
+    return [
+        "# pip install -r requirements-cpu.txt --extra-index-url URL    (torch's index of wheels for the CPU)",
+        *(line for line in pip_requirements() if line != torch),
+        f'{plain}+cpu; sys_platform == "linux"',
+        f'{plain}; sys_platform != "linux"',
+    ]
+
+
 def registry_uri() -> str:
     """MLFLOW_TRACKING_URI, else the SQLite file of the default `storage`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('runs').absolute()}/mlflow.db"
@@ -58,15 +75,23 @@ def is_registered(model: str) -> bool:
     return model.startswith(PREFIX)
 
 
+def is_folder(model: str) -> bool:
+    """Whether MODEL names a folder of its own, where a command may put what it measured."""
+    return not is_registered(model) and not is_on_hub(model)
+
+
 def model_folder(model: str) -> Path:
-    """The folder of MODEL, as commands take it: a checkpoint, or the release of `models:/name@alias`.
+    """The folder of MODEL, as commands take it: a checkpoint, the release of `models:/name@alias`, or what
+    `hf://ORG/NAME` holds.
 
     Raises UserError where there is none.
     """
     if is_registered(model):
         return download(model)
+    if is_on_hub(model):
+        return find_checkpoint(fetch_folder(model))
     if model.startswith("runs:"):
-        raise UserError(f"{model}: give a folder of a run or a checkpoint, or models:/NAME@ALIAS")
+        raise UserError(f"{model}: give a folder of a run or a checkpoint, models:/NAME@ALIAS or hf://ORG/NAME")
     return find_checkpoint(Path(model).expanduser()).absolute()
 
 
@@ -114,6 +139,7 @@ def log_model(
     with tempfile.TemporaryDirectory(prefix="polyvit-release-") as temporary, _store(uri), _user_errors(uri):
         release = Path(temporary) / "release"
         write_package(folder, release)
+        (Path(temporary) / CPU_REQUIREMENTS).write_text("\n".join(cpu_requirements()) + "\n")
         version = _log(release, name, config, run_id, _scores(document))
         from mlflow import MlflowClient  # start-up: mlflow
 
@@ -160,7 +186,7 @@ def _log(
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"release": str(release)},
+            artifacts={"release": str(release), "cpu": str(release.parent / CPU_REQUIREMENTS)},
             code_paths=[str(Path(polyvit.__file__).parent)],
             pip_requirements=pip_requirements(),
             registered_model_name=name,
@@ -193,6 +219,7 @@ def _signature() -> Any:
         Schema,
     )
 
+    # No columns for the input: MLflow would drop what has none, such as a plain list of paths.
     best = Object(
         [
             Property("label", DataType.string),
@@ -201,12 +228,6 @@ def _signature() -> Any:
         ]
     )
     return ModelSignature(
-        inputs=Schema(
-            [
-                ColSpec(DataType.string, "path", required=False),
-                ColSpec(DataType.binary, "content", required=False),
-            ]
-        ),
         outputs=Schema(
             [
                 ColSpec(DataType.string, "modality", required=False),

@@ -2,7 +2,7 @@
 
 In: a checkpoint or a run. Out: answers for media files; folders and files for other runtimes.
 Read: predict, media_inputs, trained_model, isolated_predict, package, pretrained, sequence_model, clip_cnn,
-export, hub_config, hub_card, hub, extend.
+export, hub_config, hub_card, hub, hub_remote, extend.
 """
 
 import lazy_loader

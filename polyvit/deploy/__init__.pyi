@@ -25,6 +25,9 @@ from .hub import require_library as require_library
 from .hub import write_for_library as write_for_library
 from .hub_config import Library as Library
 from .hub_config import check_portable as check_portable
+from .hub_remote import fetch_folder as fetch_folder
+from .hub_remote import is_on_hub as is_on_hub
+from .hub_remote import push_folder as push_folder
 from .isolated_predict import DecoderDied as DecoderDied
 from .isolated_predict import IsolatedDecoder as IsolatedDecoder
 from .isolated_predict import Limits as Limits
@@ -40,8 +43,10 @@ from .predict import check_tasks as check_tasks
 from .predict import class_names as class_names
 from .predict import pad_names as pad_names
 from .predict import read_media as read_media
-from .pretrained import from_pretrained as from_pretrained
+from .pretrained import SAVED_FILES as SAVED_FILES
+from .pretrained import push_to_hub as push_to_hub
 from .pretrained import save_pretrained as save_pretrained
 from .trained_model import TaskTransform as TaskTransform
 from .trained_model import TrainedModel as TrainedModel
+from .trained_model import from_pretrained as from_pretrained
 from .trained_model import load as load

@@ -1,25 +1,28 @@
-"""A trained model as a folder in the conventions of Hugging Face's hub, and back.
+"""A trained model as a folder in the conventions of Hugging Face's hub, and in a repository there.
 
 In: a checkpoint or a run. Out: a packaged model (see `package.py`), which every command reads, with what the hub
 looks for beside it: config.json (what the model is, and the class names of each task) and README.md, the model
-card under YAML front matter. Files for other libraries: `hub.py`.
+card under YAML front matter. Back from it: `trained_model.py`. Files for other libraries: `hub.py`.
 """
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from polyvit import __version__
 from polyvit.config import RunConfig, validate_config
+from polyvit.deploy.hub_remote import push_folder
 from polyvit.deploy.package import write_package
 from polyvit.deploy.predict import pad_names, tasks_with_classes
-from polyvit.deploy.trained_model import TrainedModel, load
 from polyvit.errors import UserError
-from polyvit.storage import read_record
 
 ARCHITECTURES = {"polyvit": "PolyViT", "avbert": "AVBert"}
 """Of `model.kind`."""
-_LIBRARY = "polyvit"
+SAVED_FILES = ("model.safetensors", "state.json", "manifest.json", "config.json", "README.md")
+"""What `save_pretrained` writes."""
+LIBRARY = "polyvit"
+"""`library_name` in config.json and README.md."""
 
 
 def save_pretrained(model: str | Path, folder: str | Path) -> Path:
@@ -41,27 +44,28 @@ def save_pretrained(model: str | Path, folder: str | Path) -> Path:
     return folder
 
 
-def from_pretrained(folder: str | Path, device: str | None = None) -> TrainedModel:
-    """The model that `save_pretrained` wrote, ready to use, as `load` gives it.
+def push_to_hub(
+    model: str | Path,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Push a trained model to Hugging Face's hub as `save_pretrained` writes it, and return the commit's address.
 
-    Raises UserError where it is of another library.
+    model: the folder of a run or a checkpoint. repo_id, private, revision, token: see `push_folder`. Raises
+    UserError where there is no such model, and for what the hub refuses.
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} has no config.json; give a folder of save_pretrained, or use polyvit.load")
-    library = read_record(path, "put back a copy of it").get("library_name")
-    if library != _LIBRARY:
-        raise UserError(
-            f"{path} is not of {_LIBRARY} (library_name: {library}); as weights to start from: init.path"
-        )
-    return load(folder, device)
+    with tempfile.TemporaryDirectory(prefix="polyvit-push-") as temporary:
+        folder = save_pretrained(model, temporary)
+        return push_folder(folder, SAVED_FILES, repo_id, private, revision, token, f"Upload {LIBRARY} model")
 
 
 def hub_config(config: RunConfig, document: dict[str, Any]) -> dict[str, Any]:
     """config.json. The run's whole config is in state.json, from which the model is built."""
     classes = document.get("classes") or {}
     return {
-        "library_name": _LIBRARY,
+        "library_name": LIBRARY,
         "polyvit_version": __version__,
         "model_type": config.model.kind,
         "architectures": [ARCHITECTURES[config.model.kind]],
@@ -83,4 +87,4 @@ def hub_config(config: RunConfig, document: dict[str, Any]) -> dict[str, Any]:
 def front_matter(config: RunConfig) -> str:
     """The YAML at the head of README.md: library and tags, a tag for each modality that it classifies."""
     tags = [f"{modality}-classification" for modality in config.modalities]
-    return "\n".join(["---", f"library_name: {_LIBRARY}", "tags:", *(f"- {tag}" for tag in tags), "---", ""])
+    return "\n".join(["---", f"library_name: {LIBRARY}", "tags:", *(f"- {tag}" for tag in tags), "---", ""])

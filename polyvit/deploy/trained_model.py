@@ -1,9 +1,9 @@
 """A trained model in three lines of Python: `load`, then labels, embeddings and tensors of whatever is at hand.
 
-In: a run's folder, a checkpoint, a folder of `save_pretrained`, or a registered model; then paths, bytes, Pillow
-pictures, arrays, tensors (`media_inputs.py`). Out: answers as `polyvit predict` gives them, embeddings [D], and
-what a training loop of one's own needs. Everything runs in this process, decoding too; files of strangers belong
-into `polyvit predict` or `polyvit serve`, which decode in a process apart.
+In: a run's folder, a checkpoint, a folder of `save_pretrained`, a registered model, or a repository of Hugging
+Face's hub; then paths, bytes, Pillow pictures, arrays, tensors (`media_inputs.py`). Out: answers as `polyvit
+predict` gives them, embeddings [D], and what a training loop of one's own needs. Everything runs in this process,
+decoding too; files of strangers belong into `polyvit predict` or `polyvit serve`, which decode in a process apart.
 Legend: B inputs, D width, K classes, V views of one input, W = B * V.
 """
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from polyvit.config import InputSection, RunConfig, TaskConfig
 from polyvit.data.loading import example_arrays
+from polyvit.deploy.hub_remote import fetch_folder, is_on_hub
 from polyvit.deploy.media_inputs import MediaInput, as_media, is_many
 from polyvit.deploy.predict import (
     FILES_AT_ONCE,
@@ -29,10 +30,12 @@ from polyvit.deploy.predict import (
     prepare,
     tasks_with_classes,
 )
+from polyvit.deploy.pretrained import LIBRARY, push_to_hub, save_pretrained
 from polyvit.errors import BadMedia, UserError
 from polyvit.evaluation import average_views
 from polyvit.model import MultiTaskModel, normalise
 from polyvit.objectives import one_answer
+from polyvit.storage import read_record
 
 Answer = dict[str, Any]
 """{"modality": ..., "tasks": {task: [{"label", "index", "probability"}, ...]}}, or {"error": reason} in a list."""
@@ -68,11 +71,12 @@ class TrainedModel:
     """A trained model, ready to use; see `polyvit.load`.
 
     predictor: the model behind it. module: the `torch.nn.Module`, in eval mode. config: the run's config.
-    tasks: {name: modality} of every task that has classes.
+    tasks: {name: modality} of every task that has classes. folder: where it was loaded from.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, folder: Path) -> None:
         self.predictor = predictor
+        self.folder = folder
         self.tasks: dict[str, str] = {
             name: self.config.tasks[name].modality for name in tasks_with_classes(self.config)
         }
@@ -171,6 +175,24 @@ class TrainedModel:
         logits_WK = one_answer(self.module(inputs, task).float(), section.loss)
         return average_views(logits_WK, views, section) if views > 1 else logits_WK
 
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the model, all its tasks, into `folder`; see `polyvit.save_pretrained`."""
+        return save_pretrained(self.folder, folder)
+
+    def push_to_hub(
+        self, repo_id: str, private: bool | None = None, revision: str | None = None, token: str | None = None
+    ) -> str:
+        """Push the model, all its tasks, to Hugging Face's hub and return the commit's address; it comes back with
+        `polyvit.load("hf://ORG/NAME")`.
+
+        repo_id: ORG/NAME, or NAME for the token's owner; created where it does not exist. private: of a repository
+        that is created; None: as the owner's settings say. revision: a branch, created where it does not exist;
+        None: main. token: None: HF_TOKEN, or that of `hf auth login`.
+
+        Raises UserError where huggingface_hub (extra `hub`) or a token is missing, and for what the hub refuses.
+        """
+        return push_to_hub(self.folder, repo_id, private, revision, token)
+
     def __repr__(self) -> str:
         tasks = ", ".join(
             f"{name} ({modality}, {self.config.tasks[name].num_classes} classes)"
@@ -191,11 +213,41 @@ class TrainedModel:
             yield prepared
 
 
+def from_pretrained(
+    folder: str | Path, device: str | None = None, revision: str | None = None, token: str | None = None
+) -> TrainedModel:
+    """The model that `save_pretrained` or `push_to_hub` wrote, ready to use, as `load` gives it.
+
+    folder: where it lies, or `hf://ORG/NAME`. device: see `load`. revision: a branch, tag or commit of the hub's.
+    token: for the hub; None: HF_TOKEN, or that of `hf auth login`. Raises UserError where it is of another
+    library.
+    """
+    if is_on_hub(folder):
+        address = f"{folder}@{revision}" if revision else str(folder)
+        folder = fetch_folder(address, token)
+    elif revision or token:
+        raise UserError(
+            f"{folder}: revision and token are of the hub's repositories; give hf://ORG/NAME, or neither"
+        )
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} has no config.json; give a folder of save_pretrained or hf://ORG/NAME, or use polyvit.load"
+        )
+    library = read_record(path, "put back a copy of it").get("library_name")
+    if library != LIBRARY:
+        raise UserError(
+            f"{path} is not of {LIBRARY} (library_name: {library}); as weights to start from: init.path"
+        )
+    return load(folder, device)
+
+
 def load(model: str | Path, device: str | None = None) -> TrainedModel:
     """A trained model, ready to use: `load("runs/NAME").predict("photo.jpg")`.
 
-    model: the folder of a run, a checkpoint or a packaged model (also one of `save_pretrained`), or
-    `models:/NAME@ALIAS` in the MLflow registry that MLFLOW_TRACKING_URI names. device: such as "cpu" or "cuda:1";
+    model: the folder of a run, a checkpoint or a packaged model (also one of `save_pretrained`),
+    `models:/NAME@ALIAS` in the MLflow registry that MLFLOW_TRACKING_URI names, or `hf://ORG/NAME[@REVISION]`, a
+    repository of Hugging Face's hub that `push_to_hub` wrote. device: such as "cpu" or "cuda:1";
     None: a GPU where there is one.
 
     Raises UserError where there is no such model.
@@ -204,6 +256,8 @@ def load(model: str | Path, device: str | None = None) -> TrainedModel:
     if str(model).startswith((REGISTERED, "runs:")):
         # By name: the library below does not know MLflow.
         folder = importlib.import_module("pipelines.tracking").model_folder(str(model))
+    elif is_on_hub(model):
+        return from_pretrained(model, device)
     else:
         folder = Path(model).expanduser()
-    return TrainedModel(Predictor.load(folder, where))
+    return TrainedModel(Predictor.load(folder, where), folder)

@@ -9,7 +9,8 @@ from use_kit import CLASSES, media, trained
 
 from polyvit.checkpoint.store import damage
 from polyvit.deploy.predict import Predictor
-from polyvit.deploy.pretrained import from_pretrained, save_pretrained
+from polyvit.deploy.pretrained import save_pretrained
+from polyvit.deploy.trained_model import from_pretrained
 from polyvit.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +42,7 @@ def test_it_answers_as_before_and_says_what_it_is(tmp_path: Path) -> None:
 def test_one_message_for_what_is_not_ours(tmp_path: Path) -> None:
     checkpoint, _, _ = trained(tmp_path)
     with pytest.raises(
-        UserError, match=r"has no config.json; give a folder of save_pretrained, or use polyvit.load"
+        UserError, match=r"has no config.json; give a folder of save_pretrained or hf://ORG/NAME, or use"
     ):
         from_pretrained(checkpoint)
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')

@@ -189,7 +189,7 @@ def test_mistakes_get_one_message(model: TrainedModel, files: dict[str, Path], t
         model.predict(decode_image(files["image"].read_bytes()), "sound")
     with pytest.raises(UserError, match="neither a checkpoint nor a run"):
         load(tmp_path)
-    with pytest.raises(UserError, match="give a folder of a run or a checkpoint, or models:/NAME@ALIAS"):
+    with pytest.raises(UserError, match="give a folder of a run or a checkpoint, models:/NAME@ALIAS or hf"):
         load("runs:/0123/model")
 
 

@@ -39,9 +39,10 @@ paths = sys.argv[3:]
 by_path = model.predict(pd.DataFrame({"path": paths}), params={"top_k": 2})
 content = [open(path, "rb").read() for path in paths]
 by_bytes = model.predict(pd.DataFrame({"content": content}), params={"task": "picture, word"})
+by_list = model.predict(paths, params={"top_k": 2})
 print(json.dumps({
     "code": polyvit.__file__, "by_path": by_path.to_dict("records"), "by_bytes": by_bytes.to_dict("records"),
-    "banned": sorted(m for m in ("ray", "pipelines") if m in sys.modules),
+    "lists_agree": by_list.equals(by_path), "banned": sorted(m for m in ("ray", "pipelines") if m in sys.modules),
 }))
 """
 
@@ -80,7 +81,7 @@ def test_it_answers_in_a_clean_environment(
     assert ran.returncode == 0, ran.stderr[-2000:] + ran.stdout[-500:]
     said = json.loads(ran.stdout.splitlines()[-1])
     assert not said["code"].startswith(repository)
-    assert said["banned"] == []
+    assert (said["banned"], said["lists_agree"]) == ([], True)
     expected = list(Predictor.load(checkpoint).predict([files[name] for name in names], top_k=2))
     for row, answer in zip(said["by_path"], expected, strict=True):
         assert (row["modality"], row["error"]) == (answer.get("modality"), answer.get("error"))
@@ -110,6 +111,15 @@ def test_what_is_logged(store: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
     markers = {line.partition("==")[0]: line.partition(";")[2].strip() for line in required if ";" in line}
     assert markers == {name: X86_ONLY[name] for name in optional}
     assert "ray" not in REQUIREMENTS
+    how, *small = (release.parent / "requirements-cpu.txt").read_text().splitlines()
+    assert how.startswith("# pip install -r requirements-cpu.txt --extra-index-url URL")
+    assert [line for line in small if not line.startswith("torch==")] == [
+        line for line in required if not line.startswith("torch==")
+    ]
+    version = importlib.metadata.version("torch").partition("+")[0]
+    assert small[-2:] == [
+        f'torch=={version}+cpu; sys_platform == "linux"', f'torch=={version}; sys_platform != "linux"',
+    ]  # fmt: skip
     assert (logged / "code" / "polyvit" / "deploy" / "predict.py").is_file()
     assert not (logged / "code" / "pipelines").exists()
     (version,) = list_versions()
