@@ -71,6 +71,8 @@ def cross_field_problems(config: Config) -> list[str]:
         problems.append(
             f"train.best_metric={config.train.best_metric} must be mean or a task: {', '.join(config.tasks)}"
         )
+    problems += _early_stopping_problems(config)
+    problems += _accumulate_problems(config)
     problems += _schedule_problems(config)
     problems += _sweep_problems(config)
     if config.optim.clip_order == "reference" and config.schedule.kind == "accumulating":
@@ -79,6 +81,37 @@ def cross_field_problems(config: Config) -> list[str]:
         problems.append("optim.clip_order=reference is not defined for train.sharding=full; use global")
     if config.optim.kind == "adamw" and config.optim.inactive_params == "momentum":
         problems.append("optim.inactive_params=momentum needs optim.kind=sgd; with adamw it must be frozen")
+    return problems
+
+
+def _early_stopping_problems(config: Config) -> list[str]:
+    settings, problems = config.train.early_stopping, []
+    if settings.metric not in ("mean", *config.tasks):
+        problems.append(
+            f"train.early_stopping.metric={settings.metric} must be mean or a task: {', '.join(config.tasks)}"
+        )
+    if settings.patience is not None and config.train.eval_every is None:
+        problems.append("train.early_stopping acts at evaluations: set train.eval_every, steps between them")
+    return problems
+
+
+def _accumulate_problems(config: Config) -> list[str]:
+    problems = []
+    for name, task in config.tasks.items():
+        passes = task.accumulate or config.train.accumulate
+        key = f"tasks.{name}.accumulate" if task.accumulate else "train.accumulate"
+        part = task.batch // config.train.known_workers // (2 if task.pairs_examples else 1)
+        if passes > 1 and task.loss == "contrastive":
+            problems.append(
+                f"{key}={passes}: task {name} compares the clips of its whole minibatch, which is one pass; set"
+                f" tasks.{name}.accumulate=1"
+            )
+        elif passes > max(1, part):
+            units = "pairs of examples" if task.pairs_examples else "examples"
+            problems.append(
+                f"{key}={passes} is more than the {part} {units} of tasks.{name}.batch={task.batch} that a"
+                f" worker gets; give at most {max(1, part)}"
+            )
     return problems
 
 

@@ -206,6 +206,18 @@ class FeedConfig(Section):
     start."""
 
 
+class EarlyStoppingConfig(Section):
+    """Ends a run at an evaluation (`train.eval_every`) after which nothing is expected. It looks at each task's
+    `eval_split`: let that not be `test` where numbers of `test` are to be quoted."""
+
+    patience: PositiveInt | None = None
+    """Evaluations in a row that may pass without a better one; the run ends at the last of them. Null: never."""
+    metric: str = "mean"
+    """`mean` over the tasks' metrics, or a task's name."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """A better one is above the best before by more than this."""
+
+
 class TrainConfig(Section):
     """Workers, checkpoints, evaluation."""
 
@@ -230,6 +242,9 @@ class TrainConfig(Section):
     microbatch: PositiveInt | None = None
     """Most examples of one forward and backward pass on one worker; gradients are summed over passes, so the
     result does not depend on it. Null: as many as fit into memory, measured for each task when a run starts."""
+    accumulate: PositiveInt = 1
+    """Fewest passes in which a worker computes its part of a minibatch; `tasks.NAME.accumulate` says it for one
+    task. Gradients are summed over passes: the step is that of the whole minibatch, up to rounding."""
     activation_checkpointing: bool = False
     """Keep only the input of each block and compute the rest again in the backward pass: less memory, about a
     third more arithmetic."""
@@ -253,11 +268,17 @@ class TrainConfig(Section):
     the run's folder in `storage`."""
     eval_every: PositiveInt | None = None
     """Steps between evaluations; null: at the end only."""
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     interference_every: PositiveInt | None = None
     """Steps between measurements of how the tasks' gradients agree, on the last minibatches of each; null: never.
     See `polyvit interference`."""
     log_every: PositiveInt = 10
-    """Steps between points of the MLflow curves."""
+    """Steps between points of the curves (MLflow, TensorBoard, `history`)."""
+    tensorboard: bool = False
+    """Write the curves for TensorBoard too, into the run's folder `tensorboard`."""
+    callbacks: tuple[str, ...] = ()
+    """Classes of your own, each "module:Class" of a `polyvit.Callback`, which hear of steps, evaluations and
+    checkpoints on rank 0. The modules must be importable on every node."""
     max_failures: int = 10
     """Restarts from the last checkpoint after a worker or a node died; -1: without limit."""
 

@@ -121,6 +121,9 @@ class TaskBase(Section):
     """U_j: SGD steps of this task alone; co-training takes as many."""
     batch: PositiveInt
     """Examples of one minibatch over all workers together."""
+    accumulate: PositiveInt | None = None
+    """Fewest passes in which a worker computes its part of a minibatch (gradient accumulation); null:
+    `train.accumulate`."""
     lr_coef: PositiveFloat = 1.0
     """Multiplies `optim.lr` in this task's steps."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0

@@ -2,7 +2,8 @@
 
 In: a model, a schedule and a feed of minibatches. Out: trained parameters, curves, checkpoints.
 Read: initialisation, learner, loop, step, readback, optim, ema, microbatch, warm_up, throughput, curves,
-interference, balancing.
+callbacks, tensorboard, checks,
+early_stopping, interference, balancing.
 """
 
 import lazy_loader

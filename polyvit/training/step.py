@@ -277,7 +277,8 @@ def most_examples(task: str, config: RunConfig, microbatches: Mapping[str, int] 
 
 
 def parts(minibatch: Minibatch, most: int | None, config: RunConfig, world_size: int) -> list[Minibatch]:
-    """A rank's part of a minibatch in as many microbatches as the largest part of any rank needs, even in size.
+    """A rank's part of a minibatch in as many microbatches as the largest part of any rank needs, even in size,
+    and at least as many as `accumulate` says.
 
     Examples that are mixed in pairs stay together. Where this rank has fewer examples the last ones may be empty.
     """
@@ -289,6 +290,8 @@ def parts(minibatch: Minibatch, most: int | None, config: RunConfig, world_size:
     )
     units = -(-largest // pair)
     number = 1 if most is None or most >= largest else -(-units // max(1, most // pair))
+    if task.loss != "contrastive":
+        number = max(number, min(units, task.accumulate or config.train.accumulate))
     own = -(-minibatch.rows // pair)
     cuts = [min(minibatch.rows, pair * (own * i // number)) for i in range(number)] + [minibatch.rows]
     if number == 1:
