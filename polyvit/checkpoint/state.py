@@ -239,7 +239,8 @@ def load_model(
 ) -> None:
     """Parameters and buffers of a checkpoint into a model of the same shapes and types.
 
-    Raises UserError naming what differs. allow_nonfinite: take NaN and infinite weights too, such as to look into a run that diverged.
+    Raises UserError naming what differs. allow_nonfinite: take NaN and infinite weights too, such as to look into
+    a run that diverged.
     """
     load_parameters(model, _fitting(directory, model, _load(directory / file), file, allow_nonfinite))
 

@@ -150,6 +150,9 @@ class OptimConfig(Section):
     lr_coefs: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Parts of the model, named as in `frozen`, and what multiplies the learning rate of their parameters, such as
     {heads: 300}. The longest name that fits a parameter counts."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor of the learning rate from a block to the one before it, such as 0.75 for fine-tuning (BEiT, timm):
+    heads and final norm 1, then blocks by depth, patch embeddings least. Null: the same for all."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """`sgd`: added to the gradient, times the weights. `adamw`: decoupled, and not for `no_weight_decay`."""
     no_weight_decay: tuple[str, ...] = ("vectors", "cls_token", "pos_embed")
