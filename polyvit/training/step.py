@@ -319,7 +319,7 @@ def _dropout(
     model: MultiTaskModel, minibatch: Minibatch, config: RunConfig, rows: int, device: torch.device
 ) -> Tensor | None:
     """This rank's part of what the step's task drops, drawn for the global batch."""
-    generator = torch.Generator().manualseed_of(seed_of(config.seed, minibatch.step, minibatch.task, "drop"))
+    generator = torch.Generator().manual_seed(seed_of(config.seed, minibatch.step, minibatch.task, "drop"))
     keep = model.draw_keep(config.tasks[minibatch.task].drop_path, minibatch.global_batch, generator)
     first = minibatch.first_slot
     return None if keep is None else upload(keep[..., first : first + rows], device)
