@@ -45,8 +45,8 @@ def print_results(document: dict[str, Any]) -> None:
     ended = document["ended"]
     if ended["reason"] == "early_stopping":
         console.print(
-            f"ended       early, at step {ended['step']}: {ended['metric']} did not improve in"
-            f" {ended['evaluations_since']} evaluations (best at step {ended['best_step']})"
+            f"ended       early, at step {ended['step']}: {ended['metric']} did not improve for"
+            f" {ended['evaluations_since']} evaluation(s) (best at step {ended['best_step']})"
         )
     console.print(f"checkpoint  {document['checkpoint']}")
     if best := document["best"]:

@@ -65,7 +65,7 @@ def random_erasing(image_HWC: np.ndarray, probability: float, rng: np.random.Gen
     height, width = image_HWC.shape[:2]
     for _ in range(ERASE_ATTEMPTS):
         area = rng.uniform(*ERASED_AREA) * height * width
-        ratio = math.exp(rng.uniform(*(math.log(bound) for bound in ERASED_RATIO)))
+        ratio = math.exp(rng.uniform(math.log(ERASED_RATIO[0]), math.log(ERASED_RATIO[1])))
         rows, columns = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < rows < height and 0 < columns < width:
             top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))

@@ -330,3 +330,27 @@ def test_the_spread_of_cells_is_over_seeds_alone(tmp_path: Path) -> None:
     assert (uniform.sds, uniform.sd) == ({}, None)
     others = compare(read_runs([sweep_of_four(tmp_path / "four")]))
     assert all((row.sds, row.sd) == ({}, None) for row in cells(others, "schedule.kind"))
+
+
+def test_what_is_no_run_among_runs_is_left_out_with_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(tmp_path / "first")
+    (tmp_path / "failed").mkdir()
+    shutil.copy(tmp_path / "first" / "config.json", tmp_path / "failed")
+    (tmp_path / "index-cache").mkdir()
+    (tmp_path / "mlflow.db").write_text("")
+    runs = read_runs(sorted(tmp_path.iterdir()))
+    assert [run.name for run in runs] == ["first"]
+    (line,) = [record.message for record in caplog.records if "left out" in record.message]
+    assert line.endswith(f"no runs: {tmp_path}/index-cache, {tmp_path}/mlflow.db, {tmp_path}/failed")
+    with pytest.raises(UserError, match="cannot be compared"):
+        read_runs([tmp_path / "first", tmp_path / "typo"])
+
+
+def test_runs_of_different_lengths_are_said_to_be_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "long")
+    short = json.loads((write_run(tmp_path / "short") / "result.json").read_text())
+    (tmp_path / "short" / "result.json").write_text(json.dumps({**short, "steps": 9}))
+    notes = compare(read_runs([tmp_path])).notes
+    assert any("different lengths, 9 to 18 steps" in note for note in notes)
