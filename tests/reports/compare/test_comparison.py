@@ -354,3 +354,17 @@ def test_runs_of_different_lengths_are_said_to_be_so(tmp_path: Path) -> None:
     (tmp_path / "short" / "result.json").write_text(json.dumps({**short, "steps": 9}))
     notes = compare(read_runs([tmp_path])).notes
     assert any("different lengths, 9 to 18 steps" in note for note in notes)
+
+
+def test_repeats_are_one_note_and_runs_of_different_lengths_have_no_mean(tmp_path: Path) -> None:
+    """0.2 and 0.4: mean 30 %, standard deviation 0.1 times the root of 2."""
+    for seed, value in ((1, 0.2), (2, 0.4)):
+        write_run(tmp_path / str(seed), f"seed={seed}", values={**VALUES, "clip": value})
+    (note,) = compare(read_runs([tmp_path])).notes
+    assert note.startswith("Over seed, in %, mean ± standard deviation: picture ")
+    assert "clip 30.0 ± 14.1 (n = 2)" in note
+    result = json.loads((tmp_path / "2" / "result.json").read_text())
+    (tmp_path / "2" / "result.json").write_text(json.dumps({**result, "steps": 9}))
+    lengths, mean = compare(read_runs([tmp_path])).notes
+    assert "different lengths" in lengths
+    assert mean == "No mean over seed: the runs took 9 to 18 steps. Compare runs of one length."
