@@ -42,8 +42,10 @@ def test_one_line_a_file_and_status_2_where_one_failed(
     assert list(lines[2]["tasks"]) == ["sound", "word"]
     assert [len(best) for best in lines[2]["tasks"].values()] == [2, 2]
     assert json.loads(kept.read_text())["answers"] == lines
-    assert main([str(checkpoint), given[0]]) == 0
+    looked = tmp_path / "looked"
+    assert main([str(checkpoint), given[0], "--explain", str(looked)]) == 0
     assert json.loads(capsys.readouterr().out)["tasks"]["picture"][0].keys() == {"label", "index", "probability"}
+    assert [path.suffix for path in looked.iterdir()] == [".png"]
 
 
 def test_a_file_that_kills_its_decoder_costs_its_own_line(
@@ -76,6 +78,8 @@ def test_what_is_refused(
     for given, said in [
         ([here], "give FILEs to classify"),
         ([here, "x.png", "--output", "out"], "--output goes with --input"),
+        ([here, "--input", "here", "--output", "out", "--explain", "looked"], "no FILEs and no --explain"),
+        ([here, "x.png", "--explain", f"{here}/state.json"], "state.json is a file; give a folder"),
         ([here, "--input", str(tmp_path)], "a job takes --input and --output DIR"),
         ([here, "--input", "absent", "--output", "out"], "--input absent: no such file or folder"),
         ([here, "x.png", "--task", "cats"], "no task 'cats'; it has picture, clip, sound, word"),
