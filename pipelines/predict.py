@@ -129,9 +129,11 @@ def _explain(
     import torch
 
     from polyvit.deploy import read_media  # start-up: torch
-    from polyvit.model import attention_rollout, normalise  # start-up: torch
+    from polyvit.model import PolyViT, attention_rollout, normalise  # start-up: torch
     from polyvit.reports import check_explainable, draw_explanation  # start-up: matplotlib
 
+    model = predictor.model
+    assert isinstance(model, PolyViT)  # see `_check_explain`
     for i, (path, answer) in enumerate(zip(paths, answers, strict=True)):
         if "error" in answer:
             continue
@@ -140,9 +142,9 @@ def _explain(
         check_explainable(spec, prepared.modality)
         views = prepared.groups[0].arrays["tokens"]
         tokens_NP = views[len(views) // 2]  # the middle view
-        device = next(predictor.model.parameters()).device
+        device = next(model.parameters()).device
         inputs = normalise(torch.tensor(tokens_NP)[None].to(device)).float()
-        weights = attention_rollout(predictor.model, inputs, prepared.modality)[0].cpu().numpy()
+        weights = attention_rollout(model, inputs, prepared.modality)[0].cpu().numpy()
         best = ", ".join(f"{task}: {rows[0]['label']}" for task, rows in answer["tasks"].items())
         out = arguments.explain / f"{i:03d}-{path.stem[:80]}.png"
         draw_explanation(tokens_NP, weights, spec, prepared.modality, best[:150], out)

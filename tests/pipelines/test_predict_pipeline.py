@@ -13,7 +13,8 @@ import pytest
 from use_kit import media, trained
 
 from pipelines.batch.batch_predict import PredictJob, list_files, predict_files
-from pipelines.predict import main
+from pipelines.predict import _check_explain, main
+from polyvit.config import load_config
 from polyvit.data.decode.media_type import UNKNOWN
 from polyvit.deploy.isolated_predict import IsolatedDecoder
 from polyvit.deploy.predict import Predictor, Prepared
@@ -158,3 +159,9 @@ def test_a_job_loses_no_file_and_does_no_part_twice(
         predict_files(checkpoint, paths[:-1], job)
     with pytest.raises(UserError, match="top_k differ"):
         predict_files(checkpoint, paths, PredictJob(job.output, job.tasks, top_k=3, part_size=3))
+
+
+def test_a_model_that_attends_to_no_patches_is_not_explained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.kind=avbert has CNNs before its transformer"):
+        _check_explain(load_config("avbert-esc50", []), tmp_path / "looked")
+    assert not (tmp_path / "looked").exists()
