@@ -44,16 +44,25 @@ def runs_table(comparison: Comparison, title: str) -> Table:
     """The leaderboard, best first; metrics as fractions, as `cotrain` prints them."""
     table = Table(title=title)
     unfinished = any(not run.finished for run in comparison.runs)
-    heads = ["#", "run", "mean", *(["worst difference", "of task"] if comparison.baselines else []), "parameters"]
+    told = any(comparison.labels[run.name] != run.name for run in comparison.runs)
+    heads = [
+        "#",
+        "run",
+        *(["differs in"] if told else []),
+        "mean",
+        *(["worst difference", "of task"] if comparison.baselines else []),
+        "parameters",
+    ]
     for head in [*heads, *(["status"] if unfinished else [])]:
-        table.add_column(head, justify="left" if head in ("run", "of task", "status") else "right")
+        table.add_column(head, justify="left" if head in ("run", "differs in", "of task", "status") else "right")
     for rank, run in enumerate(comparison.runs, start=1):
         worst = comparison.worst(run)
         against = [f"{worst[1]:+.3f}" if worst else "-", worst[0] if worst else ""] if comparison.baselines else []
         size = amount(run.total_parameters)
         table.add_row(
             str(rank),
-            comparison.labels[run.name],
+            run.name,
+            *([comparison.labels[run.name]] if told else []),
             _three(comparison.mean(run)),
             *against,
             size,

@@ -42,6 +42,12 @@ def print_results(document: dict[str, Any]) -> None:
     console.print(
         "chance: a guess; majority: always the most frequent training class; skipped: listed or read, not usable"
     )
+    ended = document["ended"]
+    if ended["reason"] == "early_stopping":
+        console.print(
+            f"ended       early, at step {ended['step']}: {ended['metric']} did not improve for"
+            f" {ended['evaluations_since']} evaluation(s) (best at step {ended['best_step']})"
+        )
     console.print(f"checkpoint  {document['checkpoint']}")
     if best := document["best"]:
         where = "" if best["checkpoint"] == document["checkpoint"] else f": {best['checkpoint']}"

@@ -1,6 +1,7 @@
 """Predictions for media files: a few on this machine, or millions as a Ray Data job.
 
     polyvit predict MODEL FILE ... [--task NAME ...] [--top-k 5] [--modality NAME]
+    polyvit predict MODEL FILE ... --explain DIR                   and where the model looked, as PNG
     polyvit predict MODEL --input FOLDER_OR_LIST --output DIR [--task NAME ...] ...
     python -m pipelines.predict ...                          the same, for `ray job submit`
 
@@ -17,10 +18,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.runtime import command_line, console
+from polyvit.config import RunConfig
 from polyvit.errors import UserError
+
+if TYPE_CHECKING:
+    from polyvit.deploy import IsolatedDecoder, Predictor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--file-seconds", type=float, default=60.0, help="time limit for decoding one file (default: 60)"
     )
+    parser.add_argument(
+        "--explain", metavar="DIR", type=Path,
+        help="folder for a PNG of each FILE: attention rollout over the picture, frames or spectrogram",
+    )  # fmt: skip
     job = parser.add_argument_group("many files, on Ray")
     job.add_argument("--input", metavar="FOLDER_OR_LIST", help="a folder; or a .txt, .csv or .parquet of paths")
     job.add_argument("--column", default="path", help="the column of paths in a .csv or .parquet (default: path)")
@@ -84,7 +93,9 @@ def _here(arguments: argparse.Namespace) -> dict[str, Any]:
     predictor = Predictor.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
     paths = [Path(name).expanduser() for name in arguments.files]
     check_tasks(predictor.config, arguments.task)
-    answers = []
+    if arguments.explain is not None:
+        _check_explain(predictor.config, arguments.explain)
+    answers: list[dict[str, Any]] = []
     with contextlib.closing(
         IsolatedDecoder(predictor.config, Limits(decode_seconds=arguments.file_seconds))
     ) as decoder:
@@ -95,7 +106,52 @@ def _here(arguments: argparse.Namespace) -> dict[str, Any]:
             line = as_json_line({"path": name, **answer})
             print(line, flush=True)
             answers.append(json.loads(line))
+        if arguments.explain is not None:
+            _explain(predictor, decoder, paths, answers, arguments)
     return {"model": arguments.model, "folder": str(folder), "answers": answers}
+
+
+def _check_explain(config: RunConfig, folder: Path) -> None:
+    """Raises UserError for a model whose attention is not over patches, and for a place that is no folder."""
+    if config.model.kind != "polyvit":
+        raise UserError(
+            f"--explain needs attention over patches, and model.kind={config.model.kind} has CNNs before its"
+            " transformer, which attends to whole clips; leave it out"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--explain {folder} is a file; give a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _explain(
+    predictor: "Predictor", decoder: "IsolatedDecoder", paths: Sequence[Path], answers: list[dict[str, Any]],
+    arguments: argparse.Namespace,
+) -> None:  # fmt: skip
+    """A PNG of each file that was answered; its path goes into the answer as `explanation`."""
+    import torch
+
+    from polyvit.deploy import read_media  # start-up: torch
+    from polyvit.model import PolyViT, attention_rollout, normalise  # start-up: torch
+    from polyvit.reports import check_explainable, draw_explanation  # start-up: matplotlib
+
+    model = predictor.model
+    assert isinstance(model, PolyViT)  # see `_check_explain`
+    for i, (path, answer) in enumerate(zip(paths, answers, strict=True)):
+        if "error" in answer:
+            continue
+        prepared = decoder.prepare(read_media(path), arguments.task, arguments.modality)
+        spec = predictor.config.model.input(prepared.modality)
+        check_explainable(spec, prepared.modality)
+        views = prepared.groups[0].arrays["tokens"]
+        tokens_NP = views[len(views) // 2]  # the middle view
+        device = next(model.parameters()).device
+        inputs = normalise(torch.tensor(tokens_NP)[None].to(device)).float()
+        weights = attention_rollout(model, inputs, prepared.modality)[0].cpu().numpy()
+        best = ", ".join(f"{task}: {rows[0]['label']}" for task, rows in answer["tasks"].items())
+        out = arguments.explain / f"{i:03d}-{path.stem[:80]}.png"
+        draw_explanation(tokens_NP, weights, spec, prepared.modality, best[:150], out)
+        answer["explanation"] = str(out)
+    console.print(f"explained   {arguments.explain}: attention rollout of {len(answers)} file(s)")
 
 
 def _job(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -103,8 +159,8 @@ def _job(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipelines.batch import PredictJob, list_files, predict_files  # start-up: torch, pyarrow
     from pipelines.tracking import model_folder  # start-up: MLflow, torch
 
-    if arguments.files or arguments.output is None:
-        raise UserError("a job takes --input and --output DIR, and no FILEs")
+    if arguments.files or arguments.output is None or arguments.explain is not None:
+        raise UserError("a job takes --input and --output DIR, no FILEs and no --explain")
     folder = model_folder(arguments.model)
     paths = list_files(arguments.input, arguments.column)
     job = PredictJob(

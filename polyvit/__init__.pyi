@@ -12,5 +12,8 @@ from .quickstart import LocalRun as LocalRun
 from .quickstart import init as init
 from .quickstart import task_schedule as task_schedule
 from .quickstart import train as train
+from .training import Callback as Callback
+from .training import RunInfo as RunInfo
+from .training import StepReport as StepReport
 
 __version__: str

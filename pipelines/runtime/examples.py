@@ -18,6 +18,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "probe": ("polyvit probe runs/first mine.yaml --epochs 50",),
     "predict": (
         "polyvit predict runs/first photo.jpg clip.mp4 --top-k 3",
+        "polyvit predict runs/first photo.jpg --explain looked",
         "polyvit predict models:/polyvit@champion --input photos/ --output answers",
     ),
     "embed": (

@@ -19,6 +19,7 @@ from typing import Any
 from polyvit.checkpoint import Point
 from polyvit.config import RunConfig, check_no_password, flatten
 from polyvit.errors import UserError
+from polyvit.training import Callback
 
 logger = logging.getLogger(__name__)
 logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -276,8 +277,10 @@ def retry(call: Callable[[], object], what: str) -> bool:
             return True
 
 
-class Curves:
-    """Sends points in order from a thread, each exactly once, however often the server or this process fails.
+class Curves(Callback):
+    """A callback of training that sends points in order from a thread.
+
+    Each is sent exactly once, however often the server or this process fails.
 
     A point's metrics are sent in one transaction with STEP_KEY. After a restart or a failure the store is asked
     which steps it holds, and those are not sent again. From the first point on MLflow's own monitor adds what the
@@ -293,6 +296,14 @@ class Curves:
         self._machine: Any = None
         self._thread = threading.Thread(target=self._send_all, name="polyvit-mlflow", daemon=True)
         self._thread.start()
+
+    def on_log(self, step: int, values: Mapping[str, float]) -> None:
+        """A point of the run that trains."""
+        self.put(step, values)
+
+    def on_end(self) -> None:
+        """Wait until all points are sent."""
+        self.close()
 
     def put(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point; returns at once."""

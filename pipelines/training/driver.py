@@ -25,6 +25,7 @@ from polyvit.model import parameters_of
 from polyvit.reports import draw_schedule
 from polyvit.schedule import Schedule, schedule_of
 from polyvit.storage import under, write_whole
+from polyvit.training import how_it_ended
 
 
 def cotrain(
@@ -178,6 +179,7 @@ def _result_document(
         "checkpoint": under(run_dir.checkpoints(config), folder_name(state.global_step)),
         "best": _best(config, run_dir),
         "steps": state.global_step,
+        "ended": how_it_ended(state.ended, state.global_step),
         "workers": config.train.workers,
         "tasks": rows,
         **({"decisions": state.decisions} if config.schedule.kind == "adaptive" else {}),

@@ -15,7 +15,6 @@ import ray.train
 from safetensors.numpy import save_file
 
 from pipelines.runtime import ProgressReporter
-from pipelines.tracking import Curves
 from polyvit.checkpoint import (
     AsyncCheckpointWriter,
     Keep,
@@ -25,10 +24,13 @@ from polyvit.checkpoint import (
     TrainState,
     TrainUnit,
     checkpoint_data,
+    folder_name,
     training_tensors,
 )
 from polyvit.config import RunConfig
 from polyvit.data.loading import Minibatch
+from polyvit.storage import under
+from polyvit.training import CallbackList
 
 logger = logging.getLogger(__name__)
 
@@ -41,31 +43,35 @@ class TrainReporter:
 
     config: of the run. folder: the run's. store: its checkpoints. learner: what is trained.
     metadata: hashes of schedule and index, and class names, for checkpoints.
-    progress_reporter: sends the live line. curves: sends points to MLflow; None on other ranks than 0.
-    history: the run's own copy of its curves. total: steps of the run.
+    progress_reporter: sends the live line. callbacks: MLflow's curves, TensorBoard and the user's; none on other
+    ranks than 0. history: the run's own copy of its curves. total: steps of the run.
     """
 
     def __init__(
         self, config: RunConfig, folder: Path, store: LocalStore | RemoteStore, learner: TrainUnit,
-        metadata: Mapping[str, Any], progress_reporter: ProgressReporter, curves: Curves | None,
+        metadata: Mapping[str, Any], progress_reporter: ProgressReporter, callbacks: CallbackList,
         history: MetricsLog,
         total: int,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.learner, self.metadata = config, folder, learner, metadata
-        self._progress, self.curves, self.history, self.total = progress_reporter, curves, history, total
+        self._progress, self.callbacks, self.history, self.total = progress_reporter, callbacks, history, total
         train = config.train
         keep = Keep(train.keep_checkpoints, train.keep_best, train.best_metric)
-        self.checkpointer = AsyncCheckpointWriter(store, keep, before=history.write)
+        self.checkpointer = AsyncCheckpointWriter(
+            store, keep, before=history.write,
+            after=lambda step: callbacks.written(step, under(store.address, folder_name(step))),
+        )  # fmt: skip
 
     def progress(self, snapshot: dict[str, Any]) -> None:
         """Show a snapshot on the live line."""
         self._progress(snapshot)
+        self.callbacks.step(snapshot)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Add a point to the run's history and to MLflow's curves."""
-        if self.curves:
+        """Add a point to the run's history, and tell the callbacks."""
+        if self._progress.rank == 0:
             self.history.add(step, values)
-            self.curves.put(step, values)
+            self.callbacks.log(step, values)
             if any(key.startswith("eval/") for key in values):
                 # A trial may be stopped after an evaluation, and then no later checkpoint writes the history.
                 with contextlib.suppress(OSError):  # the next checkpoint writes it
@@ -73,6 +79,7 @@ class TrainReporter:
 
     def evaluated(self, step: int, scores: dict[str, float]) -> None:
         """Report to Ray Train, whose callbacks tell Tune how a trial does. A barrier: every rank must report."""
+        self.callbacks.evaluation(step, scores)
         metrics = {f"eval/{name}": value for name, value in scores.items()}
         metrics |= {"global_step": step, PROGRESS: round(100 * step / self.total)}
         ray.train.report({**metrics, METRIC: objective_of(self.config, scores)})
@@ -91,8 +98,8 @@ class TrainReporter:
             self.checkpointer.save(document)
 
     def stop_requested(self) -> bool:
-        """Whether the driver was told to stop."""
-        return self._progress.stop_requested
+        """Whether the driver was told to stop, or a callback failed."""
+        return self._progress.stop_requested or self.callbacks.failure is not None
 
     def anomaly(self, minibatch: Minibatch) -> str | None:
         """Save this rank's part of the minibatch and the keys of its examples; returns the path, None on
@@ -110,10 +117,9 @@ class TrainReporter:
         return str(path)
 
     def close(self) -> None:
-        """Wait until checkpoints are written and curves are sent."""
+        """Wait until checkpoints are written, and end the callbacks: until curves are sent."""
         self.checkpointer.close()
-        if self.curves:
-            self.curves.close()
+        self.callbacks.end()
 
 
 def objective_of(config: RunConfig, scores: Mapping[str, float]) -> float:

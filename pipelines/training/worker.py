@@ -43,6 +43,7 @@ from pipelines.training.run_dir import RunDir
 from polyvit.checkpoint import (
     LocalStore,
     MetricsLog,
+    Point,
     RemoteStore,
     TrainState,
     TrainUnit,
@@ -57,7 +58,11 @@ from polyvit.model import MultiTaskModel, build_model, fast_kernels, grow_segmen
 from polyvit.schedule import Plan, schedule_of
 from polyvit.storage import read_record, write_whole
 from polyvit.training import (
+    Callback,
+    CallbackList,
+    RunInfo,
     build_learner,
+    callbacks_of,
     compile_ahead,
     derive_eval_batch,
     derive_microbatches,
@@ -126,10 +131,11 @@ def _train(arguments: dict[str, Any], device: torch.device) -> TrainState:
     history = MetricsLog(run_dir.folder / "history")
     past = on_rank_0(world, lambda: history.restart(state.global_step)) or []
     metadata = {**hashes, "classes": {name: list(scan.classes) for name, scan in indexes.scans.items()}}
-    curves = tracker.curves(past) if tracker else None
+    callbacks = CallbackList(on_rank_0(world, lambda: _callbacks(config, tracker, past)) or [])
     reporter = TrainReporter(
-        config, run_dir.folder, store, learner, metadata, progress, curves, history, len(schedule)
+        config, run_dir.folder, store, learner, metadata, progress, callbacks, history, len(schedule)
     )
+    callbacks.start(RunInfo(config, run_dir.folder, len(schedule), state.global_step, past))
     try:
         with fast_kernels(device, config.train.precision):
             compile_ahead(
@@ -140,11 +146,18 @@ def _train(arguments: dict[str, Any], device: torch.device) -> TrainState:
             state = train(learner, schedule, feed, config, world, state, reporter)
     finally:
         reporter.close()
+    on_rank_0(world, callbacks.check)
     if tracker and feed.statistics:
         statistics = run_dir.folder / "feed_statistics.txt"
         write_whole(statistics, "\n".join(feed.statistics))
         tracker.artifact(statistics)
     return state
+
+
+def _callbacks(config: RunConfig, tracker: Tracker | None, past: list[Point]) -> list[Callback]:
+    """MLflow's curves, TensorBoard's, and those that `train.callbacks` names. Raises UserError."""
+    own = callbacks_of(config)
+    return [tracker.curves(past), *own] if tracker else own
 
 
 def run_tracker(config: RunConfig, run_dir: RunDir, progress: ProgressReporter) -> Tracker:

@@ -36,13 +36,15 @@ class Keep:
 class AsyncCheckpointWriter:
     """Writes one checkpoint at a time.
 
-    keep: which checkpoints stay. before: called in the thread with the step, before the checkpoint is written.
+    keep: which checkpoints stay. before, after: called in the thread with the step, before the checkpoint is
+    written and once it is whole.
     blocked_s: seconds that training has waited so far. failed: checkpoints that could not be written.
     """
 
     store: LocalStore | RemoteStore
     keep: Keep
     before: Callable[[int], None] = lambda step: None
+    after: Callable[[int], None] = lambda step: None
     blocked_s: float = 0.0
     failed: int = 0
     _thread: threading.Thread | None = None
@@ -148,3 +150,4 @@ class AsyncCheckpointWriter:
             if self._error is not None:
                 logger.warning("checkpoint %s is written: the storage works again", name)
             self._error = None
+            self.after(data.step)

@@ -51,7 +51,8 @@ class TrainState:
     global_step: steps done. read, bad: planned examples of each task, and those of them that could not be decoded,
     over all ranks. quarantine: every example that could not be decoded, each once; substitutes that were tried and
     failed too count. evaluations: their results. microbatches: examples of each task in one forward and backward,
-    where the step is split. decisions: of an adaptive schedule. stopped: whether the run was told to (not stored).
+    where the step is split. decisions: of an adaptive schedule. stopped: the run was told to (not stored). ended:
+    why it ended early by itself; follows from `evaluations`.
     """
 
     global_step: int = 0
@@ -62,6 +63,7 @@ class TrainState:
     microbatches: dict[str, int] = field(default_factory=dict)
     decisions: list[dict[str, Any]] = field(default_factory=list)
     stopped: bool = False
+    ended: dict[str, Any] | None = None
 
     def scores(self) -> dict[str, float]:
         """Results of the evaluation at this step: each task's metric, and their mean as `mean`; {} without one."""
@@ -147,8 +149,8 @@ def checkpoint_data(
     hashes, which resuming checks, and class names.
     """
     document = {"format": FORMAT, **asdict(state), **metadata, "seed": config.seed}
-    del document["stopped"]
     document["config"] = config.model_dump(mode="json")
+    del document["stopped"]
     owned = {file: {n: t.detach().contiguous() for n, t in named.items()} for file, named in tensors.items()}
     return CheckpointData(state.global_step, owned, document, state.scores())
 
@@ -179,9 +181,8 @@ def read_document(directory: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UserError(f"{directory}/state.json cannot be read (it holds no mapping); use another checkpoint")
     if document.get("format") != FORMAT:
-        raise UserError(
-            f"{directory} has checkpoint format {document.get('format')}; this version reads format {FORMAT}"
-        )
+        given = document.get("format")
+        raise UserError(f"{directory} has checkpoint format {given}; this version reads format {FORMAT}")
     return document
 
 
@@ -201,9 +202,8 @@ def load_model(
 ) -> None:
     """Parameters and buffers of a checkpoint into a model of the same shapes and types.
 
-    Raises UserError naming what differs.
-
-    allow_nonfinite: take NaN and infinite weights too, such as to look into a run that diverged.
+    Raises UserError naming what differs. allow_nonfinite: take NaN and infinite weights too, such as to look into
+    a run that diverged.
     """
     load_parameters(model, _fitting(directory, model, _load(directory / file), file, allow_nonfinite))
 

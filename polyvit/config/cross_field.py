@@ -14,7 +14,7 @@ from polyvit.config.sections import (
     SweepConfig,
     TrainConfig,
 )
-from polyvit.config.tasks import TaskBase
+from polyvit.config.tasks import ImageTask, TaskBase
 
 
 class Config(Protocol):
@@ -47,6 +47,10 @@ def cross_field_problems(config: Config) -> list[str]:
         problems.append(f"model.width={model.width} must be a multiple of model.num_heads={model.num_heads}")
     if isinstance(model, AVBertConfig):
         problems += model.problems(config.modalities)
+        if config.optim.layer_decay is not None:
+            problems.append(
+                f"optim.layer_decay={config.optim.layer_decay:g} needs model.kind=polyvit; here set optim.lr_coefs"
+            )
         problems += [
             f"tasks.{name}.drop_path={task.drop_path} needs model.kind=polyvit; avbert has model.dropout"
             for name, task in config.tasks.items()
@@ -57,6 +61,7 @@ def cross_field_problems(config: Config) -> list[str]:
         problems += _polyvit_problems(model, config.modalities)
     for name, task in config.tasks.items():
         problems += _objective_problems(name, task, model)
+        problems += _augment_problems(name, task)
         if not name.replace("_", "").replace("-", "").isalnum():
             problems.append(f"tasks.{name}: a task's name may hold letters, digits, '_' and '-' only")
         if task.batch < config.train.known_workers:
@@ -71,6 +76,8 @@ def cross_field_problems(config: Config) -> list[str]:
         problems.append(
             f"train.best_metric={config.train.best_metric} must be mean or a task: {', '.join(config.tasks)}"
         )
+    problems += _early_stopping_problems(config)
+    problems += _accumulate_problems(config)
     problems += _schedule_problems(config)
     problems += _sweep_problems(config)
     if config.optim.clip_order == "reference" and config.schedule.kind == "accumulating":
@@ -79,6 +86,55 @@ def cross_field_problems(config: Config) -> list[str]:
         problems.append("optim.clip_order=reference is not defined for train.sharding=full; use global")
     if config.optim.kind == "adamw" and config.optim.inactive_params == "momentum":
         problems.append("optim.inactive_params=momentum needs optim.kind=sgd; with adamw it must be frozen")
+    return problems
+
+
+def _augment_problems(name: str, task: TaskBase) -> list[str]:
+    """Of augmentations that do not apply to a task."""
+    problems = []
+    if isinstance(task, ImageTask) and task.layout == "tokens":
+        given = [key for key in ("randaugment_ops", "random_erasing") if getattr(task.augment, key)]
+        problems += [
+            f"tasks.{name}.augment.{key} changes pictures, and layout tokens holds patches that were cut before;"
+            " leave it out, or train from the pictures"
+            for key in given
+        ]
+    if isinstance(task, ImageTask) and task.pairs_examples and task.loss not in ("softmax", "sigmoid"):
+        problems.append(
+            f"tasks.{name}.loss={task.loss} takes no mixed labels: leave out mixup_alpha and cutmix_alpha, or use"
+            " softmax or sigmoid"
+        )
+    return problems
+
+
+def _early_stopping_problems(config: Config) -> list[str]:
+    settings, problems = config.train.early_stopping, []
+    if settings.metric not in ("mean", *config.tasks):
+        problems.append(
+            f"train.early_stopping.metric={settings.metric} must be mean or a task: {', '.join(config.tasks)}"
+        )
+    if settings.patience is not None and config.train.eval_every is None:
+        problems.append("train.early_stopping acts at evaluations: set train.eval_every, steps between them")
+    return problems
+
+
+def _accumulate_problems(config: Config) -> list[str]:
+    problems = []
+    for name, task in config.tasks.items():
+        passes = task.accumulate or config.train.accumulate
+        key = f"tasks.{name}.accumulate" if task.accumulate else "train.accumulate"
+        part = task.batch // config.train.known_workers // (2 if task.pairs_examples else 1)
+        if passes > 1 and task.loss == "contrastive":
+            problems.append(
+                f"{key}={passes}: task {name} compares the clips of its whole minibatch, which is one pass; set"
+                f" tasks.{name}.accumulate=1"
+            )
+        elif passes > max(1, part):
+            units = "pairs of examples" if task.pairs_examples else "examples"
+            problems.append(
+                f"{key}={passes} is more than the {part} {units} of tasks.{name}.batch={task.batch} that a"
+                f" worker gets; give at most {max(1, part)}"
+            )
     return problems
 
 

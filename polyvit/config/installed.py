@@ -2,13 +2,14 @@
 
 import importlib.util
 
+from polyvit.config.modalities import load_attribute
 from polyvit.config.run import RunConfig
 from polyvit.errors import UserError
 
 
 def check_installed(config: RunConfig) -> None:
-    """Raise UserError, one line a task, where a task wants decord and this machine has none, and where balancing
-    wants torchjd.
+    """Raise UserError, one line a task, where a task wants decord and this machine has none, where balancing wants
+    torchjd, and where a class of `train.callbacks` cannot be imported.
 
     decord has wheels for x86-64 only, so pyproject.toml leaves it out elsewhere. A config inside a checkpoint is
     not checked: a model trained with decord predicts anywhere, since PyAV gives the same frames.
@@ -20,6 +21,11 @@ def check_installed(config: RunConfig) -> None:
             f"schedule.balancing={balancing} needs {absent[0]}, which is not installed here; install"
             " polyvit[balancing] (ecos has wheels for Linux x86-64 with Python below 3.13), or choose another"
         )
+    for address in config.train.callbacks:
+        try:
+            load_attribute(address)
+        except ValueError as error:
+            raise UserError(f"train.callbacks: {error}") from None
     tasks = [name for name, task in config.tasks.items() if getattr(task.augment, "reader", None) == "decord"]
     if tasks and importlib.util.find_spec("decord") is None:
         raise UserError(

@@ -153,6 +153,9 @@ class OptimConfig(Section):
     lr_coefs: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Parts of the model, named as in `frozen`, and what multiplies the learning rate of their parameters, such as
     {heads: 300}. The longest name that fits a parameter counts."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor of the learning rate from a block to the one before it, such as 0.75 for fine-tuning (BEiT, timm):
+    heads and final norm 1, then blocks by depth, patch embeddings least. Null: the same for all."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """`sgd`: added to the gradient, times the weights. `adamw`: decoupled, and not for `no_weight_decay`."""
     no_weight_decay: tuple[str, ...] = ("vectors", "cls_token", "pos_embed")
@@ -209,6 +212,18 @@ class FeedConfig(Section):
     start."""
 
 
+class EarlyStoppingConfig(Section):
+    """Ends a run at an evaluation (`train.eval_every`) after which nothing is expected. It looks at each task's
+    `eval_split`: let that not be `test` where numbers of `test` are to be quoted."""
+
+    patience: PositiveInt | None = None
+    """Evaluations in a row that may pass without a better one; the run ends at the last of them. Null: never."""
+    metric: str = "mean"
+    """`mean` over the tasks' metrics, or a task's name."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """A better one is above the best before by more than this."""
+
+
 class TrainConfig(Section):
     """Workers, checkpoints, evaluation."""
 
@@ -236,6 +251,9 @@ class TrainConfig(Section):
     eval_batch: PositiveInt | None = None
     """Most views of one evaluation minibatch, and at most 256 MB of tokens. Null: 64 on a CPU; on GPUs as many as
     fit into memory, from 64 to 512, measured when a run starts and kept with it."""
+    accumulate: PositiveInt = 1
+    """Fewest passes in which a worker computes its part of a minibatch; `tasks.NAME.accumulate` says it for one
+    task. Gradients are summed over passes: the step is that of the whole minibatch, up to rounding."""
     activation_checkpointing: bool = False
     """Keep only the input of each block and compute the rest again in the backward pass: less memory, about a
     third more arithmetic."""
@@ -259,6 +277,7 @@ class TrainConfig(Section):
     the run's folder in `storage`."""
     eval_every: PositiveInt | None = None
     """Steps between evaluations; null: at the end only."""
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     interference_every: PositiveInt | None = None
     """Steps between measurements of how the tasks' gradients agree, on the last minibatches of each; null: never.
     See `polyvit interference`."""
@@ -266,7 +285,12 @@ class TrainConfig(Section):
     """Whether to keep an account, for each task, of how far its own steps moved the weights that tasks share. It
     is in the checkpoints, read at evaluations, and shown by `polyvit interference`."""
     log_every: PositiveInt = 10
-    """Steps between points of the MLflow curves."""
+    """Steps between points of the curves (MLflow, TensorBoard, `history`)."""
+    tensorboard: bool = False
+    """Write the curves for TensorBoard too, into the run's folder `tensorboard`."""
+    callbacks: tuple[str, ...] = ()
+    """Classes of your own, each "module:Class" of a `polyvit.Callback`, which hear of steps, evaluations and
+    checkpoints on rank 0. The modules must be importable on every node."""
     max_failures: int = 10
     """Restarts from the last checkpoint after a worker or a node died; -1: without limit."""
 

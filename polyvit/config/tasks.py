@@ -40,6 +40,12 @@ class ImageAugment(Section):
     """Antialiased resizing. The official training crop is bilinear without it."""
     scaled_decode: bool = True
     """Decode a JPEG at 1/2, 1/4 or 1/8 size in training where its crop is that much larger than the input."""
+    randaugment_ops: Annotated[int, Field(ge=0)] = 0
+    """RandAugment: operations on a training picture, drawn from the paper's 14; 0 is off, 2 is usual."""
+    randaugment_magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
+    """RandAugment: strength of each operation, 0 to 10."""
+    random_erasing: Probability = 0.0
+    """Probability that a rectangle of a training picture is replaced by noise."""
     eval_resize: Literal["square", "crop"] = "square"
     """`square`: resize to the input size. `crop`: smaller side to `eval_resize_size`, then centre crop."""
     eval_resize_size: PositiveInt | None = None
@@ -121,6 +127,9 @@ class TaskBase(Section):
     """U_j: SGD steps of this task alone; co-training takes as many."""
     batch: PositiveInt
     """Examples of one minibatch over all workers together."""
+    accumulate: PositiveInt | None = None
+    """Fewest passes in which a worker computes its part of a minibatch (gradient accumulation); null:
+    `train.accumulate`."""
     lr_coef: PositiveFloat = 1.0
     """Multiplies `optim.lr` in this task's steps."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -169,9 +178,19 @@ class TaskBase(Section):
         return 0.0
 
     @property
+    def cutmix(self) -> float:
+        """Alpha of CutMix; 0 is off."""
+        return 0.0
+
+    @property
+    def mix_switch(self) -> float:
+        """Probability that a step is CutMix's, where mixup is on too."""
+        return 0.0
+
+    @property
     def pairs_examples(self) -> bool:
         """Whether training mixes examples in pairs, so that a pair must lie on one rank."""
-        return self.mixup > 0
+        return self.mixup > 0 or self.cutmix > 0
 
     @property
     def protocol(self) -> str:
@@ -189,6 +208,27 @@ class ImageTask(TaskBase):
     modality: Literal["image"] = "image"
     """Images."""
     augment: ImageAugment = ImageAugment()
+    mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """Beta(alpha, alpha) of mixup, one weight a step; 0 is off."""
+    cutmix_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """Beta(alpha, alpha) of CutMix, one rectangle a step; 0 is off."""
+    cutmix_switch: Probability = 0.5
+    """Where both are on: probability that a step is CutMix's, and else mixup's."""
+
+    @property
+    def mixup(self) -> float:
+        """`mixup_alpha`; slots 2i and 2i + 1 are mixed."""
+        return self.mixup_alpha
+
+    @property
+    def cutmix(self) -> float:
+        """`cutmix_alpha`."""
+        return self.cutmix_alpha
+
+    @property
+    def mix_switch(self) -> float:
+        """`cutmix_switch`."""
+        return self.cutmix_switch
 
     @property
     def protocol(self) -> str:

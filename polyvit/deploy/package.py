@@ -19,6 +19,7 @@ from polyvit.deploy.predict import class_names
 from polyvit.errors import UserError
 from polyvit.model import MultiTaskModel
 from polyvit.storage import read_record, write_whole
+from polyvit.synthetic import is_synthetic
 
 _KINDS = {"polyvit": ("Vision Transformer", "A PolyViT"), "avbert": ("audio-visual transformer", "An AVBert")}
 """Of `model.kind`: what the model is, and its name in a sentence."""
@@ -99,6 +100,7 @@ def model_card(
             ("task", "train", "validation", "test", "SHA-256 of the index"),
             [_data_row(name, document, counts or {}) for name in config.tasks],
         ),
+        *_synthetic_words(config),
         "The index lists every example's key, address, labels and split; equal hashes mean equal lists.",
         _training(config, document),
         _table(
@@ -136,6 +138,22 @@ def _data_row(name: str, document: Mapping[str, Any], counts: Mapping[str, Any])
     row = counts.get(name, {})
     digest = (document.get("index_hash") or {}).get(name) or row.get("hash") or "-"
     return (name, *(str(row.get(split, "-")) for split in ("train", "validation", "test")), digest)
+
+
+def _synthetic_words(config: RunConfig) -> list[str]:
+    """A paragraph where data are toys that `polyvit synth` wrote, under the names of real data sets."""
+    roots = {
+        name: task.root or (f"{config.data.root}/{name}" if config.data.root else "")
+        for name, task in config.tasks.items()
+    }
+    toys = [name for name, root in roots.items() if root and "://" not in root and is_synthetic(root)]
+    if not toys:
+        return []
+    which = "every task" if len(toys) == len(roots) else ", ".join(toys)
+    return [
+        f"**Synthetic data:** the data of {which} were drawn by `polyvit synth`. They are not the data sets whose"
+        " names the tasks have, and the results above say nothing about those."
+    ]
 
 
 def _training(config: RunConfig, document: Mapping[str, Any]) -> str:

@@ -19,4 +19,6 @@ from .flops import training_flops as training_flops
 from .interface import MultiTaskModel as MultiTaskModel
 from .interface import device_of as device_of
 from .polyvit import PolyViT as PolyViT
+from .rollout import attention_rollout as attention_rollout
+from .sharing import layer_homes as layer_homes
 from .tokenizer import normalise as normalise

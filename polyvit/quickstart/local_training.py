@@ -44,11 +44,17 @@ from polyvit.quickstart.notebook_config import ConfigLike, as_config
 from polyvit.schedule import Plan, Schedule, schedule_of
 from polyvit.storage import write_whole
 from polyvit.training import (
+    Callback,
+    CallbackList,
+    RunInfo,
     build_learner,
+    callbacks_of,
+    checked_callbacks,
     compile_ahead,
     derive_eval_batch,
     derive_microbatches,
     freeze_parts,
+    how_it_ended,
     initialise_model,
 )
 from polyvit.training import train as train_loop
@@ -61,13 +67,15 @@ class LocalRun:
     folder: the run's, which every command takes. history: points of the curves, such as
     {"step": n, "train/pets/loss": ...}. results: of the last
     evaluation, {task: {"metric", "value", "chance", ...}}.
-    stopped: whether it was interrupted, and ended after a checkpoint.
+    stopped: whether it was interrupted, and ended after a checkpoint. ended: why it ended and at which step, such
+    as {"reason": "all_steps", "step": 28}.
     """
 
     folder: Path
     history: list[dict[str, float]]
     results: dict[str, dict[str, Any]]
     stopped: bool = False
+    ended: dict[str, Any] | None = None
 
     @cached_property
     def model(self) -> TrainedModel:
@@ -84,21 +92,23 @@ class LocalRun:
 
 def train(
     config: ConfigLike, overrides: Sequence[str] = (), *, name: str | None = None, device: str | None = None,
-    progress: bool = True,
+    progress: bool = True, callbacks: Sequence[Callback] = (),
 ) -> LocalRun:  # fmt: skip
     """Co-train one model on all tasks of a config, in this process: `train("mine.yaml").model.predict("a.jpg")`.
 
     config: a recipe's name, a YAML file's path, the same as a dict, or a `RunConfig`. overrides: `key.path=value`,
     as on the command line. name: of the run's folder in `storage`; None: from the config's name and the time.
-    device: such as "cpu" or "cuda:0"; None: a GPU where there is one. progress: show a bar.
+    device: such as "cpu" or "cuda:0"; None: a GPU where there is one. progress: show a bar. callbacks: hear of
+    steps, evaluations and checkpoints, with those of `train.callbacks`.
 
     One interrupt (the notebook's stop button) ends the run after the step, with a checkpoint; a second at once.
     Media are decoded in a thread of this process. For more than minutes: `polyvit cotrain`, which decodes on all
     cores, survives files that kill their decoder, and goes on after a crash.
 
-    Raises UserError for mistakes in the config and the data, with every problem.
+    Raises UserError for mistakes in the config and the data, with every problem, and of a callback that failed.
     """
     config = as_config(config, overrides)
+    hearing = CallbackList([*checked_callbacks(callbacks), *callbacks_of(config)])
     config = config.model_copy(update={"train": config.train.model_copy(update={"workers": 1})})
     check_readable(config)
     roots = task_roots(config)
@@ -107,7 +117,7 @@ def train(
     folder = _new_folder(config, name)
     try:
         scans = _scan(config, roots, folder)
-        run = _Run(config, folder, scans, roots, where)
+        run = _Run(config, folder, scans, roots, where, hearing)
     except UserError:
         shutil.rmtree(folder)  # nothing was trained: no run
         raise
@@ -155,8 +165,9 @@ class _Run:
 
     def __init__(
         self, config: RunConfig, folder: Path, scans: Mapping[str, Scan], roots: Mapping[str, Any],
-        device: torch.device,
+        device: torch.device, callbacks: CallbackList,
     ) -> None:  # fmt: skip
+        self.callbacks = callbacks
         self.config, self.folder, self.scans, self.device = config, folder, scans, device
         self.schedule: Schedule = schedule_of(config)
         model = build_model(config, seed=config.seed).to(device)
@@ -177,7 +188,7 @@ class _Run:
         self.log = MetricsLog(folder / "history")
         self.store = open_store(folder)
         keep = Keep(config.train.keep_checkpoints, config.train.keep_best, config.train.best_metric)
-        self.writer = AsyncCheckpointWriter(self.store, keep, before=self.log.write)
+        self.writer = AsyncCheckpointWriter(self.store, keep, before=self.log.write, after=self._checkpointed)
         self.history: list[dict[str, float]] = []
         self.interrupted = False
         self.bar: Progress | None = None
@@ -194,7 +205,9 @@ class _Run:
         state.microbatches = derive_microbatches(self.learner.model, self.config, world, self.device)
         self._measure_eval_batch()
         with ExitStack() as stack:
+            stack.callback(self.callbacks.end)
             stack.callback(self.writer.close)
+            self.callbacks.start(RunInfo(self.config, self.folder, len(self.schedule)))
             stack.enter_context(self._interruptible())
             stack.enter_context(fast_kernels(self.device, self.config.train.precision))
             if progress:
@@ -204,12 +217,17 @@ class _Run:
                 self.bar.add_task("starting ...", total=len(self.schedule))
             compile_ahead(self.learner.model, self.config, world, state.microbatches)
             state = train_loop(self.learner, self.schedule, self.feed, self.config, world, state, self)
+        self.callbacks.check()
         last = state.evaluations[-1]["tasks"] if state.evaluations else {}
         rows = result_rows(self.config, self.schedule, self.scans, last, state.global_step)
         self._write("quarantine.json", [asdict(entry) for entry in state.quarantine])
         if not state.stopped:
             self._write("result.json", self._result(state, rows))
-        return LocalRun(self.folder, self.history, rows, state.stopped)
+        ended = None if state.stopped else how_it_ended(state.ended, state.global_step)
+        return LocalRun(self.folder, self.history, rows, state.stopped, ended)
+
+    def _checkpointed(self, step: int) -> None:
+        self.callbacks.written(step, str(self.folder / folder_name(step)))
 
     def _measure_eval_batch(self) -> None:
         """Evaluation minibatches as large as memory allows; their size is in the checkpoints' config."""
@@ -226,7 +244,8 @@ class _Run:
             best = {"step": step, "metric": metric, "value": value, "checkpoint": checkpoint}
         return {
             "run": self.folder.name, "checkpoint": str(self.folder / folder_name(state.global_step)), "best": best,
-            "steps": state.global_step, "workers": 1, "tasks": rows,
+            "steps": state.global_step, "ended": how_it_ended(state.ended, state.global_step), "workers": 1,
+            "tasks": rows,
             **({"decisions": state.decisions} if self.config.schedule.kind == "adaptive" else {}),
         }  # fmt: skip
 
@@ -255,6 +274,7 @@ class _Run:
 
     def progress(self, snapshot: dict[str, Any]) -> None:
         """Show a step on the bar."""
+        self.callbacks.step(snapshot)
         if self.bar:
             text = f"{snapshot['task']}  loss {snapshot['loss']:.4f}"
             self.bar.update(self.bar.task_ids[0], completed=snapshot["step"], description=text)
@@ -263,9 +283,11 @@ class _Run:
         """Keep a point of the curves."""
         self.history.append({"step": step, **values})
         self.log.add(step, values)
+        self.callbacks.log(step, values)
 
     def evaluated(self, step: int, scores: dict[str, float]) -> None:
         """Show the mean of the tasks' metrics on the bar."""
+        self.callbacks.evaluation(step, scores)
         if self.bar and "mean" in scores:
             self.bar.update(self.bar.task_ids[0], description=f"evaluated: mean {scores['mean']:.3f}")
 
@@ -275,8 +297,8 @@ class _Run:
         (self.writer.finish if last else self.writer.save)(data)
 
     def stop_requested(self) -> bool:
-        """Whether an interrupt came."""
-        return self.interrupted
+        """Whether an interrupt came, or a callback failed."""
+        return self.interrupted or self.callbacks.failure is not None
 
     def anomaly(self, minibatch: Minibatch) -> str | None:
         """Nothing is kept of it: the keys of its examples are in the message."""

@@ -1,7 +1,7 @@
 """Pictures, tables and pages that people look at; the only package that draws.
 
 In: data about runs and data sets. Out: PNG files and HTML pages.
-Read: style, html, schedule_plot, neighbours, interference, compare/, inspect/, evaluation/.
+Read: style, html, schedule_plot, explanation, neighbours, interference, compare/, inspect/, evaluation/.
 """
 
 import lazy_loader

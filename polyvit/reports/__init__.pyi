@@ -1,3 +1,5 @@
+from .explanation import check_explainable as check_explainable
+from .explanation import draw_explanation as draw_explanation
 from .interference import interference_proposals as interference_proposals
 from .interference import write_interference as write_interference
 from .neighbours import draw_neighbours as draw_neighbours

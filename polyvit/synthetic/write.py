@@ -27,6 +27,12 @@ FORMAT = 1
 Counts = dict[str, dict[str, int]]
 
 
+def is_synthetic(folder: str | Path) -> bool:
+    """Whether a task's folder lies in what `write_synthetic` wrote, as far as this machine can see it."""
+    path = Path(folder).expanduser()
+    return any((place / MARKER).is_file() for place in (path, path.parent))
+
+
 def write_synthetic(
     root: Path,
     *,

@@ -1,5 +1,13 @@
 from .balancing import balancing_bytes as balancing_bytes
+from .callbacks import Callback as Callback
+from .callbacks import CallbackList as CallbackList
+from .callbacks import RunInfo as RunInfo
+from .callbacks import StepReport as StepReport
+from .callbacks import callbacks_of as callbacks_of
+from .callbacks import checked_callbacks as checked_callbacks
+from .checks import JUDGED_FROM as JUDGED_FROM
 from .drift import drift_by_task as drift_by_task
+from .early_stopping import how_it_ended as how_it_ended
 from .ema import Ema as Ema
 from .initialisation import check_init as check_init
 from .initialisation import freeze_parts as freeze_parts
@@ -12,7 +20,6 @@ from .interference import group_of as group_of
 from .interference import measure_gradients as measure_gradients
 from .interference import objectives_of as objectives_of
 from .learner import build_learner as build_learner
-from .loop import JUDGED_FROM as JUDGED_FROM
 from .loop import train as train
 from .microbatch import FakePass as FakePass
 from .microbatch import PeakBytes as PeakBytes

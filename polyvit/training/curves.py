@@ -39,13 +39,15 @@ class Curves:
 
 
 def snapshot(
-    minibatches: list[Minibatch], result: StepResult, total: int, meter: ThroughputMeter
+    minibatches: list[Minibatch], result: StepResult, total: int, meter: ThroughputMeter, lr: float
 ) -> dict[str, Any]:
-    """The live line's numbers."""
+    """The live line's numbers, and what a `StepReport` has besides."""
     step = minibatches[0].step
     task = minibatches[0].task if len(minibatches) == 1 else "all tasks"
     loss = sum(result.losses) / len(result.losses)
-    return {"step": step, "total": total, "task": task, "loss": loss, **meter.line(total - step)}
+    losses = {minibatch.task: loss for minibatch, loss in zip(minibatches, result.losses, strict=True)}
+    more = {"losses": losses, "lr": lr, "grad_norm": result.grad_norm}
+    return {"step": step, "total": total, "task": task, "loss": loss, **more, **meter.line(total - step)}
 
 
 def timings(meter: ThroughputMeter, device: torch.device) -> dict[str, float]:

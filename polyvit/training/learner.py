@@ -9,6 +9,7 @@ from polyvit.distributed import Communicator, shard
 from polyvit.model import MultiTaskModel, uses_bfloat16
 from polyvit.training.drift import build_drift
 from polyvit.training.ema import Ema
+from polyvit.training.layer_decay import layer_factors
 from polyvit.training.loss_weights import learned_weights
 from polyvit.training.optim import build_optimiser
 
@@ -22,6 +23,7 @@ def build_learner(
         model.compile_blocks()
     if config.train.sharding == "full" and world.size > 1:
         shard(model.sharding_units(), uses_bfloat16(device, config.train.precision))
-    optimiser = build_optimiser(dict(model.named_parameters()), config.optim)
+    parameters = dict(model.named_parameters())
+    optimiser = build_optimiser(parameters, config.optim, layer_factors(parameters, config))
     ema = Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None
     return TrainUnit(model, optimiser, ema, learned_weights(config, device), build_drift(model, config))

@@ -7,7 +7,6 @@ evaluation, a checkpoint and the end all of them are.
 """
 
 import gc
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,25 +19,22 @@ import torch
 from polyvit.checkpoint import TrainState, TrainUnit
 from polyvit.config import RunConfig
 from polyvit.data.loading import Minibatch, Quarantined, on_device, on_host
-from polyvit.errors import UserError
 from polyvit.evaluation import evaluate
 from polyvit.model import device_of
-from polyvit.schedule import SPARES, Schedule
+from polyvit.schedule import Schedule
+from polyvit.training.checks import check_finite, count_examples, judge
 from polyvit.training.curves import Curves, snapshot, timings
+from polyvit.training.early_stopping import early_end
 from polyvit.training.interference import MINIBATCHES, compare_gradients, curve_points, measure_gradients
 from polyvit.training.loss_weights import dwa_weights
 from polyvit.training.optim import lr_factor
-from polyvit.training.readback import Readback, StepNumbers, StepResult, readback_for
+from polyvit.training.readback import Readback, StepNumbers, readback_for
 from polyvit.training.step import Communicator, TrainStep
 from polyvit.training.throughput import ThroughputMeter
 from polyvit.training.warm_up import compiled_graphs
 
-JUDGED_FROM = 100
-"""Examples of a task that must have been read before its undecodable share can end the run."""
 COLLECT_EVERY = 50
 """Steps between collections of young garbage, as torchtitan; of all garbage at evaluations and checkpoints."""
-NAMED = 8
-"""Broken files that the message of such an end names."""
 
 
 class Feed(Protocol):
@@ -99,14 +95,17 @@ def train(
 ) -> TrainState:  # fmt: skip
     """Steps state.global_step + 1 .. N, then an evaluation and a last checkpoint.
 
-    Ends earlier, with a checkpoint and `state.stopped`, when a rank's `callback.stop_requested()` says so. Raises
+    Ends earlier, with a checkpoint and `state.stopped`, when a rank's `callback.stop_requested()` says so, and
+    with `state.ended` at an evaluation where `train.early_stopping` does. Raises
     UserError, on all ranks at the same step, for a loss that is not finite, for a task with too many undecodable
     examples, and for a step that lacks an example because none of its spares can be decoded either. `start_step`
     stands in for `TrainStep.start` where the loop alone is measured, `readback` for the device's.
     """
     run = _Run(learner, schedule, feed, config, world, state, callback, readback)
-    if state.global_step == run.total:  # a trial that was restarted after its end has yet to say how it ended
-        callback.evaluated(run.total, state.scores())
+    state.ended = early_end(config, state.evaluations, state.global_step)
+    last = state.global_step if state.ended else run.total
+    if state.global_step == last:  # a trial that was restarted after its end has yet to say how it ended
+        callback.evaluated(last, state.scores())
     model, optimiser, learned, drift = learner.model, learner.optimiser, learner.loss_weights, learner.drift
     trainer = TrainStep(model, optimiser, config, world, state.microbatches, learned, drift)
     trainer.loss_weights = dwa_weights(config, state.evaluations)
@@ -114,7 +113,7 @@ def train(
     schedule.follow(state.decisions)
     batches = _batches(feed, schedule, state.global_step + 1, run.device)
     with no_collection_inside_steps():
-        for step in range(state.global_step + 1, run.total + 1):
+        for step in range(state.global_step + 1, last + 1):
             began = time.perf_counter()
             minibatches = next(batches)
             waited = time.perf_counter() - began
@@ -187,7 +186,12 @@ class _Run:
             with self._timed("evaluate"):
                 self.fresh += _evaluate(self.learner, self.feed, config, self.world, state, values)
                 values |= self.learner.drift.points() if self.learner.drift else {}
-                if step == self.schedule.known < self.total:
+                if step < self.total and not done:
+                    state.ended = self.world.gather(early_end(config, state.evaluations, step))[0]
+                if state.ended:
+                    done = True
+                    values |= {} if "train/grad_norm" in values else self._point()
+                elif step == self.schedule.known < self.total:
                     values |= self._decide()
         if config.train.interference_every and step % config.train.interference_every == 0:
             with self._timed("evaluate"):
@@ -219,8 +223,8 @@ class _Run:
         return curve_points(compare_gradients(gradients, model.modality, None))
 
     def judge(self, judged_from: int) -> None:
-        """See `_judge`."""
-        _judge(self.state, self.config, self.world, self.fresh, judged_from)
+        """See `checks.judge`."""
+        judge(self.state, self.config, self.world, self.fresh, judged_from)
 
     def _settle(self, lag: int) -> dict[str, float]:
         """Look at the numbers of all steps but the last `lag`. Returns the point of the newest step, where it has
@@ -242,13 +246,13 @@ class _Run:
         state, minibatches = self.state, entry.minibatches
         state.stopped = state.stopped or (result.flag > 0 and state.global_step < self.total)
         self.fresh += [bad for minibatch in minibatches for bad in minibatch.bad]
-        _check_finite(minibatches, result, entry.lr, self.config, self.world, self.callback)
-        _count(state, entry.step, minibatches, result, self.config, self.world, self.fresh)
+        check_finite(minibatches, result, entry.lr, self.config, self.world, self.callback.anomaly)
+        count_examples(state, entry.step, minibatches, result, self.config, self.world, self.fresh)
         now = time.perf_counter()
         spent = max(0.0, now - self.settled_at - self.waits)
         self.settled_at, self.waits = now, 0.0
         self.meter.add(entry.waited, spent, {m.task: m.global_batch for m in minibatches})
-        self.callback.progress(snapshot(minibatches, result, self.total, self.meter))
+        self.callback.progress(snapshot(minibatches, result, self.total, self.meter, entry.lr))
         self.curves.add(minibatches, result, entry.lr)
 
     def _point(self) -> dict[str, float]:
@@ -311,79 +315,3 @@ def _evaluate(
     values |= {f"eval/{key}": value for key, value in state.scores().items() if key == "mean"}
     # Every rank has the whole list already; rank 0's copy alone goes on to be gathered.
     return bad if world.rank == 0 else []
-
-
-def _check_finite(
-    minibatches: list[Minibatch],
-    result: StepResult,
-    lr: float,
-    config: RunConfig,
-    world: Communicator,
-    callback: TrainCallback,
-) -> None:
-    """Raises UserError where a loss or the gradient is not finite, with the examples' keys and what was saved."""
-    broken = [m.task for m, loss in zip(minibatches, result.losses, strict=True) if not math.isfinite(loss)]
-    if not broken and math.isfinite(result.grad_norm):
-        return
-    suspects = [m for m in minibatches if not broken or m.task in broken]
-    gathered = world.gather([(m.keys, callback.anomaly(m)) for m in suspects])
-    step, task = minibatches[0].step, suspects[0].task
-    what = f"loss of task {task} is {result.losses[[m.task for m in minibatches].index(task)]}"
-    if not broken:
-        what = f"the gradient's norm is {result.grad_norm} for task {task}"
-    keys = [key for entries in gathered for part, _ in entries for key in part]
-    saved = [path for entries in gathered for _, path in entries if path]
-    raise UserError(
-        f"{what} at step {step} (learning rate {lr:g}). Lower the task's learning rate "
-        f"(tasks.{task}.lr_coef={config.tasks[task].lr_coef}) or lengthen optim.warmup_steps; the checkpoints "
-        "before this step are whole",
-        [f"examples: {', '.join(keys[:8])}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}",
-         *(f"minibatch saved: {path}" for path in saved)],
-    )  # fmt: skip
-
-
-def _count(
-    state: TrainState, step: int, minibatches: list[Minibatch], result: StepResult, config: RunConfig,
-    world: Communicator, fresh: list[Quarantined],
-) -> None:  # fmt: skip
-    for minibatch, bad in zip(minibatches, result.bad, strict=True):
-        task = minibatch.task
-        state.read[task] = state.read.get(task, 0) + minibatch.global_batch
-        state.bad[task] = state.bad.get(task, 0) + bad
-    _judge(state, config, world, fresh, judged_from=JUDGED_FROM)
-    if missing := sum(minibatch.global_batch for minibatch in minibatches) - result.examples:
-        # Later examples have moved up: pairs and draws of this step are not those of the plan.
-        tasks = " and ".join(minibatch.task for minibatch in minibatches)
-        raise UserError(
-            f"task {tasks}: {missing} examples of step {step} cannot be decoded, nor can any of the "
-            f"step's {SPARES} substitutes. Repair or remove the task's broken files; the checkpoints before this "
-            "step are whole",
-            _first_broken(world, fresh),
-        )
-
-
-def _judge(
-    state: TrainState, config: RunConfig, world: Communicator, fresh: list[Quarantined], judged_from: int
-) -> None:
-    """Raises UserError where too large a share of a task's planned examples could not be decoded.
-
-    Every rank holds the same counts, so all of them come to the same end at the same step.
-    """
-    allowed = config.data.max_bad_fraction
-    for task, read in state.read.items():
-        if read >= judged_from and state.bad[task] > allowed * read:
-            raise UserError(
-                f"task {task}: {state.bad[task]} of the {read} examples read so far cannot be decoded, above "
-                f"data.max_bad_fraction={allowed}. Repair or remove them, or raise the limit; some of them:",
-                _first_broken(world, [*state.quarantine, *fresh], task),
-            )
-
-
-def _first_broken(world: Communicator, fresh: list[Quarantined], task: str | None = None) -> list[str]:
-    """`path: reason` of the first few that all ranks together have met; called by all of them."""
-    entries = sorted(
-        {(entry.task, entry.path, entry.reason) for entries in world.gather(fresh) for entry in entries}
-    )
-    lines = [f"{name}: {path}: {reason}" for name, path, reason in entries if task in (None, name)]
-    more = [f"and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
-    return [*lines[:NAMED], *more]

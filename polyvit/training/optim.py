@@ -68,6 +68,10 @@ def lr_coefs(names: Iterable[str], coefs: Mapping[str, float]) -> dict[str, floa
     return {name: coefs[max(parts, key=len)] if parts else 1.0 for name, parts in fits.items()}
 
 
+def _with_factors(coefs: dict[str, float], factors: Mapping[str, float] | None) -> dict[str, float]:
+    return {name: coef * factors[name] for name, coef in coefs.items()} if factors else coefs
+
+
 def on_gpu(parameters: Mapping[str, nn.Parameter]) -> bool:
     """Whether they lie on a GPU, where torch has fused kernels for whole lists of them."""
     return bool(parameters) and all(p.device.type == "cuda" for p in parameters.values())
@@ -121,9 +125,14 @@ class MomentumSGD:
     parameters are where they stay.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: OptimConfig,
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
         self.parameters, self.config = dict(parameters), config
-        self.coefs = lr_coefs(self.parameters, config.lr_coefs)
+        self.coefs = _with_factors(lr_coefs(self.parameters, config.lr_coefs), factors)
         self.dtype = torch.bfloat16 if config.momentum_dtype == "bfloat16" else torch.float32
         self.decay = float(torch.tensor(config.momentum, dtype=self.dtype))
         self.fused = on_gpu(self.parameters) and self.dtype == torch.float32
@@ -200,9 +209,14 @@ class AdamW:
     stay.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: OptimConfig,
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
         self.parameters, self.config = dict(parameters), config
-        self.coefs = lr_coefs(self.parameters, config.lr_coefs)
+        self.coefs = _with_factors(lr_coefs(self.parameters, config.lr_coefs), factors)
         check_undecayed(self.parameters, config.no_weight_decay)
         self.kept = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if config.amsgrad else ()))
         self.fused = on_gpu(self.parameters)
@@ -282,6 +296,10 @@ def _check_state(state: Mapping[str, Tensor], keys: set[str], kind: str) -> None
 Optimiser = MomentumSGD | AdamW
 
 
-def build_optimiser(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> Optimiser:
-    """The optimiser that `optim.kind` names."""
-    return MomentumSGD(parameters, config) if config.kind == "sgd" else AdamW(parameters, config)
+def build_optimiser(
+    parameters: Mapping[str, nn.Parameter], config: OptimConfig, factors: Mapping[str, float] | None = None
+) -> Optimiser:
+    """The optimiser that `optim.kind` names. factors: of each parameter's learning rate, besides
+    `optim.lr_coefs`."""
+    kind = MomentumSGD if config.kind == "sgd" else AdamW
+    return kind(parameters, config, factors)

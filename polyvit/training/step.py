@@ -5,7 +5,6 @@ batch, so the sum over ranks is the gradient of the global mean for any number o
 A step launches work and reads nothing back: its numbers stay on the device (see `readback.py`).
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -35,9 +34,10 @@ from polyvit.distributed import (
 )
 from polyvit.model import MultiTaskModel, autocast, device_of, full_precision, normalise, upload
 from polyvit.model.avbert import synced
-from polyvit.objectives import MEASURES, mixup, neighbours, pretrain, task_losses
+from polyvit.objectives import MEASURES, pretrain, task_losses
 from polyvit.schedule import mixes, rank_slice
 from polyvit.training.balancing import balance_of
+from polyvit.training.mixing import mixed, mixup_weight, seed_of
 from polyvit.training.optim import clip_, global_norm, scale_to_
 from polyvit.training.readback import StepNumbers, StepResult
 
@@ -162,7 +162,7 @@ class TrainStep:
         config, reducer = self.config, Reducer(reached.buckets, extra, self.world)
         clip_first = config.optim.clip_order == "reference" and config.optim.clip_norm is not None
         tasks = tuple(minibatch.task for minibatch in minibatches)
-        balance = balance_of(self.model, tasks, config, _seed(config.seed, minibatches[0].step, "", "balance"))
+        balance = balance_of(self.model, tasks, config, seed_of(config.seed, minibatches[0].step, "", "balance"))
         for n, (i, part) in enumerate(passes):
             overlap = n == len(passes) - 1 and not clip_first and not balance
             weight = self.loss_weights.get(part.task)
@@ -278,7 +278,7 @@ def contrastive_pass(
     inputs = {name: normalise(array) for name, array in tensors(minibatch, device)[0].items()}
     place = minibatch.first_slot, minibatch.global_batch
     return pretrain(
-        model, inputs, task, minibatch.task, place, _seed(config.seed, minibatch.step, minibatch.task, "pairs"),
+        model, inputs, task, minibatch.task, place, seed_of(config.seed, minibatch.step, minibatch.task, "pairs"),
         world, _dropout(model, minibatch, config, minibatch.rows, device), config.train.precision,
     )  # fmt: skip
 
@@ -291,7 +291,8 @@ def most_examples(task: str, config: RunConfig, microbatches: Mapping[str, int] 
 
 
 def parts(minibatch: Minibatch, most: int | None, config: RunConfig, world_size: int) -> list[Minibatch]:
-    """A rank's part of a minibatch in as many microbatches as the largest part of any rank needs, even in size.
+    """A rank's part of a minibatch in as many microbatches as the largest part of any rank needs, even in size,
+    and at least as many as `accumulate` says.
 
     Examples that are mixed in pairs stay together. Where this rank has fewer examples the last ones may be empty.
     """
@@ -303,6 +304,8 @@ def parts(minibatch: Minibatch, most: int | None, config: RunConfig, world_size:
     )
     units = -(-largest // pair)
     number = 1 if most is None or most >= largest else -(-units // max(1, most // pair))
+    if task.loss != "contrastive":
+        number = max(number, min(units, task.accumulate or config.train.accumulate))
     own = -(-minibatch.rows // pair)
     cuts = [min(minibatch.rows, pair * (own * i // number)) for i in range(number)] + [minibatch.rows]
     if number == 1:
@@ -318,10 +321,7 @@ def local_loss(model: MultiTaskModel, minibatch: Minibatch, config: RunConfig, d
     arrays, labels = tensors(minibatch, device)
     inputs, labels = {name: normalise(array) for name, array in arrays.items()}, labels.float()
     if mixes(task):
-        weight = mixup_weight(task.mixup, config.seed, minibatch.step, minibatch.task)
-        partner = neighbours(len(labels), device)
-        inputs = {name: mixup(values, partner, weight) for name, values in inputs.items()}
-        labels = mixup(labels, partner, weight)
+        inputs, labels = mixed(inputs, labels, config, minibatch.step, minibatch.task)
     keep = _dropout(model, minibatch, config, len(labels), device)
     with autocast(device, config.train.precision):
         logits = model(inputs, minibatch.task, keep)
@@ -333,7 +333,7 @@ def _dropout(
     model: MultiTaskModel, minibatch: Minibatch, config: RunConfig, rows: int, device: torch.device
 ) -> Tensor | None:
     """This rank's part of what the step's task drops, drawn for the global batch."""
-    generator = torch.Generator().manual_seed(_seed(config.seed, minibatch.step, minibatch.task, "drop"))
+    generator = torch.Generator().manual_seed(seed_of(config.seed, minibatch.step, minibatch.task, "drop"))
     keep = model.draw_keep(config.tasks[minibatch.task].drop_path, minibatch.global_batch, generator)
     first = minibatch.first_slot
     return None if keep is None else upload(keep[..., first : first + rows], device)
@@ -348,14 +348,3 @@ def _clip_before_reduction(gradients: list[Tensor], minibatches: Sequence[Miniba
     share = rows / minibatch.global_batch
     assert config.optim.clip_norm is not None
     clip_(gradients, config.optim.clip_norm * share)  # the local gradient is already scaled by its share
-
-
-def mixup_weight(alpha: float, seed: int, step: int, task: str) -> float:
-    """The step's one mixup weight, from Beta(alpha, alpha); the same on every rank."""
-    rng = np.random.Generator(np.random.Philox(_seed(seed, step, task, "mixup")))
-    return float(rng.beta(alpha, alpha))
-
-
-def _seed(seed: int, step: int, task: str, what: str) -> int:
-    text = f"{seed}\x00{step}\x00{task}\x00{what}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")

@@ -59,8 +59,8 @@ def test_an_unknown_key_names_the_nearest(path: str, nearest: str) -> None:
 
 
 def test_a_key_of_another_modality_is_unknown() -> None:
-    (line,) = problems(with_key("tasks.picture.mixup_alpha", 0.3))
-    assert line.startswith("tasks.picture.mixup_alpha: unknown key")
+    (line,) = problems(with_key("tasks.clip.mixup_alpha", 0.3))
+    assert line.startswith("tasks.clip.mixup_alpha: unknown key")
 
 
 @pytest.mark.parametrize(

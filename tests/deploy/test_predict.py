@@ -15,7 +15,7 @@ from use_kit import CLASSES, media, trained
 
 from polyvit.checkpoint.state import load_trained
 from polyvit.data.decode.media_type import UNKNOWN, detect_modality
-from polyvit.deploy.package import write_package
+from polyvit.deploy.package import model_card, write_package
 from polyvit.deploy.predict import Predictor, as_json_line, prepare
 from polyvit.errors import BadMedia, UserError
 from polyvit.model.tokenizer import normalise
@@ -173,6 +173,17 @@ def test_a_release_holds_the_weights_that_were_evaluated(tmp_path: Path) -> None
     assert "ab" * 32 in card
     assert f"| all | {sum(p.numel() for p in model.parameters()):,} |" in card
     assert "running average" in card
+
+
+def test_the_model_card_says_where_data_are_synthetic(tmp_path: Path) -> None:
+    """Toys have the names of real data sets; the marker beside them tells."""
+    checkpoint, model, config = trained(tmp_path, f"data.root={tmp_path}/toys", f"tasks.word.root={tmp_path}/real")
+    (tmp_path / "toys").mkdir()
+    document = json.loads((checkpoint / "state.json").read_text())
+    assert "Synthetic" not in model_card(model, config, document)
+    (tmp_path / "toys" / ".polyvit-synthetic.json").write_text("{}")
+    card = model_card(model, config, document)
+    assert "**Synthetic data:** the data of picture, clip, sound were drawn by `polyvit synth`" in card
 
 
 def test_a_package_whose_bytes_were_changed_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ def test_a_comparison_with_baselines(tmp_path: Path, capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if "L_adapt" in line]
     assert [line.split("│")[2].strip() for line in lines] == [
+        "uniform-2", "task_by_task-2", "uniform-0", "task_by_task-0", "halted",
+    ]  # fmt: skip
+    assert [line.split("│")[3].strip() for line in lines] == [
         "uniform, L_adapt 2", "task by task, L_adapt 2", "uniform, L_adapt 0", "task by task, L_adapt 0",
         "weighted, L_adapt 1",
     ]  # fmt: skip

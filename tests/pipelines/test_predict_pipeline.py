@@ -13,7 +13,8 @@ import pytest
 from use_kit import media, trained
 
 from pipelines.batch.batch_predict import PredictJob, list_files, predict_files
-from pipelines.predict import main
+from pipelines.predict import _check_explain, main
+from polyvit.config import load_config
 from polyvit.data.decode.media_type import UNKNOWN
 from polyvit.deploy.isolated_predict import IsolatedDecoder
 from polyvit.deploy.predict import Predictor, Prepared
@@ -42,8 +43,10 @@ def test_one_line_a_file_and_status_2_where_one_failed(
     assert list(lines[2]["tasks"]) == ["sound", "word"]
     assert [len(best) for best in lines[2]["tasks"].values()] == [2, 2]
     assert json.loads(kept.read_text())["answers"] == lines
-    assert main([str(checkpoint), given[0]]) == 0
+    looked = tmp_path / "looked"
+    assert main([str(checkpoint), given[0], "--explain", str(looked)]) == 0
     assert json.loads(capsys.readouterr().out)["tasks"]["picture"][0].keys() == {"label", "index", "probability"}
+    assert [path.suffix for path in looked.iterdir()] == [".png"]
 
 
 def test_a_file_that_kills_its_decoder_costs_its_own_line(
@@ -76,6 +79,8 @@ def test_what_is_refused(
     for given, said in [
         ([here], "give FILEs to classify"),
         ([here, "x.png", "--output", "out"], "--output goes with --input"),
+        ([here, "--input", "here", "--output", "out", "--explain", "looked"], "no FILEs and no --explain"),
+        ([here, "x.png", "--explain", f"{here}/state.json"], "state.json is a file; give a folder"),
         ([here, "--input", str(tmp_path)], "a job takes --input and --output DIR"),
         ([here, "--input", "absent", "--output", "out"], "--input absent: no such file or folder"),
         ([here, "x.png", "--task", "cats"], "no task 'cats'; it has picture, clip, sound, word"),
@@ -154,3 +159,9 @@ def test_a_job_loses_no_file_and_does_no_part_twice(
         predict_files(checkpoint, paths[:-1], job)
     with pytest.raises(UserError, match="top_k differ"):
         predict_files(checkpoint, paths, PredictJob(job.output, job.tasks, top_k=3, part_size=3))
+
+
+def test_a_model_that_attends_to_no_patches_is_not_explained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.kind=avbert has CNNs before its transformer"):
+        _check_explain(load_config("avbert-esc50", []), tmp_path / "looked")
+    assert not (tmp_path / "looked").exists()

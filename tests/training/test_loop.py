@@ -14,7 +14,8 @@ from polyvit.config import RunConfig
 from polyvit.data.loading.minibatch import Minibatch, Quarantined
 from polyvit.errors import UserError
 from polyvit.schedule.plan import SPARES, PlannedBatch
-from polyvit.training.loop import JUDGED_FROM, learning_rate, train
+from polyvit.training.checks import JUDGED_FROM
+from polyvit.training.loop import learning_rate, train
 from polyvit.training.optim import lr_factor
 from polyvit.training.step import SingleProcess
 

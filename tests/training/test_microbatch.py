@@ -13,6 +13,7 @@ from polyvit.data.loading import requests
 from polyvit.data.loading.example import example_bytes
 from polyvit.data.loading.requests import eval_rows
 from polyvit.distributed import SingleProcess
+from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
 from polyvit.training.microbatch import (
     FakePass,
@@ -77,6 +78,37 @@ def test_the_config_key_is_the_default_and_the_mapping_wins() -> None:
     train_step(model, optimiser, minibatches, 0.1, config, SingleProcess())
     train_step(model, optimiser, minibatches, 0.1, config, SingleProcess(), microbatches={"sound": 4})
     assert sizes == [2, 2, 2, 2, 1, 2, 4, 3]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_accumulated_passes_are_the_step_of_the_whole_minibatch(task: str) -> None:
+    """As `accumulate` says, or as far as there are examples or pairs; gradients equal up to rounding."""
+    gradients, counts = [], []
+    for keys in ((), ("train.accumulate=2",), (f"tasks.{task}.accumulate=2", "train.accumulate=1")):
+        config = small_config("tasks.word.batch=4", *keys)
+        model, optimiser, schedule = fresh(config)
+        feed = ArrayFeed(config)
+        minibatches = [feed.minibatch(batch) for batch in feed.plan.at(int(schedule.steps_of(task)[0]))]
+        counts.append(len(parts(minibatches[0], None, config, 1)))
+        train_step(model, optimiser, minibatches, 0.1, config, SingleProcess())
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert counts == [1, 2, 2]
+    for others in gradients[1:]:
+        assert others.keys() == gradients[0].keys()
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_more_passes_than_examples_are_refused() -> None:
+    with pytest.raises(UserError) as refused:
+        small_config("tasks.picture.accumulate=8", "train.accumulate=4")
+    assert [line.split(" is")[0] for line in refused.value.problems] == [
+        "tasks.picture.accumulate=8", "train.accumulate=4",
+    ]  # fmt: skip
+    assert (
+        "train.accumulate=4 is more than the 1 pairs of examples of tasks.word.batch=3"
+        in refused.value.problems[1]
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

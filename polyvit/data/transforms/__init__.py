@@ -1,7 +1,7 @@
 """Arrays to arrays: augmentation and patchify.
 
 In: decoded arrays and the example's own random generator. Out: arrays, tokens_NP.
-Read: augment, patchify.
+Read: augment, picture_augment, patchify.
 """
 
 import lazy_loader

@@ -19,3 +19,5 @@ from .patchify import patchify_video as patchify_video
 from .patchify import unpatchify_audio as unpatchify_audio
 from .patchify import unpatchify_image as unpatchify_image
 from .patchify import unpatchify_video as unpatchify_video
+from .picture_augment import rand_augment as rand_augment
+from .picture_augment import random_erasing as random_erasing

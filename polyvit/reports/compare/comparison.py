@@ -173,6 +173,11 @@ def _notes(runs: Sequence[RunSummary], measured: set[str]) -> tuple[str, ...]:
             f"{len(stopped)} of {len(runs)} runs did not come to their end; their values are those of their last "
             "evaluation."
         )
+    lengths = {run.steps for run in runs if run.finished}
+    if len(lengths) > 1 and all(own == tasks[0] for own in tasks):
+        notes.append(
+            f"The runs have different lengths, {min(lengths):,} to {max(lengths):,} steps; they differ by it too."
+        )
     return tuple(notes)
 
 

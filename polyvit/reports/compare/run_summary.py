@@ -112,14 +112,27 @@ def read_run(folder: Path) -> RunSummary:
 def read_runs(names: Sequence[str | Path], storage: str = "runs") -> list[RunSummary]:
     """Runs by folder, by name in `storage`, by checkpoint; a folder of runs stands for all that it holds.
 
-    Raises UserError with every run that cannot be read. Names are made unique by their parent folders.
+    Of several names, files and folders that are there and are no run are left out with a warning: `runs/*` has
+    `index-cache` and the like. Raises UserError with every run that cannot be read. Names are made unique by their
+    parent folders.
     """
-    folders, problems, runs = [], [], []
+    folders: list[Path] = []
+    runs: list[RunSummary] = []
+    problems: list[str] = []
+    others: list[str] = []  # that are there and are no runs
     for name in names:
         try:
             folders += _run_folders(str(name), storage)
         except UserError as error:
             problems.append(error.message)
+            others += [str(name)] if Path(name).exists() else []
+    idle = [folder for folder in folders if never_started(folder)]  # what failed starts left
+    if len(idle) < len(folders):
+        others += [str(folder) for folder in idle]
+        folders = [folder for folder in folders if folder not in idle]
+    if others and folders and len(problems) <= len(others):
+        logger.warning("left out, since they are no runs: %s", ", ".join(others))
+        problems = []
     for folder in dict.fromkeys(path.absolute() for path in folders):
         try:
             runs.append(read_run(folder))

@@ -13,22 +13,39 @@ _REPEAT = re.compile(r"tasks\.[^.]+\.options(\.(fold|split))?")
 
 
 def spread_notes(runs: Sequence[RunSummary], keys: Mapping[str, Any]) -> list[str]:
-    """A line for each task, where the runs repeat each other (`only_repeats`).
+    """One note, where the runs repeat each other (`only_repeats`): each task's mean and spread; or that runs of
+    different lengths have none.
 
     keys: the config's keys that differ, dotted. The spread is the standard deviation between runs (n - 1).
     """
     if not only_repeats(keys) or len(runs) < 2:
         return []
-    notes = []
+    if len(lengths := {run.steps for run in runs}) > 1:
+        return [
+            f"No mean over {' and '.join(keys)}: the runs took {min(lengths):,} to {max(lengths):,} steps. Compare"
+            " runs of one length."
+        ]
+    measured = {}
     for task in runs[0].config.tasks:
         values = [value for run in runs if (value := run.values.get(task)) is not None and math.isfinite(value)]
         if len(values) > 1:
-            mean, spread = 100 * statistics.mean(values), 100 * statistics.stdev(values)
-            notes.append(
-                f"{task} over {len(values)} values of {' and '.join(keys)}: {mean:.1f} % on average, standard"
-                f" deviation {spread:.1f}, from {100 * min(values):.1f} to {100 * max(values):.1f}."
-            )
-    return notes
+            measured[task] = values
+    if len(measured) == 1:
+        ((task, values),) = measured.items()
+        return [
+            f"{task} over {len(values)} values of {' and '.join(keys)}: {_mean(values):.1f} % on average, standard"
+            f" deviation {_spread(values):.1f}, from {100 * min(values):.1f} to {100 * max(values):.1f}."
+        ]
+    each = "; ".join(f"{task} {_mean(v):.1f} ± {_spread(v):.1f} (n = {len(v)})" for task, v in measured.items())
+    return [f"Over {' and '.join(keys)}, in %, mean ± standard deviation: {each}."] if each else []
+
+
+def _mean(values: Sequence[float]) -> float:
+    return 100 * statistics.mean(values)
+
+
+def _spread(values: Sequence[float]) -> float:
+    return 100 * statistics.stdev(values)
 
 
 def only_repeats(keys: Collection[str]) -> bool:

@@ -330,3 +330,41 @@ def test_the_spread_of_cells_is_over_seeds_alone(tmp_path: Path) -> None:
     assert (uniform.sds, uniform.sd) == ({}, None)
     others = compare(read_runs([sweep_of_four(tmp_path / "four")]))
     assert all((row.sds, row.sd) == ({}, None) for row in cells(others, "schedule.kind"))
+
+
+def test_what_is_no_run_among_runs_is_left_out_with_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(tmp_path / "first")
+    (tmp_path / "failed").mkdir()
+    shutil.copy(tmp_path / "first" / "config.json", tmp_path / "failed")
+    (tmp_path / "index-cache").mkdir()
+    (tmp_path / "mlflow.db").write_text("")
+    runs = read_runs(sorted(tmp_path.iterdir()))
+    assert [run.name for run in runs] == ["first"]
+    (line,) = [record.message for record in caplog.records if "left out" in record.message]
+    assert line.endswith(f"no runs: {tmp_path}/index-cache, {tmp_path}/mlflow.db, {tmp_path}/failed")
+    with pytest.raises(UserError, match="cannot be compared"):
+        read_runs([tmp_path / "first", tmp_path / "typo"])
+
+
+def test_runs_of_different_lengths_are_said_to_be_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "long")
+    short = json.loads((write_run(tmp_path / "short") / "result.json").read_text())
+    (tmp_path / "short" / "result.json").write_text(json.dumps({**short, "steps": 9}))
+    notes = compare(read_runs([tmp_path])).notes
+    assert any("different lengths, 9 to 18 steps" in note for note in notes)
+
+
+def test_repeats_are_one_note_and_runs_of_different_lengths_have_no_mean(tmp_path: Path) -> None:
+    """0.2 and 0.4: mean 30 %, standard deviation 0.1 times the root of 2."""
+    for seed, value in ((1, 0.2), (2, 0.4)):
+        write_run(tmp_path / str(seed), f"seed={seed}", values={**VALUES, "clip": value})
+    (note,) = compare(read_runs([tmp_path])).notes
+    assert note.startswith("Over seed, in %, mean ± standard deviation: picture ")
+    assert "clip 30.0 ± 14.1 (n = 2)" in note
+    result = json.loads((tmp_path / "2" / "result.json").read_text())
+    (tmp_path / "2" / "result.json").write_text(json.dumps({**result, "steps": 9}))
+    lengths, mean = compare(read_runs([tmp_path])).notes
+    assert "different lengths" in lengths
+    assert mean == "No mean over seed: the runs took 9 to 18 steps. Compare runs of one length."

@@ -8,7 +8,7 @@ import numpy as np
 from polyvit.config import ImageInput, ImageTask
 from polyvit.data.decode import image
 from polyvit.data.loading.example import AnyMedia, Waveform
-from polyvit.data.transforms import patchify_image
+from polyvit.data.transforms import patchify_image, rand_augment, random_erasing
 from polyvit.errors import BadMedia
 
 
@@ -24,6 +24,11 @@ def training_arrays(
         image_HWC = image.train_jpeg(media, spec.size, task.augment, rng)
     else:
         image_HWC = image.train_image(_pixels(media), spec.size, task.augment, rng)
+    augment = task.augment  # draws that are off take nothing from `rng`
+    if augment.randaugment_ops:
+        image_HWC = rand_augment(image_HWC, augment.randaugment_ops, augment.randaugment_magnitude, rng)
+    if augment.random_erasing:
+        image_HWC = random_erasing(image_HWC, augment.random_erasing, rng)
     return {"tokens": patchify_image(image_HWC, spec.patch_size, spec.stride)[None]}
 
 
