@@ -25,7 +25,7 @@ from polyvit.config import RunConfig
 from polyvit.errors import UserError
 
 if TYPE_CHECKING:
-    from polyvit.deploy import IsolatedDecoder, Predictor
+    from polyvit.deploy import IsolatedDecoder, Predictor  # start-up: torch, types alone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,7 +149,7 @@ def _explain(
         out = arguments.explain / f"{i:03d}-{path.stem[:80]}.png"
         draw_explanation(tokens_NP, weights, spec, prepared.modality, best[:150], out)
         answer["explanation"] = str(out)
-    console.print(f"explained   {arguments.explain}: attention rollout of {len(answers)} file(s)")
+    print(f"explained: attention rollout in {arguments.explain}", file=sys.stderr)  # stdout has the answers
 
 
 def _job(arguments: argparse.Namespace) -> dict[str, Any]:
