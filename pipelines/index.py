@@ -193,7 +193,8 @@ def _scan_by_ray(arguments: Mapping[str, tuple], config: RunConfig) -> dict[str,
     import ray
 
     scan = ray.remote(
-        num_cpus=config.data.decode_cpus, label_selector=dict(config.data.decode_node_labels) or None
+        num_cpus=config.data.decode_cpus,
+        label_selector=dict(config.data.decode_node_labels) or None,  # type: ignore[arg-type]
     )(scan_task)
     with _cluster():
         begun = [scan.options(name=f"{name}: scan").remote(*each) for name, each in arguments.items()]

@@ -18,14 +18,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines.runtime import command_line, console
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
-
-if TYPE_CHECKING:
-    from polyvit.deploy import IsolatedDecoder, Predictor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,10 +121,13 @@ def _check_explain(config: RunConfig, folder: Path) -> None:
 
 
 def _explain(
-    predictor: "Predictor", decoder: "IsolatedDecoder", paths: Sequence[Path], answers: list[dict[str, Any]],
+    predictor: Any, decoder: Any, paths: Sequence[Path], answers: list[dict[str, Any]],
     arguments: argparse.Namespace,
 ) -> None:  # fmt: skip
-    """A PNG of each file that was answered; its path goes into the answer as `explanation`."""
+    """A PNG of each file that was answered; its path goes into the answer as `explanation`.
+
+    predictor: the `Predictor`. decoder: an `IsolatedDecoder`. answers: of `paths`, in order.
+    """
     import torch
 
     from polyvit.deploy import read_media  # start-up: torch
@@ -151,7 +151,7 @@ def _explain(
         out = arguments.explain / f"{i:03d}-{path.stem[:80]}.png"
         draw_explanation(tokens_NP, weights, spec, prepared.modality, best[:150], out)
         answer["explanation"] = str(out)
-    console.print(f"explained   {arguments.explain}: attention rollout of {len(answers)} file(s)")
+    print(f"explained: attention rollout in {arguments.explain}", file=sys.stderr)  # stdout has the answers
 
 
 def _job(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def ray_core_minibatches(
     ready at any time. Raises what a decoding process raises.
     """
     data, shared = config.data, ray.put(decoder)
-    task = ray.remote(
+    task = ray.remote(  # type: ignore[call-overload]
         num_cpus=data.decode_cpus,
         label_selector=dict(data.decode_node_labels) or None,
         max_retries=0,
