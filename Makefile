@@ -57,7 +57,7 @@ SITE_PAGES := README.md CONTRIBUTING.md CHANGELOG.md LICENSE CITATION.cff docs c
 docs: .venv/.docs
 	rm -rf build/docs build/site && mkdir -p build/docs
 	git ls-files $(SITE_PAGES) | tar -cf - -T - | tar -xf - -C build/docs
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/mkdocs build --strict
 	@echo "build/site/index.html"
 
 clean:

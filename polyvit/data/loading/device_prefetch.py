@@ -100,7 +100,7 @@ def as_tensor(array: np.ndarray) -> Tensor:
 
 
 def tensors(minibatch: Minibatch, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-    """inputs[name] [B, ...] and labels [B, K] on `device`, as the feed brought them; not to be written to."""
+    """`inputs[name]`, [B, ...], and labels [B, K] on `device`, as the feed brought them; not to be written to."""
     if isinstance(minibatch, DeviceMinibatch):
         return minibatch.device_inputs, minibatch.device_labels
     inputs = {name: upload(as_tensor(array), device) for name, array in minibatch.inputs.items()}

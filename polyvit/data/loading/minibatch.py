@@ -55,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Arrays of one rank's part of a step's minibatch: inputs[name] [n * views, ...], labels [n, K], keys [n].
+    """Arrays of one rank's part of a step's minibatch: `inputs[name]`, [n * views, ...], labels [n, K], keys [n].
 
     inputs: the arrays that the modality's input section names, such as `tokens`. The views of one example lie
     together; training has one view. bad: every example that could not be decoded,
