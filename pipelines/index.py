@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rich.text import Text
 
 from pipelines.runtime import command_line, console, notices_while
 from polyvit.config import RunConfig, load_config
-from polyvit.data.index import Scan, index_hash, read_index
+from polyvit.data.index import Scan, classes_present, examples_of_class, index_hash, read_index, report_of
 from polyvit.data.layouts import index_settings, scan_task, split_problems, task_roots
 from polyvit.data.loading import example_arrays, load_for_decoding
 from polyvit.errors import BadMedia, UserError
@@ -224,34 +224,10 @@ def token_problems(config: RunConfig, scans: Mapping[str, Scan], roots: Mapping[
 def index_report(indexes: Indexes) -> dict[str, Any]:
     """Per task: counts of splits, classes seen, problems by kind and each of them, content hash."""
     digests = indexes.digests()
-    report = {}
-    for name, scan in indexes.scans.items():
-        kinds: dict[str, int] = {}
-        for problem in scan.problems:
-            kinds[problem.kind] = kinds.get(problem.kind, 0) + 1
-        report[name] = {
-            "root": str(indexes.roots[name]),
-            **scan.counts(),
-            "classes": len(scan.classes),
-            "classes_present": classes_present(scan),
-            "examples_of_class": examples_of_class(scan),
-            "left_out": kinds,
-            "problems": [asdict(problem) for problem in scan.problems],
-            "hash": digests[name],
-            "reused": name in indexes.reused,
-        }
-    return report
-
-
-def classes_present(scan: Scan) -> int:
-    """How many classes have at least one example."""
-    return int((scan.examples.label_counts(0) > 0).sum())
-
-
-def examples_of_class(scan: Scan) -> dict[str, int]:
-    """Examples of every class, all splits together, by its name, in label order."""
-    counts = scan.examples.label_counts(len(scan.classes)).tolist()
-    return dict(zip(scan.classes, counts, strict=True))
+    return {
+        name: report_of(scan, str(indexes.roots[name]), digests[name], name in indexes.reused)
+        for name, scan in indexes.scans.items()
+    }
 
 
 def class_notes(config: RunConfig, scans: Mapping[str, Scan]) -> list[str]:

@@ -8,7 +8,7 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -32,7 +32,7 @@ from polyvit.checkpoint import (
     training_tensors,
 )
 from polyvit.config import RunConfig, run_name
-from polyvit.data.index import Scan, index_hash, read_index
+from polyvit.data.index import Scan, index_hash, read_index, report_of
 from polyvit.data.layouts import scan_task, split_problems, task_roots
 from polyvit.data.loading import Decoder, InlineFeed, Minibatch, PrefetchIterator, Requests, check_readable
 from polyvit.deploy import TrainedModel, load
@@ -116,8 +116,8 @@ def train(
     where = torch.device(device or ("cuda" if there else "cpu"))
     folder = _new_folder(config, name)
     try:
-        scans = _scan(config, roots, folder)
-        run = _Run(config, folder, scans, roots, where, hearing)
+        scans, reused = _scan(config, roots, folder)
+        run = _Run(config, folder, scans, reused, roots, where, hearing)
     except UserError:
         shutil.rmtree(folder)  # nothing was trained: no run
         raise
@@ -136,19 +136,20 @@ def _new_folder(config: RunConfig, name: str | None) -> Path:
     return folder
 
 
-def _scan(config: RunConfig, roots: Mapping[str, Any], folder: Path) -> dict[str, Scan]:
-    """The index of every task, from the cache of `storage` where the data have not changed."""
-    cache, problems, scans = folder.parent / "index-cache", [], {}
+def _scan(config: RunConfig, roots: Mapping[str, Any], folder: Path) -> tuple[dict[str, Scan], set[str]]:
+    """The index of every task, and the tasks of which it is the cache's in `storage`: their data are unchanged."""
+    cache, problems, scans, reused = folder.parent / "index-cache", [], {}, set[str]()
     for name, task in config.tasks.items():
         target = folder / "index" / f"{name}.parquet"
-        _, problem = scan_task(task, roots[name], name, target, cache)
+        again, problem = scan_task(task, roots[name], name, target, cache)
         if problem:
             problems.append(problem)
         else:
             scans[name] = read_index(target)
+            reused |= {name} if again else set()
     if problems := [*problems, *split_problems(config, scans)]:
         raise UserError("the data do not fit the config:", problems)
-    return scans
+    return scans, reused
 
 
 class _ThreadedFeed(InlineFeed):
@@ -164,8 +165,8 @@ class _Run:
     """One run: the loop's callbacks, and what is written before and after it."""
 
     def __init__(
-        self, config: RunConfig, folder: Path, scans: Mapping[str, Scan], roots: Mapping[str, Any],
-        device: torch.device, callbacks: CallbackList,
+        self, config: RunConfig, folder: Path, scans: Mapping[str, Scan], reused: Set[str],
+        roots: Mapping[str, Any], device: torch.device, callbacks: CallbackList,
     ) -> None:  # fmt: skip
         self.callbacks = callbacks
         self.config, self.folder, self.scans, self.device = config, folder, scans, device
@@ -181,6 +182,9 @@ class _Run:
         decoder = Decoder(config.tasks, inputs, roots, config.seed)
         self.feed = _ThreadedFeed(Requests.of(config, plan, scans, 0, 1), decoder)
         hashes = {task: index_hash(scan) for task, scan in scans.items()}
+        self.report = {
+            task: report_of(scan, str(roots[task]), hashes[task], task in reused) for task, scan in scans.items()
+        }
         self.metadata = {
             "schedule_hash": self.schedule.digest(), "index_hash": hashes,
             "classes": {task: list(scan.classes) for task, scan in scans.items()},
@@ -196,6 +200,7 @@ class _Run:
     def train(self, progress: bool) -> LocalRun:
         """All steps, and what the folder holds then."""
         self._write("config.json", self.config.model_dump(mode="json"))
+        self._write("index.json", self.report)
         write_whole(
             self.folder / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         )

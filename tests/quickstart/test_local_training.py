@@ -63,6 +63,8 @@ def test_the_folder_is_a_run(run: LocalRun) -> None:
     assert (summary.finished, summary.steps, len(summary.evaluations)) == (True, 28, 2)
     assert summary.values == {name: row["value"] for name, row in run.results.items()}
     assert [path.name for path in sorted(run.folder.glob("step_*"))] == ["step_00000028"]
+    index = json.loads((run.folder / "index.json").read_text())
+    assert [(index[task]["train"], index[task]["classes"]) for task in ("shapes", "sounds")] == [(24, 3), (24, 3)]
     quarantine = json.loads((run.folder / "quarantine.json").read_text())
     assert [entry["task"] for entry in quarantine] == ["shapes"]  # the fixture's picture that is none
 

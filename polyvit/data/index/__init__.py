@@ -1,7 +1,7 @@
 """The index of a task: one row an example, in columns, in one Parquet file.
 
 In: what a layout's scan gives. Out: a `Scan`, its `Examples`, and the file that keeps them.
-Read: examples, io, validation.
+Read: examples, io, validation, report.
 """
 
 import lazy_loader

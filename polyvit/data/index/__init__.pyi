@@ -19,3 +19,6 @@ from .io import parse_index as parse_index
 from .io import read_index as read_index
 from .io import read_metadata as read_metadata
 from .io import write_index as write_index
+from .report import classes_present as classes_present
+from .report import examples_of_class as examples_of_class
+from .report import report_of as report_of
