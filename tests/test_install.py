@@ -106,7 +106,18 @@ def test_any_python_from_3_11_on_is_taken() -> None:
 def test_versions_are_ranges_here_and_exact_in_the_constraints() -> None:
     """Exact only what belongs together (torch, torchaudio) or has no other release (decord)."""
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"balancing", "serve", "search", "complete", "export", "hub", "bench", "docs", "dev"}
+    assert set(extras) == {
+        "balancing",
+        "serve",
+        "search",
+        "complete",
+        "export",
+        "hub",
+        "bench",
+        "docs",
+        "tensorboard",
+        "dev",
+    }
     requirements = [*PROJECT["dependencies"], *(line for lines in extras.values() for line in lines)]
     exact = {line.partition("==")[0] for line in requirements if re.match(r"[\w.\[\],-]+==", line)}
     assert exact == {"torch", "torchaudio", "decord"}

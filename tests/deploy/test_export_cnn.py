@@ -102,7 +102,9 @@ def test_what_is_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
     ]:
         assert main([str(checkpoint), *given, *out]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
-    for given in (["--part", "encoder"], ["--part", "audio_cnn", "--task", "both"], []):
+    assert main([str(checkpoint), *out]) == 2
+    assert "--task NAME" in " ".join(capsys.readouterr().err.split())
+    for given in (["--part", "encoder"], ["--part", "audio_cnn", "--task", "both"]):
         with pytest.raises(SystemExit) as ended:
             main([str(checkpoint), *given, *out])
         assert ended.value.code == 2

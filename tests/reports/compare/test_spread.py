@@ -9,7 +9,8 @@ from polyvit.reports.compare.spread import spread_notes
 
 
 def runs(*values: float | None) -> Any:
-    return [SimpleNamespace(config=SimpleNamespace(tasks={"esc50": None}), values={"esc50": v}) for v in values]
+    config = SimpleNamespace(tasks={"esc50": None})
+    return [SimpleNamespace(config=config, values={"esc50": v}, steps=10) for v in values]
 
 
 @pytest.mark.parametrize("key", ["tasks.esc50.options.fold", "tasks.esc50.options", "seed"])
