@@ -112,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-mlflow", action="store_true", help="do not log the results to MLflow")
     parser.add_argument(
         "--report", type=Path, metavar="DIR",
-        help="write report.html there: scores of each class, confusion, reliability, the examples of the highest loss;"
-        " and the same as CSV and pictures",
+        help="write report.html there: scores of each class, confusion, reliability, the examples of the highest"
+        " loss; and the same as CSV and pictures",
     )  # fmt: skip
     return command_line.run(parser, _body, argv)
 

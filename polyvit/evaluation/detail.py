@@ -51,8 +51,10 @@ class Reliability:
 
 @dataclass(frozen=True)
 class WorstExample:
-    """One of the examples with the highest losses. true, predicted: names of classes; several in a task with several
-    labels an example, where `predicted` has those of probability 0.5 or more, or none.
+    """One of the examples with the highest losses.
+
+    true, predicted: names of classes; several in a task with several labels an example, where `predicted` has those
+    of probability 0.5 or more, or none.
 
     path: of its file, relative to the task's data; "" until it is looked up. panel: what the model saw, uint8
     [H, W, 3] or a spectrogram, float [T, F]; None where it cannot be drawn.
@@ -130,7 +132,7 @@ def _worst(
     keys: Sequence[str], losses_B: np.ndarray, names: Sequence[str], labels_BK: np.ndarray,
     probabilities_BK: np.ndarray, several: bool,
 ) -> tuple[WorstExample, ...]:  # fmt: skip
-    """Equal losses in the order of their keys, so that the choice is the same however the examples were shared out."""
+    """Equal losses go by their keys: the choice is the same however the examples were shared out."""
     heights_B = np.nan_to_num(losses_B.astype(np.float64), nan=np.inf, posinf=np.inf)
     chosen = sorted(range(len(keys)), key=lambda i: (-heights_B[i], keys[i]))[:WORST]
 

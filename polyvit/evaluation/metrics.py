@@ -40,7 +40,8 @@ class MetricState:
         self.add(labels_BK, np.stack([losses_B, hits[:, 0], hits.any(axis=1)], axis=1), logits_BK)
 
     def add(
-        self, labels_BK: np.ndarray, measured_B3: np.ndarray, logits_BK: np.ndarray | None, keys: Sequence[str] = ()
+        self, labels_BK: np.ndarray, measured_B3: np.ndarray, logits_BK: np.ndarray | None,
+        keys: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """Add a minibatch that was measured elsewhere (see `DeviceTotals`).
 

@@ -15,7 +15,7 @@ CSS_PIXELS = 0.65
 """Width on the page of one pixel of a picture. All pictures share it, so that their letters have one size."""
 
 MOST_EMBEDDED = 1_700_000
-"""Bytes of figures inside a page, so that it stays below 2 MB: mail and MLflow show it, and browsers open it at once."""
+"""Bytes of figures inside a page, so that it stays below 2 MB, which mail and MLflow show."""
 
 
 @dataclass(frozen=True)

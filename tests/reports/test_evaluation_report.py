@@ -56,7 +56,9 @@ def test_the_page_the_tables_and_the_pictures(tmp_path: Path) -> None:
 def test_the_worst_examples_on_a_sheet(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     worst = tuple(
-        WorstExample(f"k{i}", 3.0 - i, ("yes",), ("no",), f"a/{i}.jpg", rng.integers(0, 255, (32, 32, 3), np.uint8))
+        WorstExample(
+            f"k{i}", 3.0 - i, ("yes",), ("no",), f"a/{i}.jpg", rng.integers(0, 255, (32, 32, 3), np.uint8)
+        )
         for i in range(2)
     )
     files = write_report(

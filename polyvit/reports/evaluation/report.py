@@ -1,8 +1,8 @@
 """The report on an evaluation: one page that loads nothing, and the same as tables and pictures.
 
-In: the detail of each task and its results. Out: report.html; for each task classes_TASK.csv, reliability_TASK.png,
-worst_TASK.csv, worst_TASK.jpg where examples can be drawn and, where an example has one label, confusion_TASK.csv
-and confusion_TASK.png.
+In: the detail of each task and its results. Out: report.html; for each task classes_TASK.csv,
+reliability_TASK.png, worst_TASK.csv, worst_TASK.jpg where examples can be drawn and,
+where an example has one label, confusion_TASK.csv and confusion_TASK.png.
 """
 
 import csv
