@@ -53,8 +53,8 @@ class Reliability:
 class WorstExample:
     """One of the examples with the highest losses.
 
-    true, predicted: names of classes; several in a task with several labels an example, where `predicted` has those
-    of probability 0.5 or more, or none.
+    true, predicted: names of classes; several in a task with several labels an example, where `predicted` has
+    those of probability 0.5 or more, or none.
 
     path: of its file, relative to the task's data; "" until it is looked up. panel: what the model saw, uint8
     [H, W, 3] or a spectrogram, float [T, F]; None where it cannot be drawn.
