@@ -44,8 +44,9 @@ def draw_worst(detail: TaskDetail, path: Path) -> Figure | None:
             else:
                 axes.imshow(array, interpolation_stage="rgba")
             right = set(each.true) & set(each.predicted)
-            axes.set_title(_words(each), fontsize=7, fontweight="normal", color=FAINT if right else INK, y=-0.02,
-                           va="top", loc="left", linespacing=1.2)  # fmt: skip
+            colour = FAINT if right else INK
+            axes.text(0, -0.03, _words(each), fontsize=7, color=colour, va="top", linespacing=1.2,
+                      transform=axes.transAxes)  # fmt: skip
         width = round(figure.get_figwidth() * DPI)
     return Figure(path, f"The {len(shown)} examples of {detail.task} with the highest losses.", pixels=width)
 
