@@ -216,8 +216,8 @@ def early_stopping_line(config: RunConfig) -> str | None:
     if settings.patience is None:
         return None
     return (
-        f"may end before the plan's steps (train.early_stopping): after {settings.patience} evaluations in a row, one"
-        f" in {config.train.eval_every:,} steps, without a better {settings.metric}"
+        f"may end before the plan's steps (train.early_stopping): after {settings.patience} evaluations in a row,"
+        f" one in {config.train.eval_every:,} steps, without a better {settings.metric}"
     )
 
 
