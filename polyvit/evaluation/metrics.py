@@ -61,7 +61,7 @@ class MetricState:
             self.scores.append(logits_BK[counted].astype(np.float32))
             self.labels.append(labels_BK[counted].astype(bool))
         if keys:
-            self.keys += [key for key, counts in zip(keys, counted, strict=True) if counts]
+            self.keys += [keys[i] for i in np.flatnonzero(counted).tolist()]
             self.losses.append(measured_B3[counted, 0])
 
     def merge(self, other: "MetricState") -> None:
