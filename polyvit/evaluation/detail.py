@@ -141,7 +141,7 @@ def _worst(
         return tuple(names[k] for k in surest if not several or probabilities_BK[i, k] >= 0.5)
 
     def true(i: int) -> tuple[str, ...]:
-        return tuple(names[k] for k in np.flatnonzero(labels_BK[i]))
+        return tuple(names[k] for k in np.flatnonzero(labels_BK[i]).tolist())
 
     return tuple(WorstExample(keys[i], float(losses_B[i]), true(i), predicted(i)) for i in chosen)
 
