@@ -112,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-mlflow", action="store_true", help="do not log the results to MLflow")
     parser.add_argument(
         "--report", type=Path, metavar="DIR",
-        help="write report.html there: scores of each class, confusion, reliability; and the same as CSV and PNG",
+        help="write report.html there: scores of each class, confusion, reliability, the examples of the highest"
+        " loss; and the same as CSV and pictures",
     )  # fmt: skip
     return command_line.run(parser, _body, argv)
 
@@ -147,6 +148,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         title = f"{checkpoint.parent.name}: evaluation after step {document['step']}"
         files = write_report(details or {}, rows, title, arguments.report.expanduser().absolute())
         document["report"] = {name: str(path) for name, path in files.items()}
+        document["worst"] = {n: [each.document() for each in d.worst] for n, d in (details or {}).items()}
         console.print(f"report      {files['report']}")
     if not arguments.no_mlflow:
         from pipelines.tracking import log_measurement  # start-up: MLflow

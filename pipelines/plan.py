@@ -204,8 +204,21 @@ def print_plan(config: RunConfig, document: dict[str, Any], checked: bool) -> No
         f"warmup {document['warmup_steps']:,} steps, then cosine to 0; {config.optim.kind}, "
         f"training {document['train_exaflops']:.3g} EFLOP (forward and backward, 2 a multiply-add)"
     )
+    if line := early_stopping_line(config):
+        console.print(line)
     if not checked:
         console.print("data not read: epochs are of the published sizes; give data.root=DIR to check them")
+
+
+def early_stopping_line(config: RunConfig) -> str | None:
+    """When the run may end before the plan's last step; None where it may not."""
+    settings = config.train.early_stopping
+    if settings.patience is None:
+        return None
+    return (
+        f"may end before the plan's steps (train.early_stopping): after {settings.patience} evaluations in a row,"
+        f" one in {config.train.eval_every:,} steps, without a better {settings.metric}"
+    )
 
 
 def sharing_words(sharing: Mapping[str, Any]) -> str:

@@ -8,6 +8,8 @@ has, each with a share of the minibatches, else in this process.
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from polyvit.evaluation import (
     totals,
 )
 from polyvit.model import MultiTaskModel, fast_kernels
+from polyvit.reports.evaluation import drawn_input, panel
 
 
 def class_problems(scans: Mapping[str, Scan], trained: Mapping[str, Sequence[str]]) -> list[str]:
@@ -83,7 +86,7 @@ def evaluate_checkpoint(
     shares = _measure(model, config, indexes, use_gpu(single), details is not None)
     results, undecodable = merged(config, shares)
     if details is not None:
-        details |= _details(config, indexes, shares[0][0])
+        details |= _with_media(_details(config, indexes, shares[0][0]), config, indexes)
     report = index_report(indexes)
     return {
         name: {
@@ -111,8 +114,42 @@ def _details(config: RunConfig, indexes: Indexes, states: Mapping[str, Any]) -> 
         if isinstance(state, MetricState) and state.examples:
             names = pad_names(indexes.scans[name].classes, config.tasks[name].num_classes)
             logits_BK, labels_BK = np.concatenate(state.scores), np.concatenate(state.labels)
-            details[name] = task_detail(name, config.tasks[name], names, logits_BK, labels_BK)
+            losses_B = np.concatenate(state.losses)
+            details[name] = task_detail(
+                name, config.tasks[name], names, logits_BK, labels_BK, state.keys, losses_B
+            )
     return details
+
+
+def _with_media(details: Mapping[str, TaskDetail], config: RunConfig, indexes: Indexes) -> dict[str, TaskDetail]:
+    """The details, with path and panel of each of the worst examples; decoded once more, on the cluster."""
+    decoder, examples, requests = make_decoder(config, indexes), {}, []
+    inputs = dict(decoder.inputs)
+    for name, detail in details.items():
+        task, keys = config.tasks[name], {each.key for each in detail.worst}
+        examples[name] = {e.key: e for e in indexes.scans[name].split(task.eval_split) if e.key in keys}
+        spec = drawn_input(decoder.inputs[name], decoded_before=task.layout == "tokens")
+        if spec is not None:
+            inputs[name] = spec
+            requests.append(Request(0, name, [examples[name][each.key] for each in detail.worst]))
+    tasks = {name: task.with_one_view() for name, task in config.tasks.items()}
+    panels: dict[str, dict[str, np.ndarray]] = {name: {} for name in details}
+    with closing(minibatches(requests, replace(decoder, tasks=tasks, inputs=inputs), config)) as stream:
+        for minibatch in stream:
+            for i, key in enumerate(minibatch.keys):
+                row = i * minibatch.views + minibatch.views // 2
+                view = {array_name: array[row] for array_name, array in minibatch.inputs.items()}
+                panels[minibatch.task][key] = panel(view, inputs[minibatch.task])
+    return {
+        name: replace(
+            detail,
+            worst=tuple(
+                replace(each, path=examples[name][each.key].path, panel=panels[name].get(each.key))
+                for each in detail.worst
+            ),
+        )
+        for name, detail in details.items()
+    }
 
 
 def _measure(

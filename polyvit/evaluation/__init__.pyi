@@ -1,5 +1,6 @@
 from .detail import ClassScore as ClassScore
 from .detail import TaskDetail as TaskDetail
+from .detail import WorstExample as WorstExample
 from .detail import task_detail as task_detail
 from .evaluator import Totals as Totals
 from .evaluator import average_views as average_views

@@ -6,6 +6,7 @@ Legend: B examples, K classes, R bins of confidence.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,10 @@ from polyvit.config import TaskConfig
 from polyvit.evaluation.metrics import average_precision
 
 BINS = 10
+WORST = 12
+"""Examples with the highest losses that are kept of each task."""
+ANSWERS = 3
+"""Most predicted classes that are named of one example with several labels, the surest first."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +50,53 @@ class Reliability:
 
 
 @dataclass(frozen=True)
+class WorstExample:
+    """One of the examples with the highest losses.
+
+    true, predicted: names of classes; several in a task with several labels an example, where `predicted` has
+    those of probability 0.5 or more, or none.
+
+    path: of its file, relative to the task's data; "" until it is looked up. panel: what the model saw, uint8
+    [H, W, 3] or a spectrogram, float [T, F]; None where it cannot be drawn.
+    """
+
+    key: str
+    loss: float
+    true: tuple[str, ...]
+    predicted: tuple[str, ...]
+    path: str = ""
+    panel: np.ndarray | None = None
+
+    def document(self) -> dict[str, Any]:
+        """All but the panel, as JSON; a loss that is not finite is None."""
+        loss = self.loss if np.isfinite(self.loss) else None
+        names = {"true": list(self.true), "predicted": list(self.predicted)}
+        return {"key": self.key, "path": self.path, "loss": loss, **names}
+
+
+@dataclass(frozen=True)
 class TaskDetail:
     """classes: a row each. confusion: int64 [K, K], true class by row, predicted by column; None where an example
     has several labels. reliability: of each example's surest answer, its highest probability; with several labels
     it is right where its class is one of them. (Over all classes nearly every answer is a small "no", and the
-    error near 0 whatever the model.)
+    error near 0 whatever the model.) worst: the WORST examples of the highest losses, the highest first.
     """
 
     task: str
     classes: tuple[ClassScore, ...]
     confusion: np.ndarray | None
     reliability: Reliability
+    worst: tuple[WorstExample, ...] = ()
 
 
 def task_detail(
-    name: str, task: TaskConfig, names: Sequence[str], logits_BK: np.ndarray, labels_BK: np.ndarray
-) -> TaskDetail:
-    """The detail of one task. names: of its classes. logits_BK: float. labels_BK: 0/1, one or more in each row."""
+    name: str, task: TaskConfig, names: Sequence[str], logits_BK: np.ndarray, labels_BK: np.ndarray,
+    keys: Sequence[str] = (), losses_B: np.ndarray | None = None,
+) -> TaskDetail:  # fmt: skip
+    """The detail of one task. names: of its classes. logits_BK: float. labels_BK: 0/1, one or more in each row.
+
+    keys, losses_B: of each example, for `worst`.
+    """
     logits_BK, labels_BK = logits_BK.astype(np.float64), labels_BK.astype(bool)
     several = task.loss == "sigmoid"
     best_B = logits_BK.argmax(axis=1)
@@ -89,7 +124,26 @@ def task_detail(
     if not several:
         confusion = np.zeros((len(names), len(names)), np.int64)
         np.add.at(confusion, (labels_BK.argmax(axis=1), predicted_BK.argmax(axis=1)), 1)
-    return TaskDetail(name, classes, confusion, reliability)
+    worst = () if losses_B is None else _worst(keys, losses_B, names, labels_BK, probabilities_BK, several)
+    return TaskDetail(name, classes, confusion, reliability, worst)
+
+
+def _worst(
+    keys: Sequence[str], losses_B: np.ndarray, names: Sequence[str], labels_BK: np.ndarray,
+    probabilities_BK: np.ndarray, several: bool,
+) -> tuple[WorstExample, ...]:  # fmt: skip
+    """Equal losses go by their keys: the choice is the same however the examples were shared out."""
+    heights_B = np.nan_to_num(losses_B.astype(np.float64), nan=np.inf, posinf=np.inf)
+    chosen = sorted(range(len(keys)), key=lambda i: (-heights_B[i], keys[i]))[:WORST]
+
+    def predicted(i: int) -> tuple[str, ...]:
+        surest = np.argsort(-probabilities_BK[i], kind="stable")[: ANSWERS if several else 1]
+        return tuple(names[k] for k in surest if not several or probabilities_BK[i, k] >= 0.5)
+
+    def true(i: int) -> tuple[str, ...]:
+        return tuple(names[k] for k in np.flatnonzero(labels_BK[i]).tolist())
+
+    return tuple(WorstExample(keys[i], float(losses_B[i]), true(i), predicted(i)) for i in chosen)
 
 
 def _reliability(confidence: np.ndarray, right: np.ndarray) -> Reliability:

@@ -53,7 +53,7 @@ def totals(
     """What one process measures of its share of the minibatches; `merged` makes results of all shares.
 
     world: the ranks among which the model is divided, if it is; they call this together. keep_scores: keep every
-    example's logits and labels, for `task_detail`.
+    example's key, loss, logits and labels, for `task_detail`.
     """
     device, divided = device_of(model), is_sharded(model)
     states = {name: state_of(task, keep_scores) for name, task in config.tasks.items()}
@@ -80,7 +80,7 @@ def totals(
         with autocast(device, config.train.precision):
             logits = one_answer(model(inputs, minibatch.task)[: minibatch.rows].float(), task.loss)
         logits = average_views(logits, minibatch.views, task)
-        later[minibatch.task].add(logits, minibatch.labels, labels)
+        later[minibatch.task].add(logits, minibatch.labels, labels, minibatch.keys if keep_scores else ())
     for each in later.values():
         each.read()
     model.train()

@@ -3,6 +3,7 @@
 Legend: B batch, K classes. Examples whose label vector is all zero do not count (official release).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +18,8 @@ class MetricState:
     """Running totals of one task on one rank; `merge` adds another rank's.
 
     Scores and labels are kept only where mean average precision, or a report, needs them all.
-    map: whether `results` has the mean average precision of kept scores.
+    map: whether `results` has the mean average precision of kept scores. keys, losses: of each kept example, where
+    `add` is given keys.
     """
 
     keep_scores: bool
@@ -28,6 +30,8 @@ class MetricState:
     top5: int = 0
     scores: list[np.ndarray] = field(default_factory=list)
     labels: list[np.ndarray] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    losses: list[np.ndarray] = field(default_factory=list)
 
     def update(self, logits_BK: np.ndarray, labels_BK: np.ndarray, losses_B: np.ndarray) -> None:
         """Add a minibatch: float logits, 0/1 labels, per-example losses."""
@@ -35,11 +39,14 @@ class MetricState:
         hits = np.take_along_axis(labels_BK, best, axis=1) > 0
         self.add(labels_BK, np.stack([losses_B, hits[:, 0], hits.any(axis=1)], axis=1), logits_BK)
 
-    def add(self, labels_BK: np.ndarray, measured_B3: np.ndarray, logits_BK: np.ndarray | None) -> None:
+    def add(
+        self, labels_BK: np.ndarray, measured_B3: np.ndarray, logits_BK: np.ndarray | None,
+        keys: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         """Add a minibatch that was measured elsewhere (see `DeviceTotals`).
 
         measured_B3: each example's loss, and 1 where the best class is right, and where one of the best TOP_K is.
-        logits_BK: float, wanted where scores are kept.
+        logits_BK: float, wanted where scores are kept. keys: the examples', to keep them and their losses too.
         """
         counted = labels_BK.any(axis=1)
         if not counted.any():
@@ -53,6 +60,9 @@ class MetricState:
             assert logits_BK is not None
             self.scores.append(logits_BK[counted].astype(np.float32))
             self.labels.append(labels_BK[counted].astype(bool))
+        if keys:
+            self.keys += [keys[i] for i in np.flatnonzero(counted).tolist()]
+            self.losses.append(measured_B3[counted, 0])
 
     def merge(self, other: "MetricState") -> None:
         """Add the totals of another rank."""
@@ -62,6 +72,8 @@ class MetricState:
         self.top5 += other.top5
         self.scores += other.scores
         self.labels += other.labels
+        self.keys += other.keys
+        self.losses += other.losses
 
     def results(self) -> dict[str, float]:
         """`loss`, and as fractions `top1`, `top5` and, of kept scores, `map`; nothing where no example counted."""

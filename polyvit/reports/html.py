@@ -14,6 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 CSS_PIXELS = 0.65
 """Width on the page of one pixel of a picture. All pictures share it, so that their letters have one size."""
 
+MOST_EMBEDDED = 1_700_000
+"""Bytes of figures inside a page, so that it stays below 2 MB, which mail and MLflow show."""
+
 
 @dataclass(frozen=True)
 class FactBox:
@@ -54,27 +57,46 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG file to be shown inside the page. alt: the sentence for readers who cannot see it."""
+    """A PNG or JPEG file to be shown inside the page. alt: the sentence for readers who cannot see it. pixels: its
+    width; None: a PNG's header says it.
+    """
 
     path: Path
     alt: str
     css_pixels: float = CSS_PIXELS
+    pixels: int | None = None
 
     @property
     def width(self) -> int:
         """Width on the page, in CSS pixels."""
-        return round(
-            int.from_bytes(self.path.read_bytes()[16:20], "big") * self.css_pixels
-        )  # from the PNG's header
+        pixels = self.pixels or int.from_bytes(self.path.read_bytes()[16:20], "big")
+        return round(pixels * self.css_pixels)
 
     @property
     def src(self) -> str:
         """The file's content, as a `data:` address."""
-        return f"data:image/png;base64,{base64.b64encode(self.path.read_bytes()).decode()}"
+        kind = "jpeg" if self.path.suffix == ".jpg" else "png"
+        return f"data:image/{kind};base64,{base64.b64encode(self.path.read_bytes()).decode()}"
 
 
-def render(template: str, **values: Any) -> str:
-    """The page that `templates/<template>` makes of `values`. A name that the template lacks is an error."""
+class _Room:
+    """Tells whether a page has room for one more figure inside, in the order of the page."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def has(self, figure: Figure) -> bool:
+        size = -(-figure.path.stat().st_size // 3) * 4  # base64
+        fits = size <= self.left
+        self.left -= size if fits else 0
+        return fits
+
+
+def render(template: str, most_embedded: int = MOST_EMBEDDED, /, **values: Any) -> str:
+    """The page that `templates/<template>` makes of `values`. A name that the template lacks is an error.
+
+    most_embedded: bytes of figures; for one beyond them the page names its file.
+    """
     environment = Environment(
         loader=PackageLoader("polyvit.reports"),
         autoescape=select_autoescape(enabled_extensions=("html", "html.j2"), default=True),
@@ -83,4 +105,5 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals["has_room"] = _Room(most_embedded).has
     return environment.get_template(template).render(**values)

@@ -68,6 +68,24 @@ def test_infinitely_sure_answers_are_no_overflow() -> None:
         assert detail.classes[0].recall == 1.0
 
 
+def test_the_worst_are_the_same_in_any_order() -> None:
+    logits_BK = np.log(np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.55, 0.25, 0.2], [0.05, 0.9, 0.05]] * 4))
+    losses_B, keys = np.array([1.0, 2.0, np.nan, 2.0] * 4), [f"{i:02}" for i in range(16)]
+    labels_BK = one_hot(*[0, 0, 1, 1] * 4)
+    kept = []
+    for order in (np.arange(16), np.random.default_rng(0).permutation(16)):
+        shuffled = [keys[i] for i in order]
+        task = config().tasks["word"]
+        detail = task_detail("word", task, NAMES, logits_BK[order], labels_BK[order], shuffled, losses_B[order])
+        kept.append([each.document() for each in detail.worst])
+    assert kept[0] == kept[1]
+    wanted = ["02", "06", "10", "14", "01", "03", "05", "07", "09", "11", "13", "15"]
+    assert [each["key"] for each in kept[0]] == wanted
+    first, fifth = kept[0][0], kept[0][4]
+    assert (first["loss"], first["true"], first["predicted"]) == (None, ["bee"], ["ant"])
+    assert (fifth["loss"], fifth["true"], fifth["predicted"]) == (2.0, ["ant"], ["bee"])
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_kept_scores_change_no_result_and_are_merged_over_shares() -> None:
     small = config()

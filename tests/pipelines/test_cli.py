@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from pipelines_kit import pair_config
+from small import small_config
 
 from pipelines import cli
+from pipelines.plan import early_stopping_line
 from polyvit import __version__
 from polyvit.config import recipe_names
 
@@ -253,3 +255,12 @@ def test_a_cluster_that_is_too_small(capsys: pytest.CaptureFixture[str], tmp_pat
     )  # fmt: skip
     assert "the Ray cluster is too small for train.workers=2" in document["error"]
     assert document["problems"][0].startswith("CPU: needs 1001, the cluster has ")
+
+
+def test_plan_says_that_early_stopping_may_end_the_run() -> None:
+    assert early_stopping_line(small_config()) is None
+    line = early_stopping_line(small_config("train.eval_every=4", "train.early_stopping.patience=3"))
+    assert line == (
+        "may end before the plan's steps (train.early_stopping): after 3 evaluations in a row, one in 4 steps,"
+        " without a better mean"
+    )

@@ -206,3 +206,7 @@ def test_a_report_shows_what_is_behind_the_numbers(run: Path, tmp_path: Path) ->
         assert whole == told["tasks"][name]["examples"]
         assert right / whole == pytest.approx(told["tasks"][name]["top1"])
         assert head[1:] == [row[0] for row in rows]
+        worst = told["worst"][name]
+        assert [each["loss"] for each in worst] == sorted((each["loss"] for each in worst), reverse=True)
+        assert all(each["path"] and each["key"] for each in worst)
+        assert (out / f"worst_{name}.jpg").stat().st_size < 500_000

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from small import small_config
 
 from polyvit.errors import UserError
-from polyvit.evaluation.detail import TaskDetail, task_detail
+from polyvit.evaluation.detail import TaskDetail, WorstExample, task_detail
 from polyvit.reports.evaluation.report import write_report
+from polyvit.reports.html import MOST_EMBEDDED, Figure, Table, render
 
 
 def detail(task: str, names: list[str], examples: int) -> TaskDetail:
@@ -49,6 +51,33 @@ def test_the_page_the_tables_and_the_pictures(tmp_path: Path) -> None:
     off = wrong - np.diag(np.diag(wrong))
     pairs = re.findall(r'"word">([^<]*)</td>\s*<td class="word">([^<]*)</td>\s*<td>(\d+)</td>', page)
     assert pairs[0][2] == str(off.max())
+
+
+def test_the_worst_examples_on_a_sheet(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    worst = tuple(
+        WorstExample(
+            f"k{i}", 3.0 - i, ("yes",), ("no",), f"a/{i}.jpg", rng.integers(0, 255, (32, 32, 3), np.uint8)
+        )
+        for i in range(2)
+    )
+    files = write_report(
+        {"word": replace(detail("word", ["yes", "no"], 9), worst=worst)}, {"word": ROW}, "t", tmp_path
+    )
+    lines = files["worst_table_word"].read_text().splitlines()
+    assert lines == ["loss,true,predicted,key,path", "3.0,yes,no,k0,a/0.jpg", "2.0,yes,no,k1,a/1.jpg"]
+    assert files["worst_word"].read_bytes()[:2] == b"\xff\xd8"
+    assert "data:image/jpeg;base64," in files["report"].read_text()
+
+
+def test_pictures_beyond_the_limit_are_named_instead(tmp_path: Path) -> None:
+    picture = tmp_path / "large.png"
+    picture.write_bytes(bytes(MOST_EMBEDDED))
+    task = {"name": "t", "facts": [], "figures": [Figure(picture, "A chart.")], "classes": Table([]), "count": 0,
+            "listed": 1, "mixed": None, "worst": 0, "sheet": None}  # fmt: skip
+    page = render("evaluation.html.j2", title="t", tasks=[task])
+    assert len(page) < 20_000
+    assert "see large.png beside it" in page
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What an evaluation shows beyond a number: `polyvit evaluate --report`.
 
 In: `TaskDetail`s. Out: report.html, and its tables and pictures as files.
-Read: charts, report.
+Read: charts, panels, worst_sheet, report.
 """
 
 import lazy_loader

@@ -1,7 +1,8 @@
 """The report on an evaluation: one page that loads nothing, and the same as tables and pictures.
 
-In: the detail of each task and its results. Out: report.html; for each task classes_TASK.csv, reliability_TASK.png
-and, where an example has one label, confusion_TASK.csv and confusion_TASK.png.
+In: the detail of each task and its results. Out: report.html; for each task classes_TASK.csv,
+reliability_TASK.png, worst_TASK.csv, worst_TASK.jpg where examples can be drawn and,
+where an example has one label, confusion_TASK.csv and confusion_TASK.png.
 """
 
 import csv
@@ -13,6 +14,7 @@ from typing import Any
 from polyvit.errors import UserError
 from polyvit.evaluation import TaskDetail
 from polyvit.reports.evaluation.charts import draw_confusion, draw_reliability
+from polyvit.reports.evaluation.worst_sheet import draw_worst
 from polyvit.reports.html import Cell, Column, FactBox, Figure, Table, render
 
 LISTED = 100
@@ -44,10 +46,14 @@ def write_report(
             path = files[f"reliability_{name}"] = out / f"reliability_{name}.png"
             draw_reliability(detail, path)
             figures.append(Figure(path, f"Reliability diagram of {name}."))
+            if detail.worst:
+                files[f"worst_table_{name}"] = _worst_csv(detail, out / f"worst_{name}.csv")
+            if sheet := draw_worst(detail, out / f"worst_{name}.jpg"):
+                files[f"worst_{name}"] = sheet.path
             sections.append(
                 {"name": name, "facts": _facts(detail, rows[name]), "figures": figures,
                  "classes": _class_table(detail), "count": len(_seen(detail)), "listed": LISTED,
-                 "mixed": _mixed_table(detail)}
+                 "mixed": _mixed_table(detail), "worst": len(detail.worst), "sheet": sheet}
             )  # fmt: skip
         page = files["report"] = out / "report.html"
         page.write_text(render("evaluation.html.j2", title=title, tasks=sections))
@@ -112,6 +118,18 @@ def _classes_csv(detail: TaskDetail, path: Path) -> Path:
         writer = csv.DictWriter(file, list(asdict(detail.classes[0])))
         writer.writeheader()
         writer.writerows(map(asdict, detail.classes))
+    return path
+
+
+def _worst_csv(detail: TaskDetail, path: Path) -> Path:
+    """The highest loss first. Several classes of one example are joined by " | "."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["loss", "true", "predicted", "key", "path"])
+        writer.writerows(
+            [each.loss, " | ".join(each.true), " | ".join(each.predicted), each.key, each.path]
+            for each in detail.worst
+        )
     return path
 
 

@@ -3,6 +3,7 @@
 In: task reports, findings, and the contact sheets that lie in the folder already. Out: the files, by name.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ def write_page(
             sections.append(_task_section(report, own, figures))
         html = render(
             "data_report.html.j2",
+            sys.maxsize,  # contact sheets are what this page is for
             title=f"{config.name}: the data",
             facts=_facts(reports, findings),
             findings=findings,
