@@ -59,11 +59,11 @@ class PolyViTModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
 def as_files(given: Any) -> list[bytes | Path]:
     """What a caller sent, as files: their paths or their contents; b"" for a row that has neither.
 
-    given: a path, a list of paths or of bytes, rows [{"path": ...}], columns {"path": [...]}, or a table. Raises
+    given: a list of paths or of bytes, rows [{"path": ...}], columns {"path": [...]}, or a table. Raises
     MlflowException for anything else.
     """
     if isinstance(given, str | Path | bytes):
-        given = [given]
+        raise _refused(f"a bare {type(given).__name__}: put it into a list")
     if isinstance(given, Mapping):
         whole = all(isinstance(value, str | bytes) for value in given.values())
         given = [given] if whole else pd.DataFrame({key: list(value) for key, value in given.items()})

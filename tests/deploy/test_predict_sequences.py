@@ -125,6 +125,7 @@ def test_the_registered_model_answers(
                     assert [each["index"] for each in row["tasks"][task]] == [each["index"] for each in best]
                     seen = [each["probability"] for each in row["tasks"][task]]
                     assert np.allclose(seen, [each["probability"] for each in best], atol=1e-6)
-    for wrong in (paths[0], paths, [], pd.DataFrame({"file": paths}), pd.DataFrame(), {"path": paths}):
-        with pytest.raises(mlflow.MlflowException, match="Send a table with a row a file"):
+    assert len(model.predict(paths)) == len(paths)
+    for wrong in (paths[0], [], pd.DataFrame({"file": paths}), pd.DataFrame()):
+        with pytest.raises(mlflow.MlflowException, match="Send a list of paths"):
             model.predict(wrong)

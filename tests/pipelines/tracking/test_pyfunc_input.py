@@ -17,6 +17,8 @@ from pipelines.tracking.pyfunc_model import PolyViTModel, as_files
         (pd.DataFrame(index=range(2)), "a table of 2 rows"),
         ({"file": ["a.jpg"]}, "a table of 1 rows with the columns ['file']"),
         ([], "list, empty"),
+        ("a.jpg", "a bare str: put it into a list"),
+        (b"abc", "a bare bytes: put it into a list"),
         (None, "NoneType"),
         ([3], "int as path"),
         ([["a.jpg"]], "list as path"),
@@ -35,8 +37,6 @@ def test_what_is_no_table_of_files_is_refused(table: object, words: str) -> None
 @pytest.mark.parametrize(
     "given",
     [
-        "a.jpg",
-        Path("a.jpg"),
         ["a.jpg"],
         ("a.jpg",),
         np.array(["a.jpg"]),
