@@ -85,8 +85,7 @@ def worker_bundle(config: RunConfig, gpu: bool) -> dict[str, float]:
 
 def one_worker(config: RunConfig) -> RunConfig:
     """The config with one worker, for a job that runs the model in one process."""
-    train = config.train.model_copy(update={"workers": 1, "min_workers": None})
-    return config.model_copy(update={"train": train})
+    return config.with_train(workers=1, min_workers=None)
 
 
 def scaling(config: RunConfig, gpu: bool) -> ray.train.ScalingConfig:

@@ -263,7 +263,7 @@ def with_eval_batch(
         run_dir.folder / "eval_batch.json", advice, ["views"], world,
         lambda: {"views": derive_eval_batch(model, config, world, device)},
     )["views"]  # fmt: skip
-    return config.model_copy(update={"train": config.train.model_copy(update={"eval_batch": views})})
+    return config.with_train(eval_batch=views)
 
 
 def measured_before(

@@ -87,6 +87,10 @@ class RunConfig(Section):
             return self.optim.warmup_steps
         return sum(task.warmup_steps for task in self.tasks.values())
 
+    def with_train(self, **keys: Any) -> "RunConfig":
+        """The config with other values of `train`; they are not checked again."""
+        return self.model_copy(update={"train": self.train.model_copy(update=keys)})
+
 
 def with_model_of(config: RunConfig, trained: RunConfig) -> RunConfig:
     """The tasks of `config` with the model section of `trained`, so that tokens fit its model.

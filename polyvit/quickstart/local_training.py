@@ -109,7 +109,7 @@ def train(
     """
     config = as_config(config, overrides)
     hearing = CallbackList([*checked_callbacks(callbacks), *callbacks_of(config)])
-    config = config.model_copy(update={"train": config.train.model_copy(update={"workers": 1})})
+    config = config.with_train(workers=1)
     check_readable(config)
     roots = task_roots(config)
     there = torch.cuda.is_available() and config.train.use_gpu is not False
@@ -237,8 +237,7 @@ class _Run:
     def _measure_eval_batch(self) -> None:
         """Evaluation minibatches as large as memory allows; their size is in the checkpoints' config."""
         views = derive_eval_batch(self.learner.model, self.config, SingleProcess(), self.device)
-        train = self.config.train.model_copy(update={"eval_batch": views})
-        self.config = self.config.model_copy(update={"train": train})
+        self.config = self.config.with_train(eval_batch=views)
         self.feed = replace(self.feed, requests=replace(self.feed.requests, config=self.config))
 
     def _result(self, state: TrainState, rows: Mapping[str, Any]) -> dict[str, Any]:

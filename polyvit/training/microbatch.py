@@ -144,8 +144,7 @@ def views_that_fit(config: RunConfig, budget: int) -> int:
     views = EVAL_BATCH
     passes = _passes(config, {n: t for n, t in config.tasks.items() if not is_contrastive(config, n)})
     while views < MOST_VIEWS:
-        train = config.train.model_copy(update={"eval_batch": 2 * views})
-        tried = config.model_copy(update={"train": train})
+        tried = config.with_train(eval_batch=2 * views)
         if any(each.evaluation_peak(eval_rows(tried, name)) > budget for name, each in passes.items()):
             break
         views *= 2
@@ -155,8 +154,7 @@ def views_that_fit(config: RunConfig, budget: int) -> int:
 def _as_on(device: torch.device, config: RunConfig) -> RunConfig:
     """The config with the precision of the device: passes are counted as if on a CPU."""
     half = uses_bfloat16(device, config.train.precision)
-    train = config.train.model_copy(update={"precision": "bfloat16" if half else "float32"})
-    return config.model_copy(update={"train": train})
+    return config.with_train(precision="bfloat16" if half else "float32")
 
 
 def _counted(config: RunConfig, budget: int, ranks: int) -> dict[str, int]:
