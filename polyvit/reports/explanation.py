@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from polyvit.config import InputSection
-from polyvit.data.transforms import unpatchify_audio, unpatchify_image, unpatchify_video
 from polyvit.errors import UserError
+from polyvit.reports.inspect.display import display_of
 
 MOST_FRAMES = 8
 """Frames of a clip that are shown, evenly spread."""
@@ -71,11 +71,11 @@ def draw_explanation(
 
 def _panels(tokens_NP: np.ndarray, spec: InputSection, modality: str) -> list[tuple[np.ndarray, int]]:
     """(picture to draw, first index of its heat) of what was given."""
-    size, patch = tuple(spec.media_size), tuple(spec.patch)
-    if modality == "image":
-        return [(unpatchify_image(tokens_NP, (size[0], size[1]), (patch[0], patch[1])), 0)]
-    if modality == "audio":
-        return [(unpatchify_audio(tokens_NP, (size[0], size[1]), (patch[0], patch[1])).astype(np.float32), 0)]
-    video_THWC = unpatchify_video(tokens_NP, (size[0], size[1], size[2]), (patch[0], patch[1], patch[2]))
-    chosen = np.unique(np.linspace(0, size[0] - 1, min(MOST_FRAMES, size[0])).round().astype(int))
-    return [(video_THWC[t], int(t) // patch[0]) for t in chosen]
+    display = display_of(spec)
+    assert display is not None  # `check_explainable` has let the modality through
+    view = display.model_view(tokens_NP, spec)
+    if modality != "video":
+        return [(view.astype(np.float32) if modality == "audio" else view, 0)]
+    frames = len(view)
+    chosen = np.unique(np.linspace(0, frames - 1, min(MOST_FRAMES, frames)).round().astype(int))
+    return [(view[t], int(t) // spec.patch[0]) for t in chosen]
