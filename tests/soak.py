@@ -2,9 +2,9 @@
 
     python tests/soak.py FOLDER [--runs 4] [--kills 5] [--seed 0] [--steps 400] [--targets worker driver ...]
 
-A head and a second node are started on this machine; the runs are real `polyvit cotrain` processes that attach to
-them. Every run must end with the reference's parameters, optimiser state, history and evaluations, bit for bit; in
-MLflow every step is there once; nothing is left behind. Writes FOLDER/soak.json.
+A head, and a second node where nodes are killed, are started on this machine; the runs are real `polyvit cotrain`
+processes that attach to them. Every run must end with the reference's parameters, optimiser state, history and
+evaluations, bit for bit; in MLflow every step is there once; nothing is left behind. Writes FOLDER/soak.json.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Cluster:
 
         from pipelines.runtime.ray_cluster import start_node
 
-        head = {"num_cpus": 3, "include_dashboard": False}
+        head = {"num_cpus": 3 if self.nodes else 5, "include_dashboard": False}
         self.inner = start_node(lambda: Nodes(initialize_head=True, head_node_args=head))
         for _ in range(self.nodes):
             self.add()
@@ -249,23 +249,29 @@ def _mlflow_problems(run: Path, points: list[tuple[int, dict[str, float]]]) -> l
     return problems
 
 
-def write_config(folder: Path, steps: int) -> Path:
-    """A small run on synthetic pictures, clips and sounds, with frequent checkpoints."""
+def write_config(folder: Path, steps: int, reacting: bool = False) -> Path:
+    """A small run on synthetic pictures, clips and sounds, with frequent checkpoints.
+
+    reacting: its schedule reacts to what is measured, and it measures interference and drift on the way.
+    """
     from polyvit.synthetic.write import write_synthetic
 
     tasks = ["cifar10", "pets", "kinetics400", "audioset"]
     write_synthetic(folder / "data", tasks=tasks, train=12, evaluation=4)
     each = steps // len(tasks)
-    document = {
+    document: dict[str, Any] = {
         "extends": "demo",
         "model": {"width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 64, "l_adapt": 1},
         "tasks": {name: {"steps": each, "batch": 6, "drop_path": 0.1} for name in tasks},
         "data": {"root": str(folder / "data")},
         "feed": {"segment_steps": 40},
         "train": {
-            "workers": 2, "checkpoint_every": 20, "eval_every": steps // 3, "log_every": 5, "max_failures": -1,
+            "workers": 2, "checkpoint_every": 20, "eval_every": steps // 4, "log_every": 5, "max_failures": -1,
         },
     }  # fmt: skip
+    if reacting:
+        document["schedule"] = {"kind": "adaptive", "adaptive": {"exponent": 8}}
+        document["train"] |= {"interference_every": steps // 2, "drift": True}
     path = folder / "soak.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
@@ -280,10 +286,10 @@ def soak(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_tables(folder / "runs")
-    config = write_config(folder, steps)
+    config = write_config(folder, steps, reacting=True)
     rng = random.Random(seed)
     report: dict[str, Any] = {"seed": seed, "steps": steps, "runs": []}
-    with Cluster() as cluster:
+    with Cluster(nodes=1 if "node" in kinds else 0) as cluster:
         reference = Run(folder, "reference", cluster.inner.address, config)
         reference.start()
         lasted = followed(reference)

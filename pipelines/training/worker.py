@@ -7,6 +7,7 @@ progress line.
 
 import json
 import logging
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -91,13 +92,14 @@ class _ReportingFeed(RayFeed):
 def train_fn(arguments: dict[str, Any]) -> dict[str, Any]:
     """What every train worker runs. Returns {"state": the final state}, or the user's mistake that ended the run.
 
+    The state is pickled: Ray Train's controller reads what is returned, and would import torch to know its class.
     A user's mistake is returned and not raised, since Ray Train would restart the workers and meet it again.
     """
     grow_segments()
     try:
         device = ray.train.torch.get_device()
         with process_group(device):
-            return {"state": _train(arguments, device)}
+            return {"state": pickle.dumps(_train(arguments, device))}
     except UserError as error:
         return {"error": error.message, "problems": list(error.problems)}
 
@@ -371,4 +373,4 @@ def fit(
     outcome = result.return_value  # type: ignore[attr-defined]
     if "error" in outcome:
         raise UserError(outcome["error"], outcome["problems"])
-    return outcome["state"], signum
+    return pickle.loads(outcome["state"]), signum

@@ -16,7 +16,7 @@ from test_pretrain_av import COMMANDS
 from pipelines import cli
 from pipelines.index import of_other_data
 from pipelines.tuning.space import trial_config
-from polyvit.config import load_config
+from polyvit.config import RunConfig, load_config
 from polyvit.data.index import read_index
 from polyvit.data.layouts.scanner import scan
 from polyvit.model import build_model
@@ -63,13 +63,18 @@ def without_init(key: str) -> list[str]:
     return [word for word in shlex.split(line)[1:] if not word.startswith("init.path")]
 
 
-def test_splits_of_the_guide_are_trials(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def started_by(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """The config of the sweep that `polyvit sweep` with these words starts; it is not run."""
     started: list[Any] = []
     monkeypatch.setattr("pipelines.tuning.sweep", lambda *given: started.append(given[0]) or {})
     monkeypatch.setattr("pipelines.sweep._print", lambda document: None)
-    words = without_init("tasks.ucf101.options")
     assert cli.main(["sweep", *words, *TINY, f"data.root={folder / 'data'}", f"storage={folder / 'runs'}"]) == 0
     (config,) = started
+    return config
+
+
+def test_splits_of_the_guide_are_trials(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = started_by(without_init("tasks.ucf101.options"), folder, monkeypatch)
     assert config.sweep.space == {"tasks.ucf101.options.split": [1, 2, 3]}
     held_out = set()
     for split in (1, 2, 3):
@@ -118,38 +123,22 @@ def test_folds_of_the_guide(folder: Path) -> None:
     assert "registered none: the trials repeat each other" in printed
 
 
-SHARING = ["--over", "model.sharing.roles=full,none,low_rank", "--over", "model.fusion=mid,late"]
-
-
-def test_what_sharing_policies_save() -> None:
-    """The six models of the guide's sweep."""
+def test_what_sharing_policies_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guide's line is one sweep of six models. That a sweep counts and prints each one's parameters:
+    `test_two_trials_a_report_and_a_registered_winner`."""
+    (line,) = (line for line in COMMANDS if "model.sharing.roles" in line)
+    config = started_by(shlex.split(line)[1:], folder, monkeypatch)
+    policies, fusions = ["full", "none", "low_rank"], ["mid", "late"]
+    assert config.sweep.space == {"model.sharing.roles": policies, "model.fusion": fusions}
     sizes = {}
-    for roles, fusion in itertools.product(("full", "none", "low_rank"), ("mid", "late")):
-        keys = [f"model.sharing.roles={roles}", f"model.fusion={fusion}"]
-        counts = build_model(load_config("demo-av", [*TINY, *keys]), seed=1).parameter_table()
+    for roles, fusion in itertools.product(policies, fusions):
+        changes = {"model.sharing.roles": roles, "model.fusion": fusion}
+        trial = trial_config(config.model_dump(mode="json"), changes)
+        counts = build_model(trial, seed=1).parameter_table()
         sizes[roles, fusion] = sum(n for role, n in counts.items() if role.startswith("transformers/"))
     for fusion, transformers in (("mid", 3), ("late", 2)):
         assert sizes["none", fusion] == transformers * sizes["full", fusion]
         assert sizes["full", fusion] != sizes["low_rank", fusion] < sizes["none", fusion]
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
-def test_sharing_policies_of_pre_training(folder: Path) -> None:
-    """Parameters are counted for each, and the best is registered: two of the six trials."""
-    (line,) = (line for line in COMMANDS if "model.sharing.roles" in line)
-    words = shlex.split(line)[1:]
-    assert words == ["demo-av", *SHARING]
-    small = ["tasks.kinetics700.steps=2", "tasks.kinetics700.batch=4", *TINY]
-    document, printed = swept(folder, "demo-av", "--over", "model.sharing.roles=full,none", *small)
-    trials = document["trials"]
-    assert sorted(trial["changes"]["model.sharing.roles"] for trial in trials) == ["full", "none"]
-    for trial in trials:
-        counts = json.loads((Path(trial["folder"]) / "parameters.json").read_text())
-        assert f"{counts['total'] / 1000:.1f}k" in printed
-    assert document["registered"]["version"]
-    assert trials[0]["objective"] == max(trial["objective"] for trial in trials)
 
 
 @pytest.mark.slow

@@ -17,6 +17,10 @@ import pytest
 import soak
 from mlflow_kit import write_tables
 
+from polyvit.checkpoint.locate import find_checkpoint
+from polyvit.checkpoint.metrics_log import read_metrics_log
+from polyvit.checkpoint.state import read_document
+
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +39,7 @@ def config(folder: Path) -> Path:
 
 def test_a_run_whose_processes_are_killed_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
     """A train worker and the driver; `tests/soak.py` kills more. A decoding process: `test_feed`, a node:
-    `test_nodes`."""
+    `test_nodes`. The run's schedule is adaptive, and takes the same decisions."""
     options = ["--runs", "1", "--kills", "2", "--steps", "240", "--targets", "worker", "driver"]
     command = [sys.executable, "tests/soak.py", str(tmp_path / "soak"), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, env=_plain_env())
@@ -43,6 +47,12 @@ def test_a_run_whose_processes_are_killed_ends_as_if_nothing_had_been(tmp_path: 
     report = json.loads((tmp_path / "soak" / "soak.json").read_text())
     (run,) = report["runs"]
     assert run["differences"] == []
+    undisturbed = tmp_path / "soak" / "runs" / "reference"
+    decisions = read_document(find_checkpoint(undisturbed))["decisions"]
+    assert [decision["step"] for decision in decisions] == [60, 120, 180]
+    assert len({tuple(decision["shares"].values()) for decision in decisions}) > 1  # it reacted
+    points = read_metrics_log(undisturbed / "history")
+    assert {step for step, values in points if "interference/cifar10/pets/cosine" in values} == {120, 240}
     assert {kill["target"] for kill in run["kills"]} == {"worker", "driver"}
 
 

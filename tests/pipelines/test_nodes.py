@@ -22,7 +22,7 @@ from polyvit.training.optim import build_optimiser
 from polyvit.training.step import SingleProcess
 
 CPU, TRAIN = {"pool": "cpu"}, {"pool": "train"}
-STEPS = 300
+STEPS = 160
 
 
 # ------------------------------------------------------------------------------ what a cluster can hold (no Ray)

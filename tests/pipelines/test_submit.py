@@ -30,7 +30,7 @@ from polyvit.synthetic.write import write_synthetic
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-STEPS = 2_500  # more than a tiny run takes in the moment between a printed step and being held
+STEPS = 1_500  # more than a tiny run takes in the moment between a printed step and being held
 PATIENCE_S = 900.0  # on a machine that others use; alone, the whole file takes about two minutes
 
 

@@ -261,7 +261,7 @@ def config(folder: Path) -> Path:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_trials_a_report_and_a_registered_winner(
-    folder: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     storage, as_data = folder / "two", folder / "two.json"
@@ -270,7 +270,11 @@ def test_two_trials_a_report_and_a_registered_winner(
         "--over", "schedule.kind=weighted,uniform", "--json", str(as_data),
     ]  # fmt: skip
     assert cli.main(["sweep", str(config), *arguments]) == 0
-    check_trials(json.loads(as_data.read_text()))
+    document, printed = json.loads(as_data.read_text()), capsys.readouterr().out
+    check_trials(document)
+    for trial in document["trials"]:
+        counts = json.loads((Path(trial["folder"]) / "parameters.json").read_text())
+        assert f"{counts['total'] / 1000:.1f}k" in printed
 
 
 def check_trials(document: dict[str, Any]) -> None:
