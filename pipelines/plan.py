@@ -16,7 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from pipelines.runtime import command_line, console, gpus_here, with_workers
-from polyvit.config import RunConfig, load_config
+from polyvit.config import RunConfig, left_out_tasks, load_config
 from polyvit.cost import Hardware, estimate, run_cost
 from polyvit.data.index import Scan
 from polyvit.data.isolation import isolation_report
@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, arguments.overrides, arguments.only)
+    if words := left_out_tasks(arguments.config):
+        console.print(words, style="yellow")
     config = with_workers(config, config.train.workers or gpus_here() or 1)
     schedule = schedule_of(config)
     scans, problems = scan_given_data(config)

@@ -21,6 +21,7 @@ from pipelines.runtime import command_line, console
 from pipelines.tuning import check_space, format_changes
 from polyvit.config import (
     RunConfig,
+    left_out_tasks,
     load_config,
     override_values,
     run_name,
@@ -69,6 +70,8 @@ def _new(arguments: argparse.Namespace) -> tuple[RunConfig, Path, list[Path]]:
     baselines = baselines_of(single_task_runs).items()
     overrides = [f"sweep.baselines.{task}={baseline.value}" for task, baseline in baselines]
     config = load_config(arguments.config, [*arguments.overrides, *overrides], arguments.only)
+    if words := left_out_tasks(arguments.config):
+        console.print(words, style="yellow")
     config = _with_values(config, arguments.over)
     check_space(config)
     _check_starts(config)

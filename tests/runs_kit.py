@@ -8,6 +8,7 @@ from typing import Any
 from small import document
 
 from polyvit.config import RunConfig, apply_override, validate_config
+from polyvit.schedule import schedule_of
 
 TASKS = ("picture", "clip", "sound", "word")
 VALUES = {"picture": 0.5, "clip": 0.25, "sound": 0.75, "word": 0.5}
@@ -37,7 +38,7 @@ def write_run(
     Without `evaluations`: one, at the last step.
     """
     config = run_config(*overrides, only=only)
-    steps = sum(task.steps for task in config.tasks.values())
+    steps = len(schedule_of(config))
     if evaluations is None:
         evaluations = {steps: {task: value for task in only if (value := values[task]) is not None}}
     _write(folder / "config.json", config.model_dump(mode="json"))

@@ -1,8 +1,8 @@
 """A trained model in use: predict, package, export, extend.
 
 In: a checkpoint or a run. Out: answers for media files; folders and files for other runtimes.
-Read: predict, media_inputs, trained_model, isolated_predict, package, pretrained, sequence_model, clip_cnn,
-export, hub_config, hub_card, hub, hub_remote, extend.
+Read: predict, media_inputs, trained_model, isolated_predict, package, data_terms, pretrained, sequence_model,
+clip_cnn, export, hub_config, hub_card, hub, hub_remote, extend.
 """
 
 import lazy_loader

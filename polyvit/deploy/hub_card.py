@@ -9,6 +9,7 @@ from typing import Any
 from polyvit import __version__
 from polyvit.config import AudioInput, ImageTask, RunConfig, VideoTask
 from polyvit.data.decode import transform_sizes
+from polyvit.deploy.data_terms import licence_words
 from polyvit.deploy.hub_config import Library
 
 _TIMM = """import timm
@@ -103,7 +104,6 @@ def readme(
     front += ["tags:", f"- {kind}", "- polyvit", "---"]
     value = (result or {}).get("value")
     scored = "" if value is None else f" Its {result['metric']} was {value:.4f} on {result['examples']} examples."  # type: ignore[index]
-    licence = task.licence or "not stated; ask the data set's owners"
     return "\n".join(
         [
             *front,
@@ -112,7 +112,7 @@ def readme(
             "",
             f"Classifies {task.modality} files into {task.num_classes} classes. Written by polyvit {__version__}; "
             f"on noise its logits differ from the PolyViT's by {difference:.1e} of the largest.{scored}",
-            f"Licence of the data it was trained on: {licence}.",
+            f"Licence of the data it was trained on: {licence_words(config, name)}.",
             "",
             "```python",
             'folder, file = "path/to/this/folder", "path/to/a/file"',

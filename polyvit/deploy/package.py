@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from polyvit import __version__
 from polyvit.checkpoint import find_checkpoint, load_trained, write_manifest
 from polyvit.config import AVBertConfig, RunConfig
+from polyvit.deploy.data_terms import licence_words, synthetic_tasks
 from polyvit.deploy.predict import class_names
 from polyvit.errors import UserError
 from polyvit.model import MultiTaskModel
 from polyvit.storage import read_record, write_whole
-from polyvit.synthetic import is_synthetic
 
 _KINDS = {"polyvit": ("Vision Transformer", "A PolyViT"), "avbert": ("audio-visual transformer", "An AVBert")}
 """Of `model.kind`: what the model is, and its name in a sentence."""
@@ -89,10 +89,7 @@ def model_card(
         _table(
             "Results",
             ("task", "modality", "classes", "metric", "value", "examples", "protocol", "licence of the data"),
-            [
-                _result_row(name, task.modality, task.num_classes, results.get(name), task.licence, task.protocol)
-                for name, task in config.tasks.items()
-            ],
+            [_result_row(config, name, results.get(name)) for name, task in config.tasks.items()],
         ),
         _step_words(evaluations, document),
         _table(
@@ -113,15 +110,13 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _result_row(
-    name: str, modality: str, classes: int, result: Mapping[str, Any] | None, licence: str | None, views: str
-) -> tuple[str, ...]:
-    row = result or {}
+def _result_row(config: RunConfig, name: str, result: Mapping[str, Any] | None) -> tuple[str, ...]:
+    task, row = config.tasks[name], result or {}
     value = "-" if row.get("value") is None else f"{row['value']:.4f}"
     examples = str(row.get("examples", "-"))
     return (
-        name, modality, str(classes), row.get("metric", "-"), value, examples,
-        row.get("protocol", views), licence or "not stated: ask the data set's owners",
+        name, task.modality, str(task.num_classes), row.get("metric", "-"), value, examples,
+        row.get("protocol", task.protocol), licence_words(config, name),
     )  # fmt: skip
 
 
@@ -141,15 +136,11 @@ def _data_row(name: str, document: Mapping[str, Any], counts: Mapping[str, Any])
 
 
 def _synthetic_words(config: RunConfig) -> list[str]:
-    """A paragraph where data are toys that `polyvit synth` wrote, under the names of real data sets."""
-    roots = {
-        name: task.root or (f"{config.data.root}/{name}" if config.data.root else "")
-        for name, task in config.tasks.items()
-    }
-    toys = [name for name, root in roots.items() if root and "://" not in root and is_synthetic(root)]
+    """A paragraph where data are toys under the names of real data sets."""
+    toys = synthetic_tasks(config)
     if not toys:
         return []
-    which = "every task" if len(toys) == len(roots) else ", ".join(toys)
+    which = "every task" if len(toys) == len(config.tasks) else ", ".join(toys)
     return [
         f"**Synthetic data:** the data of {which} were drawn by `polyvit synth`. They are not the data sets whose"
         " names the tasks have, and the results above say nothing about those."
@@ -157,9 +148,11 @@ def _synthetic_words(config: RunConfig) -> list[str]:
 
 
 def _training(config: RunConfig, document: Mapping[str, Any]) -> str:
-    optim = config.optim
+    optim, source = config.optim, config.source or "no source given"
+    if synthetic_tasks(config):
+        source = "on synthetic data, not on those that the recipe names"
     lines = [
-        f"- recipe: {config.name}; {config.source or 'no source given'}",
+        f"- recipe: {config.name}; {source}",
         f"- steps: {document['global_step']}, schedule {config.schedule.kind}, seed {config.seed}",
         f"- optimiser: {optim.kind}, peak learning rate {optim.lr:g}, warmup {config.warmup_steps} steps, "
         f"{config.train.precision}",

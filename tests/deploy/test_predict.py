@@ -15,6 +15,7 @@ from use_kit import CLASSES, media, trained
 
 from polyvit.checkpoint.state import load_trained
 from polyvit.data.decode.media_type import UNKNOWN, detect_modality
+from polyvit.deploy.hub_card import readme
 from polyvit.deploy.package import model_card, write_package
 from polyvit.deploy.predict import Predictor, as_json_line, prepare
 from polyvit.errors import BadMedia, UserError
@@ -177,13 +178,20 @@ def test_a_release_holds_the_weights_that_were_evaluated(tmp_path: Path) -> None
 
 def test_the_model_card_says_where_data_are_synthetic(tmp_path: Path) -> None:
     """Toys have the names of real data sets; the marker beside them tells."""
-    checkpoint, model, config = trained(tmp_path, f"data.root={tmp_path}/toys", f"tasks.word.root={tmp_path}/real")
+    real = [f"tasks.word.root={tmp_path}/real", "tasks.word.licence=CC0", "tasks.clip.licence=CC1"]
+    checkpoint, model, config = trained(tmp_path, f"data.root={tmp_path}/toys", *real, "source=trained on Birds")
     (tmp_path / "toys").mkdir()
     document = json.loads((checkpoint / "state.json").read_text())
-    assert "Synthetic" not in model_card(model, config, document)
+    card = model_card(model, config, document)
+    assert all(words in card for words in ("CC0", "CC1", "trained on Birds"))
+    assert "ynthetic" not in card
     (tmp_path / "toys" / ".polyvit-synthetic.json").write_text("{}")
     card = model_card(model, config, document)
     assert "**Synthetic data:** the data of picture, clip, sound were drawn by `polyvit synth`" in card
+    assert "CC0" in card
+    assert "CC1" not in card
+    assert "Birds" not in card
+    assert "none: synthetic" in readme(config, "clip", "huggingface", 0.0, None)
 
 
 def test_a_package_whose_bytes_were_changed_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Finished runs side by side.
 
 In: run folders. Out: a `Comparison`, pictures, and report.html.
-Read: run_summary, spread, comparison, run_styles, heat_maps, curves, tradeoffs, sizes,
+Read: run_summary, settings, spread, comparison, run_styles, heat_maps, curves, tradeoffs, sizes,
 paper, page.
 """
 

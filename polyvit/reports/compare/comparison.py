@@ -5,14 +5,15 @@ In: `RunSummary`s (`run_summary.py`). Out: a `Comparison`, and from it rows, cel
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from polyvit.config import RunConfig, flatten, modalities_of
+from polyvit.config import modalities_of
 from polyvit.errors import UserError
 from polyvit.reports.compare.run_summary import RunSummary, read_run, read_runs
+from polyvit.reports.compare.settings import IDLE, SEED, differing_keys, distinct, run_labels
 from polyvit.reports.compare.spread import spread_notes
 
 __all__ = [
@@ -25,12 +26,6 @@ __all__ = [
     "read_run",
     "read_runs",
 ]
-
-SCHEDULE, L_ADAPT, SEED = "schedule.kind", "model.l_adapt", "seed"
-_NOT_COMPARED = ("name", "source", "storage", "tracking", "sweep", "feed")
-"""Sections of a config that say where a run is stored and not what it does."""
-_NOT_COMPARED_TASK_KEYS = ("train_examples", "licence", "source", "classes", "root")
-_FIRST_KEYS = (SCHEDULE, L_ADAPT, SEED)
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,8 @@ class Baseline:
 class Comparison:
     """Runs side by side, best first.
 
-    keys: the config's keys that differ, dotted, each with its value in every run by name. labels: a short name for
+    keys: the config's keys that differ, dotted, each with its value in every run by name; `IDLE` where it does
+    nothing. labels: a short name for
     each run by name, from as few of these keys as tell them apart. tasks: of all runs, by modality. shared: those
     that means are over. objective: what the order is by.
     """
@@ -173,12 +169,28 @@ def _notes(runs: Sequence[RunSummary], measured: set[str]) -> tuple[str, ...]:
             f"{len(stopped)} of {len(runs)} runs did not come to their end; their values are those of their last "
             "evaluation."
         )
-    lengths = {run.steps for run in runs if run.finished}
-    if len(lengths) > 1 and all(own == tasks[0] for own in tasks):
-        notes.append(
-            f"The runs have different lengths, {min(lengths):,} to {max(lengths):,} steps; they differ by it too."
-        )
+    if all(own == tasks[0] for own in tasks):
+        notes += _length_notes([run for run in runs if run.finished])
     return tuple(notes)
+
+
+def _length_notes(runs: Sequence[RunSummary]) -> list[str]:
+    lengths = {run.steps for run in runs}
+    taken = {run.steps * (len(run.config.tasks) if _accumulates(run) else 1) for run in runs}
+    if len(lengths) > 1 and len(taken) == 1 and any(map(_accumulates, runs)):
+        return [
+            f"All runs took {taken.pop():,} minibatches. A step of `accumulating` holds one of every task, so it"
+            f" made {min(lengths):,} updates where others made {max(lengths):,}."
+        ]
+    if len(lengths) > 1:
+        return [
+            f"The runs have different lengths, {min(lengths):,} to {max(lengths):,} steps; they differ by it too."
+        ]
+    return []
+
+
+def _accumulates(run: RunSummary) -> bool:
+    return run.config.schedule.kind == "accumulating"
 
 
 def mean_of(values: Mapping[str, float | None], tasks: Sequence[str]) -> float | None:
@@ -252,7 +264,7 @@ def cells(comparison: Comparison, key: str) -> list[Cells]:
     Words come best first, numbers in order.
     """
     rows = []
-    for value in _distinct(comparison.keys[key].values()):
+    for value in distinct(value for value in comparison.keys[key].values() if value != IDLE):
         having = [run for run in comparison.runs if comparison.keys[key][run.name] == value]
         taken = [run for run in having if run.finished] or having
         columns = {t: [v for run in taken if (v := run.values.get(t)) is not None] for t in comparison.tasks}
@@ -283,67 +295,6 @@ def _seed_sd(comparison: Comparison, runs: Sequence[RunSummary], task: str | Non
         return None
     squares = sum((value - sum(group) / len(group)) ** 2 for group in groups.values() for value in group)
     return math.sqrt(squares / freedom)
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    distinct: list[Any] = []
-    for value in values:
-        if value not in distinct:
-            distinct.append(value)
-    return distinct
-
-
-# ------------------------------------------------------------------------------------------ keys and labels
-
-
-def differing_keys(runs: Sequence[RunSummary]) -> dict[str, dict[str, Any]]:
-    """The dotted keys whose values are not the same in all runs, each with its value by run name.
-
-    Tasks that some runs lack appear as one key `tasks`. Schedule, L_adapt and seed come first.
-    """
-    shared = set.intersection(*(set(run.config.tasks) for run in runs))
-    flat = {run.name: _flat_config(run.config, shared) for run in runs}
-    keys = dict.fromkeys(key for values in flat.values() for key in values)
-    differing = {}
-    for key in sorted(keys, key=lambda key: _FIRST_KEYS.index(key) if key in _FIRST_KEYS else len(_FIRST_KEYS)):
-        values = {name: values.get(key) for name, values in flat.items()}
-        if len(_distinct(values.values())) > 1:
-            differing[key] = values
-    return differing
-
-
-def _flat_config(config: RunConfig, shared: set[str]) -> dict[str, Any]:
-    document = {k: v for k, v in config.model_dump(mode="json").items() if k not in _NOT_COMPARED}
-    tasks = document.pop("tasks")
-    document["tasks"] = {
-        name: {key: value for key, value in task.items() if key not in _NOT_COMPARED_TASK_KEYS}
-        for name, task in tasks.items()
-        if name in shared
-    }
-    return {**flatten(document), "tasks": ", ".join(tasks) if set(tasks) != shared else "those of all runs"}
-
-
-def run_labels(runs: Sequence[RunSummary], keys: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """A short label for each run: the fewest leading keys that tell them apart, else the runs' own names."""
-    parts: dict[str, list[str]] = {run.name: [] for run in runs}
-    for key, values in keys.items():
-        before = len({tuple(words) for words in parts.values()})
-        longer = {name: [*words, key_words(key, values[name])] for name, words in parts.items()}
-        if len({tuple(words) for words in longer.values()}) > before:
-            parts = longer
-    labels = {name: ", ".join(words) for name, words in parts.items()}
-    taken = list(labels.values())
-    return {name: text if text and taken.count(text) == 1 else name for name, text in labels.items()}
-
-
-def key_words(key: str, value: Any) -> str:
-    """A key's value as a label: `weighted`, `L_adapt 2`, `lr 0.1`."""
-    if key == SCHEDULE:
-        return str(value).replace("_", " ")
-    if key == "tasks":
-        return f"tasks {value}"
-    short = "L_adapt" if key == L_ADAPT else key.rpartition(".")[2]
-    return f"{short} {value:.3g}" if isinstance(value, float) else f"{short} {value}"
 
 
 # ----------------------------------------------------------------------------------------------- leaderboard

@@ -3,7 +3,7 @@
 In: a `Comparison`. Out: PNG files; each function returns what its picture says, in a sentence.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,10 @@ def _small_multiples(
     """A panel a task: a line a run, and below it when each schedule trained the task."""
     columns = min(3, len(comparison.tasks))
     lines = -(-len(comparison.tasks) // columns)
-    legend = -(-len({settings_words(comparison, run.name) for run in comparison.runs}) // 4)
+    width = max(6.0, 3.85 * columns)
+    words = {settings_words(comparison, run.name) for run in comparison.runs}
+    side_by_side = _legend_columns(words, width)
+    legend = -(-min(len(words), len(PALETTE) + 1) // side_by_side)
     about = (
         "x: minibatches of all tasks so far. Strip below each panel: when this task was trained, a row for each "
         "schedule;\nsolid: only this task; pale: in turn with others; white: not at all."
@@ -100,7 +103,7 @@ def _small_multiples(
         about += " Dotted: what a guess scores."
     styles, strips = run_styles(comparison), _strips(comparison)
     end = max(len(run.schedule) * minibatches_a_step(run.schedule) for run in comparison.runs)
-    with picture(path, max(6.0, 3.85 * columns), 1.2 + 2.5 * lines + 0.2 * legend, title, about) as figure:
+    with picture(path, width, 1.2 + 2.5 * lines + 0.2 * legend, title, about) as figure:
         figure.get_layout_engine().set(h_pad=0.13)  # type: ignore[union-attr,call-arg]
         grid = figure.subplots(lines, columns, squeeze=False)
         for task, axes in zip(comparison.tasks, grid.flat, strict=False):
@@ -126,10 +129,15 @@ def _small_multiples(
             _strip(axes, task, strips, end)
         for axes in grid.flat[len(comparison.tasks) :]:
             axes.set_visible(False)
-        _legend(figure, comparison, styles)
+        _legend(figure, comparison, styles, side_by_side)
 
 
-def _legend(figure: Figure, comparison: Comparison, styles: Mapping[str, tuple[str, Any]]) -> None:
+def _legend_columns(words: Collection[str], width: float) -> int:
+    """As many as a figure of `width` inches has room for, at most four: a line, the words and a score in each."""
+    return max(1, min(4, len(words), int(width / (0.95 + 0.075 * max(map(len, words))))))
+
+
+def _legend(figure: Figure, comparison: Comparison, styles: Mapping[str, tuple[str, Any]], columns: int) -> None:
     """A line for each settings, best first; of several seeds the mean."""
     from matplotlib.lines import Line2D
 
@@ -137,24 +145,24 @@ def _legend(figure: Figure, comparison: Comparison, styles: Mapping[str, tuple[s
     for run in comparison.runs:
         groups.setdefault(settings_words(comparison, run.name), []).append(run)
     handles, grey = [], 0
-    for words, runs in groups.items():
+    for words, runs in sorted(groups.items(), key=lambda group: -(_mean(comparison, group[1]) or 0.0)):
         colour, dash = styles[runs[0].name]
         grey += len(runs) if colour == OTHER else 0
         if colour != OTHER:
-            label = f"{words} ({_score(comparison, runs)})"
+            label = f"{words} ({percent(_mean(comparison, runs))})"
             handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=label))
     if grey:
         handles.append(Line2D([], [], color=OTHER, linewidth=2, label=f"{grey} more"))
     seeds = ", seeds together" if len(groups) < len(comparison.runs) else ""
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8.5, handlelength=3,
+        handles=handles, loc="outside lower center", ncols=columns, fontsize=8.5, handlelength=3,
         title=f"Runs, best first{seeds} (mean at the end, %)", title_fontsize=8.5,
     )  # fmt: skip
 
 
-def _score(comparison: Comparison, runs: Sequence[RunSummary]) -> str:
+def _mean(comparison: Comparison, runs: Sequence[RunSummary]) -> float | None:
     scores = [score for run in runs if (score := comparison.mean(run)) is not None]
-    return percent(sum(scores) / len(scores) if scores else None)
+    return sum(scores) / len(scores) if scores else None
 
 
 def _strips(comparison: Comparison) -> list[tuple[Schedule, str]]:

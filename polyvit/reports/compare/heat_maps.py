@@ -12,15 +12,9 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.colors import LinearSegmentedColormap
 
-from polyvit.reports.compare.comparison import (
-    SCHEDULE,
-    Comparison,
-    cells,
-    differences,
-    forgetting,
-    key_words,
-)
+from polyvit.reports.compare.comparison import Comparison, cells, differences, forgetting
 from polyvit.reports.compare.run_styles import METRIC_WORDS, two_lines
+from polyvit.reports.compare.settings import SCHEDULE, key_words
 from polyvit.reports.style import FAINT, INK, PALETTE, percent, picture
 
 _DIFFERENCES = LinearSegmentedColormap.from_list("differences", [PALETTE[1], "#F7F7F7", PALETTE[0]])

@@ -11,9 +11,6 @@ from typing import Any
 
 from polyvit.errors import UserError
 from polyvit.reports.compare.comparison import (
-    L_ADAPT,
-    SCHEDULE,
-    SEED,
     Comparison,
     RunSummary,
     compare,
@@ -25,6 +22,7 @@ from polyvit.reports.compare.curves import draw_losses, draw_metrics
 from polyvit.reports.compare.heat_maps import draw_differences, draw_forgetting, draw_key
 from polyvit.reports.compare.paper import paper_cells, paper_table
 from polyvit.reports.compare.run_styles import METRIC_WORDS, two_lines
+from polyvit.reports.compare.settings import L_ADAPT, SCHEDULE, SEED
 from polyvit.reports.compare.sizes import draw_sizes
 from polyvit.reports.compare.tradeoffs import draw_alone, draw_pareto
 from polyvit.reports.html import Cell, Column, FactBox, Figure, Table, render

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyvit.config import TaskConfig, modalities_of
-from polyvit.reports.compare.comparison import SCHEDULE, SEED, RunSummary, differing_keys, key_words
+from polyvit.reports.compare.comparison import RunSummary
 from polyvit.reports.compare.run_styles import METRIC_WORDS, two_lines
+from polyvit.reports.compare.settings import SCHEDULE, SEED, differing_keys, key_words
 from polyvit.reports.html import Cell, Column, Table
 from polyvit.reports.style import amount, percent
 
@@ -52,7 +53,10 @@ def paper_rows(runs: Sequence[RunSummary]) -> list[PaperRow]:
     groups: dict[tuple[str, ...], list[RunSummary]] = {}
     for run in sorted(whole, key=lambda run: [_place(key, values[run.name]) for key, values in keys.items()]):
         groups.setdefault(tuple(key_words(key, values[run.name]) for key, values in keys.items()), []).append(run)
-    return [*rows, *(_together(", ".join(words) or "all tasks", group) for words, group in groups.items())]
+    return [
+        *rows,
+        *(_together(", ".join(filter(None, words)) or "all tasks", group) for words, group in groups.items()),
+    ]
 
 
 def _place(key: str, value: Any) -> tuple[float, str]:

@@ -5,7 +5,8 @@ In: a `Comparison`. Out: colours, dashes and labels by the run's name.
 
 from typing import Any
 
-from polyvit.reports.compare.comparison import SCHEDULE, SEED, Comparison, key_words
+from polyvit.reports.compare.comparison import Comparison
+from polyvit.reports.compare.settings import SCHEDULE, SEED, key_words
 from polyvit.reports.style import OTHER, PALETTE
 
 SCHEDULE_COLOURS = {

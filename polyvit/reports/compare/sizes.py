@@ -9,7 +9,8 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from polyvit.reports.compare.comparison import SEED, Comparison, key_words, pareto
+from polyvit.reports.compare.comparison import Comparison, pareto
+from polyvit.reports.compare.settings import IDLE, SEED, key_words
 from polyvit.reports.compare.tradeoffs import few, place_labels, single_task_models
 from polyvit.reports.style import INK, PALETTE, amount, picture
 
@@ -114,10 +115,10 @@ def _looks(comparison: Comparison) -> dict[str, tuple[str, str]]:
 
 
 def _ordered(values: Any) -> list[Any]:
-    """Distinct values, numbers in order."""
-    distinct = list({str(value): value for value in values}.values())
-    numbers = all(isinstance(value, int | float) for value in distinct)
-    return sorted(distinct) if numbers else sorted(distinct, key=str)
+    """Distinct values, numbers in order, `IDLE` first."""
+    once = list({str(value): value for value in values}.values())
+    numbers = all(isinstance(value, int | float) for value in once if value != IDLE)
+    return sorted(once, key=lambda value: (value != IDLE, value if numbers and value != IDLE else str(value)))
 
 
 def _legend(figure: Any, comparison: Comparison, looks: dict[str, tuple[str, str]]) -> None:
@@ -131,7 +132,7 @@ def _legend(figure: Any, comparison: Comparison, looks: dict[str, tuple[str, str
         for value in _ordered(values.values()):
             colour, marker = looks[shown[str(value)]]
             colour, marker = (colour, "o") if i == 0 else (INK, marker)
-            words = key_words(str(key), value)
+            words = key_words(str(key), value) or f"no {str(key).rpartition('.')[2]}"
             handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", markersize=8, label=words))
     if not handles:
         handles = [Line2D([], [], color=PALETTE[0], marker="o", linestyle="", markersize=8, label="a trial")]

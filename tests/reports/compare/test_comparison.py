@@ -252,7 +252,36 @@ def test_a_key_that_tells_nothing_more_stays_out_of_the_labels(tmp_path: Path) -
     write_run(tmp_path / "c", "seed=1", "optim.lr=0.2", "optim.momentum=0.5")
     comparison = compare(read_runs([tmp_path]))
     assert list(comparison.keys) == ["seed", "optim.lr", "optim.momentum"]
-    assert comparison.labels == {"a": "seed 1, lr 0.1", "b": "seed 2, lr 0.2", "c": "seed 1, lr 0.2"}
+    assert comparison.labels == {"a": "lr 0.1, seed 1", "b": "lr 0.2, seed 2", "c": "lr 0.2, seed 1"}
+
+
+def test_a_key_that_does_nothing_in_a_run_is_not_said_of_it(tmp_path: Path) -> None:
+    """Temperature is of weighted sampling, the coefficient and the aggregator of accumulating; how often a run is
+    evaluated matters where its schedule reacts."""
+    write_run(tmp_path / "a", "schedule.temperature=2", "train.eval_every=2")
+    write_run(tmp_path / "b", "seed=1", "train.eval_every=3")
+    write_run(tmp_path / "c", "schedule.kind=uniform")
+    sums = ("schedule.kind=accumulating", "schedule.accumulating_lr_coef=0.5")
+    write_run(tmp_path / "d", *sums)
+    write_run(tmp_path / "e", *sums, "schedule.balancing=upgrad")
+    write_run(tmp_path / "f", "schedule.kind=adaptive", "train.eval_every=4")
+    comparison = compare(read_runs([tmp_path]))
+    assert list(comparison.keys) == ["schedule.kind", "schedule.balancing", "schedule.temperature", "seed"]
+    assert comparison.labels == {
+        "a": "weighted, temperature 2", "b": "weighted, temperature 1", "c": "uniform",
+        "d": "accumulating, balancing sum", "e": "accumulating, balancing upgrad", "f": "adaptive, temperature 1",
+    }  # fmt: skip
+    rows = cells(comparison, "schedule.temperature")
+    assert [(row.value, row.runs) for row in rows] == [(1.0, 2), (2.0, 1)]
+
+
+def test_equal_examples_are_equal_lengths(tmp_path: Path) -> None:
+    """Steps of accumulating are fewer and larger."""
+    write_run(tmp_path / "one", "schedule.steps=20")
+    write_run(tmp_path / "sum", "schedule.steps=20", "schedule.kind=accumulating")
+    (note,) = (note for note in compare(read_runs([tmp_path])).notes if "minibatches" in note)
+    assert note.startswith("All runs took 20 minibatches.")
+    assert note.endswith("it made 5 updates where others made 20.")
 
 
 def test_equal_runs_keep_their_names_and_their_order(tmp_path: Path) -> None:
