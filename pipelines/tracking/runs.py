@@ -46,6 +46,8 @@ PATIENCE_S = 300.0
 RETRY_S = 5.0
 
 
+SOURCE = "mlflow.source.name"
+"""The tag that MLflow shows as a run's source; of a sweep's trial MLflow would take the script of Ray's worker."""
 DESCRIPTION = "mlflow.note.content"
 """The tag that MLflow shows as a run's description."""
 
@@ -159,7 +161,8 @@ class Tracker:
         try:
             client = MlflowClient(tracking_uri=uri)
             experiment = experiment_id(client, config)
-            tags = {"polyvit.recipe": config.name, DESCRIPTION: _description(config), **(tags or {})}
+            own = {"polyvit.recipe": config.name, SOURCE: "polyvit", DESCRIPTION: _description(config)}
+            tags = {**own, **(tags or {})}
             run_name = tags.pop(RUN_NAME, run_name)
             if known := _trial_run(client, experiment, tags.get(TRIAL)):
                 return cls(uri, known)

@@ -264,3 +264,14 @@ def test_plan_says_that_early_stopping_may_end_the_run() -> None:
         "may end before the plan's steps (train.early_stopping): after 3 evaluations in a row, one in 4 steps,"
         " without a better mean"
     )
+
+
+@pytest.mark.parametrize("words", [["plan", "--no-measure"], ["sweep", "--over", "model.l_adapt=0,1"]])
+def test_tasks_that_an_extending_file_leaves_out_are_named(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: images-only\ntasks:\n  pets: {steps: 5}\n")
+    cli.main([words[0], str(recipe), *words[1:], f"storage={tmp_path}"])  # a sweep needs data: refused after it
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of images-only it leaves out imagenet, cifar100, cifar10, resisc45" in said

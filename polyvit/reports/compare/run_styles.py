@@ -3,6 +3,7 @@
 In: a `Comparison`. Out: colours, dashes and labels by the run's name.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyvit.reports.compare.comparison import Comparison
@@ -11,7 +12,7 @@ from polyvit.reports.style import OTHER, PALETTE
 
 SCHEDULE_COLOURS = {
     "weighted": PALETTE[0], "uniform": PALETTE[4], "alternating": PALETTE[2], "task_by_task": PALETTE[1],
-    "accumulating": PALETTE[3],
+    "accumulating": PALETTE[3], "adaptive": PALETTE[5],
 }  # fmt: skip
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 METRIC_WORDS = {"top1": "top-1", "map": "mAP", "retrieval": "retrieval", "pair_accuracy": "pairs"}
@@ -33,11 +34,17 @@ def run_styles(comparison: Comparison) -> dict[str, tuple[str, Any]]:
         looks = {(str(values[name]), rests[name]) for name in names}
         apart = len(looks) == len({(str(values[name]), rests[name], settings[name]) for name in names})
         if len(kinds) <= len(PALETTE) and len(order) <= len(DASHES) and apart:
-            known = SCHEDULE_COLOURS if key == SCHEDULE else dict(zip(kinds, PALETTE, strict=False))
+            known = colours_of(key, kinds)
             return {n: (known[str(values[n])], DASHES[order.index(rests[n])]) for n in names}
     kinds = list(dict.fromkeys(settings.values()))
     colours = dict(zip(kinds, [*PALETTE, *[OTHER] * len(kinds)], strict=False))
     return {name: (colours[settings[name]], "-") for name in names}
+
+
+def colours_of(key: str, kinds: Sequence[str]) -> Mapping[str, str]:
+    """The colour of each value of a key; a schedule has the same one in every comparison. kinds: at most as many
+    as `PALETTE` has."""
+    return SCHEDULE_COLOURS if key == SCHEDULE else dict(zip(kinds, PALETTE, strict=False))
 
 
 def settings_words(comparison: Comparison, name: str, key: str | None = None) -> str:

@@ -3,13 +3,14 @@
 In: a `Comparison` of trials. Out: a PNG; the function returns what it says, in a sentence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
 from typing import Any
 
 from polyvit.reports.compare.comparison import Comparison, pareto
+from polyvit.reports.compare.run_styles import colours_of
 from polyvit.reports.compare.settings import IDLE, SEED, key_words
 from polyvit.reports.compare.tradeoffs import few, place_labels, single_task_models
 from polyvit.reports.style import INK, PALETTE, amount, picture
@@ -102,15 +103,14 @@ def _look_keys(comparison: Comparison) -> tuple[str | None, str | None]:
 def _looks(comparison: Comparison) -> dict[str, tuple[str, str]]:
     """Colour and marker of each trial by name."""
 
-    def chosen(key: str | None, from_: Sequence[str]) -> dict[str, str]:
-        if key is None:
-            return {run.name: from_[0] for run in comparison.runs}
-        values = comparison.keys[key]
-        kinds = {str(value): i for i, value in enumerate(_ordered(values.values()))}
-        return {name: from_[kinds[str(value)]] for name, value in values.items()}
+    def chosen(key: str | None, of: Callable[[str, list[str]], Mapping[str, str]]) -> dict[str, str]:
+        values = comparison.keys[key] if key else {run.name: IDLE for run in comparison.runs}
+        looks = of(key or "", [str(value) for value in _ordered(values.values())])
+        return {name: looks[str(value)] for name, value in values.items()}
 
     colour, marker = _look_keys(comparison)
-    colours, markers = chosen(colour, PALETTE), chosen(marker, MARKERS)
+    colours = chosen(colour, colours_of)
+    markers = chosen(marker, lambda _, kinds: dict(zip(kinds, MARKERS, strict=False)))
     return {run.name: (colours[run.name], markers[run.name]) for run in comparison.runs}
 
 

@@ -50,7 +50,8 @@ def test_a_run_has_the_config_as_parameters(tracker: Tracker, client: MlflowClie
     assert run.info.status == "RUNNING"
     tags = run.data.tags
     assert tags["polyvit.recipe"] == "small"
-    assert {"mlflow.user", "mlflow.source.name", "mlflow.source.type"} <= set(tags)
+    assert {"mlflow.user", "mlflow.source.type"} <= set(tags)
+    assert tags["mlflow.source.name"] == "polyvit"
     assert "| sound | audio |" in tags["mlflow.note.content"]
     assert tracker.page() == f"/#/experiments/{run.info.experiment_id}?workflowType=machine_learning"
     assert client.get_experiment(run.info.experiment_id).name == "polyvit"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from runs_kit import CURVE, VALUES, run_config, sweep_of_four, write_run, write_singles
 
+from polyvit.config.sections import ScheduleConfig
 from polyvit.errors import UserError
 from polyvit.reports.compare.comparison import Comparison, compare, read_runs
 from polyvit.reports.compare.curves import draw_losses, draw_metrics, smooth, training_share
@@ -25,6 +27,7 @@ from polyvit.reports.compare.heat_maps import (
 )
 from polyvit.reports.compare.page import write_report
 from polyvit.reports.compare.run_styles import SCHEDULE_COLOURS, run_styles, settings_words
+from polyvit.reports.compare.sizes import draw_sizes
 from polyvit.reports.compare.tradeoffs import draw_alone, draw_pareto, place_labels
 from polyvit.reports.style import OTHER, PALETTE, amount, percent
 from polyvit.schedule.schedule import build_schedule
@@ -101,6 +104,18 @@ def test_colours_are_the_schedules_and_dashes_the_rest(four: Comparison) -> None
     }
     assert styles["uniform-0"][1] == styles["task_by_task-0"][1] == "-"
     assert styles["uniform-2"][1] == styles["task_by_task-2"][1] != "-"
+
+
+def test_every_schedule_has_a_colour_of_its_own(tmp_path: Path) -> None:
+    kinds = get_args(ScheduleConfig.model_fields["kind"].annotation)
+    for kind in kinds:
+        write_run(tmp_path / kind, f"schedule.kind={kind}", "train.eval_every=2")
+    comparison = compare(read_runs([tmp_path]))
+    assert {name: colour for name, (colour, _) in run_styles(comparison).items()} == SCHEDULE_COLOURS
+    assert len(set(SCHEDULE_COLOURS.values())) == len(kinds)
+    draw_sizes(comparison, tmp_path / "sizes.png")
+    for colour in SCHEDULE_COLOURS.values():
+        assert pixels_of(tmp_path / "sizes.png", colour) > 20, colour
 
 
 def test_runs_that_differ_in_the_seed_alone_look_alike(tmp_path: Path) -> None:
