@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from polyvit.checkpoint import TrainState
@@ -29,6 +30,25 @@ class Operations(TorchDispatchMode):
         """Run the operation and count it."""
         self.by_name[func._schema.name] += 1  # type: ignore[attr-defined]
         return func(*args, **(kwargs or {}))
+
+
+def outermost_operations(work: Callable[[], Any]) -> int:
+    """ATen operations that no other ATen operation calls, while `work` runs once, forward and backward; of
+    compiled graphs those that they leave to libraries, and not their own kernels.
+
+    By torch's profiler: below a TorchDispatchMode such as `Operations` torch gives up a compiled function, for
+    good and without a word.
+    """
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+        work()
+    return sum(event.name.startswith("aten::") and not _within_aten(event) for event in profiler.events())
+
+
+def _within_aten(event: Any) -> bool:
+    parent = event.cpu_parent
+    while parent is not None and not parent.name.startswith("aten::"):
+        parent = parent.cpu_parent
+    return parent is not None
 
 
 class SilentCallbacks:

@@ -7,7 +7,7 @@ batch already. Only what a step's task reaches is gathered and summed. Every fun
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -148,13 +148,14 @@ def buffers_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def average_buffers(model: nn.Module, world: Communicator) -> None:
+def average_buffers(buffers: Iterable[Tensor], world: Communicator) -> None:
     """Replace every floating-point buffer by its mean over the ranks, on all of them; all ranks together.
 
-    Batch norm's statistics are those of each rank's own examples. With their mean every rank evaluates, saves and
-    goes on from the same numbers.
+    buffers: `buffers_of` a model; they change in place, so one list does for a whole run. Batch norm's statistics
+    are those of each rank's own examples. With their mean every rank evaluates, saves and goes on from the same
+    numbers.
     """
-    buffers = [b for b in buffers_of(model).values() if b.is_floating_point()]
+    buffers = [b for b in buffers if b.is_floating_point()]
     if world.size == 1 or not buffers:
         return
     flat = torch.cat([buffer.reshape(-1) for buffer in buffers])

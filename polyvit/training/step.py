@@ -25,6 +25,7 @@ from polyvit.distributed import (
     Reducer,
     SingleProcess,
     average_buffers,
+    buffers_of,
     is_sharded,
     is_split,
     local,
@@ -92,7 +93,7 @@ class TrainStep:
     ) -> None:  # fmt: skip
         self.model, self.optimiser, self.config, self.world = model, optimiser, config, world
         self.microbatches, self.device = microbatches, device_of(model)
-        self._parameters = list(model.parameters())
+        self._parameters, self._buffers = list(model.parameters()), list(buffers_of(model).values())
         self._reached: dict[tuple[str, ...], Reached] = {}
         self.learned, self.drift = learned, drift
         self.loss_weights: Mapping[str, float | Tensor] = {}  # of tasks that do not weigh 1
@@ -127,7 +128,7 @@ class TrainStep:
         self.optimiser.step(lr)
         if self.drift:
             self.drift.after(tasks[0])
-        average_buffers(self.model, self.world)
+        average_buffers(self._buffers, self.world)
         weights = [w.reshape(1) for w in self.learned.weights().values()] if self.learned else []
         values = torch.cat([extra, norm.reshape(1), *weights])
         if self.learned:

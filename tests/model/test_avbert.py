@@ -350,12 +350,12 @@ class Pair:
 
 
 def test_running_averages_are_averaged_over_ranks() -> None:
-    from polyvit.distributed import average_buffers
+    from polyvit.distributed import average_buffers, buffers_of
 
     model = build_model(tiny())
     count = sum(b.numel() for b in model.buffers())
     before = [b.clone() for b in model.buffers()]
-    average_buffers(model, Pair(torch.full((count,), 4.0)))  # type: ignore[arg-type]
+    average_buffers(buffers_of(model).values(), Pair(torch.full((count,), 4.0)))  # type: ignore[arg-type]
     for was, now in zip(before, model.buffers(), strict=True):
         assert torch.equal(now, (was + 4) / 2)
 

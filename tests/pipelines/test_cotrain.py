@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from callbacks_kit import scalars
 from mlflow.tracking import MlflowClient
 from pipelines_kit import pair_document
 from runs_kit import curves
@@ -82,8 +83,9 @@ def recipe(storage: Path, pair_root: Path) -> Path:
             "sounds": {**own["sounds"], "root": str(pair_root / "sounds"), "steps": 4},
         },
         "data": {"root": str(root), "max_bad_fraction": 0.5},
-        "train": {"workers": 2, "checkpoint_every": EVERY, "log_every": 1, "max_failures": 0},
-    }
+        "train": {"workers": 2, "checkpoint_every": EVERY, "log_every": 1, "max_failures": 0,
+                  "tensorboard": True, "callbacks": ["callbacks_kit:StepDiary"]},
+    }  # fmt: skip
     return write_yaml(storage / "toy.yaml", content)
 
 
@@ -126,6 +128,14 @@ def test_the_document_and_the_table(straight: dict[str, Any], recipe: Path, pair
     (skipped,) = rows["imagenet"]["skipped_files"]
     assert skipped["reason"].startswith("image: ")
     assert all(not rows[name]["skipped_files"] for name in ("kinetics400", "audioset", "sounds"))
+
+
+def test_callbacks_and_tensorboard_on_a_train_worker(straight: dict[str, Any], storage: Path) -> None:
+    """Of two workers, rank 0's alone."""
+    lines = [line.split() for line in (storage / "straight" / "heard.txt").read_text().splitlines()]
+    assert [int(step) for what, step in lines if what == "step"] == list(range(1, STEPS + 1))
+    assert [int(step) for what, step in lines if what == "checkpoint"] == list(range(EVERY, STEPS + 1, EVERY))
+    assert [step for step, _ in scalars(storage / "straight" / "tensorboard")] == list(range(1, STEPS + 1))
 
 
 def test_the_folder_of_a_run(straight: dict[str, Any], storage: Path, recipe: Path) -> None:

@@ -1,14 +1,13 @@
 """Callbacks: what they hear, what their mistakes do; TensorBoard's files hold each point once."""
 
-import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from callbacks_kit import events, scalars
 from pipelines_kit import pair_document
 from small import small_config
-from tensorboardX.proto.event_pb2 import Event
 
 from polyvit import Callback, RunInfo, StepReport, UserError, train
 from polyvit.config import load_config
@@ -57,23 +56,6 @@ class Failing(Callback):
 def document(pair_root: Path, tmp_path: Path) -> dict[str, Any]:
     train_section = {"log_every": 7, "eval_every": 14, "checkpoint_every": 10, "tensorboard": True}
     return {**pair_document(pair_root), "storage": str(tmp_path), "train": train_section}
-
-
-def events(folder: Path) -> list[Event]:
-    """The records of the one event file (TFRecord: length, its checksum, bytes, their checksum)."""
-    (path,) = folder.glob("events.out.tfevents.*")
-    content, at, read = path.read_bytes(), 0, []
-    while at < len(content):
-        (length,) = struct.unpack_from("<Q", content, at)
-        event = Event()
-        event.ParseFromString(content[at + 12 : at + 12 + length])
-        read.append(event)
-        at += 16 + length
-    return read
-
-
-def scalars(folder: Path) -> list[tuple[int, dict[str, float]]]:
-    return [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in events(folder) if e.summary.value]
 
 
 def test_what_callbacks_hear_and_tensorboard_writes(pair_root: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_gpu_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     for modality in ("image", "video", "audio"):
         host = document["host"][modality]
         assert host["host_ms"] > 0
-        assert host["operations"] > host["detach"] > 0
+        assert host["operations"] > host["outermost"] > host["detach"] > 0
         if document["precision"] == "float32" and document["machine"]["device"] == "cpu":
             assert host["casts"] <= 4
         assert document["attention"][modality]["ms"]["math"] > 0
