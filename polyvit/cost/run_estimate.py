@@ -20,7 +20,15 @@ from polyvit.config import Modality, RunConfig
 from polyvit.data.loading import Minibatch, blank_arrays
 from polyvit.model import MultiTaskModel, build_model, training_flops
 from polyvit.schedule import Schedule, mixes
-from polyvit.training import FakePass, SingleProcess, balancing_bytes, build_optimiser, free_bytes, train_step
+from polyvit.training import (
+    FakePass,
+    SingleProcess,
+    balancing_bytes,
+    build_optimiser,
+    drift_bytes,
+    free_bytes,
+    train_step,
+)
 
 STATE_BYTES = {"sgd": 4, "adamw": 8}
 """Optimiser state a parameter (momentum in bfloat16: half)."""
@@ -33,7 +41,8 @@ class Estimate:
     step_s: of each task's local batch, the median. pass_bytes: of one pass over the fewest examples possible.
     hours: as the medians, `hours_range` as the fastest and the slowest steps say. threads: of the CPU, as a train
     worker has; None on a GPU. load: runnable processes for each core of this machine before the steps were timed.
-    state_bytes: parameters, gradients, optimiser, and the gradients that balancing keeps. disk_bytes: of the
+    state_bytes: parameters, gradients, optimiser, the gradients that balancing keeps, the accounts of drift.
+    disk_bytes: of the
     checkpoints that exist at one time.
     """
 
@@ -93,7 +102,7 @@ def estimate(config: RunConfig, schedule: Schedule, device: torch.device, rounds
     model = build_model(config, seed=config.seed)
     parameters = sum(p.numel() for p in model.parameters())
     state_bytes = parameters * (8 + STATE_BYTES[config.optim.kind]) // _parts(config)
-    state_bytes += balancing_bytes(model, config)
+    state_bytes += balancing_bytes(model, config) + drift_bytes(model, config)
     fakes = {name: FakePass(config, name) for name in _one_each(config).values()}
     least = {m: fakes[name].peak(2 if mixes(config.tasks[name]) else 1) for m, name in _one_each(config).items()}
     free, fits = free_bytes(device), {m: state_bytes + need <= free_bytes(device) for m, need in least.items()}

@@ -7,6 +7,7 @@ from .callbacks import callbacks_of as callbacks_of
 from .callbacks import checked_callbacks as checked_callbacks
 from .checks import JUDGED_FROM as JUDGED_FROM
 from .drift import drift_by_task as drift_by_task
+from .drift import drift_bytes as drift_bytes
 from .early_stopping import how_it_ended as how_it_ended
 from .ema import Ema as Ema
 from .initialisation import check_init as check_init

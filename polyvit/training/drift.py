@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from polyvit.config import RunConfig
 from polyvit.model import MultiTaskModel
-from polyvit.training.interference import group_of, sample_of
+from polyvit.training.interference import COORDINATES, group_of, sample_of
 
 logger = logging.getLogger(__name__)
 SIZES = "parameters"
@@ -33,11 +33,7 @@ class Drift:
     """
 
     def __init__(self, model: MultiTaskModel) -> None:
-        reached = [model.touched(task) for task in model.modality]
-        shared = [(n, p) for n, p in model.named_parameters() if sum(n in each for each in reached) > 1]
-        groups: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in shared:
-            groups.setdefault(group_of(name), []).append(parameter)
+        groups = _followed(model)
         self.picks = {group: _picks(group, parameters) for group, parameters in groups.items()}
         self.sizes = {group: sum(p.numel() for p in parameters) for group, parameters in groups.items()}
         self.sums = {
@@ -82,6 +78,25 @@ class Drift:
             for group, x in of_group.items():
                 x.copy_(state[f"{task}/{group}"])
         self.last = None
+
+
+def drift_bytes(model: MultiTaskModel, config: RunConfig) -> int:
+    """Memory of the accounts on each worker: what is followed of each group, once for each task and once as it was
+    before the step. 0 without `train.drift`."""
+    if not config.train.drift:
+        return 0
+    sizes = (sum(p.numel() for p in parameters) for parameters in _followed(model).values())
+    return 4 * sum(min(size, COORDINATES) for size in sizes) * (len(config.tasks) + 1)
+
+
+def _followed(model: MultiTaskModel) -> dict[str, list[nn.Parameter]]:
+    """Parameters that at least two tasks reach, by group."""
+    reached = [model.touched(task) for task in model.modality]
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if sum(name in each for each in reached) > 1:
+            groups.setdefault(group_of(name), []).append(parameter)
+    return groups
 
 
 def _picks(group: str, parameters: list[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor | None]]:

@@ -10,7 +10,7 @@ from polyvit.distributed import SingleProcess
 from polyvit.errors import UserError
 from polyvit.model.polyvit import PolyViT
 from polyvit.schedule.schedule import schedule_of
-from polyvit.training.drift import Drift, build_drift, drift_by_task
+from polyvit.training.drift import Drift, build_drift, drift_by_task, drift_bytes
 from polyvit.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,6 +97,20 @@ def test_a_large_group_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
         norms.append(row["tasks"]["word"]["norm"])
     assert norms[0] == pytest.approx(row["parameters"] ** 0.5, rel=0.05)
     assert norms[1] == pytest.approx(norms[0], rel=0.1)
+
+
+def test_the_memory_of_the_accounts_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they hold after a step, some groups sampled; nothing where there are none."""
+    for module in ("drift", "interference"):
+        monkeypatch.setattr(f"polyvit.training.{module}.COORDINATES", 300)
+    model, _, _ = fresh(CONFIG)
+    drift = Drift(model)
+    drift.before()
+    assert drift.last is not None
+    held = [*drift.last.values(), *(x for sums in drift.sums.values() for x in sums.values())]
+    assert {300} < {x.numel() for x in held}
+    assert drift_bytes(model, CONFIG) == sum(x.numel() * x.element_size() for x in held)
+    assert drift_bytes(model, CONFIG.with_train(drift=False)) == 0
 
 
 def test_a_task_alone_has_no_account(caplog: pytest.LogCaptureFixture) -> None:
