@@ -21,6 +21,7 @@ from pipelines.training import find_run, new_run, resumed_config
 from polyvit.config import RunConfig, left_out_tasks, load_config, text_override
 from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
+from polyvit.schedule import schedule_of
 
 
 def print_results(document: dict[str, Any]) -> None:
@@ -74,7 +75,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     print_results(document)
     polyvit = command_line.tool("polyvit")
     console.print(f"next        {polyvit} evaluate {document['checkpoint']}")
-    if not arguments.resume:
+    if not arguments.resume and len(document["tasks"]) > 1:
         only = [f"--only {task}" for task in arguments.only]
         same = " ".join([arguments.config, *arguments.overrides, *only])
         console.print(
@@ -87,8 +88,9 @@ def _start(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.config:
         raise UserError("give a CONFIG (a recipe's name or a YAML file), or --resume RUN; see `polyvit recipes`")
     config = load_config(arguments.config, arguments.overrides, arguments.only)
-    if words := left_out_tasks(arguments.config):
-        console.print(words, style="yellow")
+    for words in (left_out_tasks(arguments.config), config.long_warmup(len(schedule_of(config)))):
+        if words:
+            console.print(words, style="yellow")
     from pipelines.index import task_roots  # start-up: ray, where the config has no mistake
 
     check_readable(config)

@@ -25,6 +25,7 @@ from polyvit.config import RunConfig, apply_override, read_recipe, validate_conf
 from polyvit.data.index import Split
 from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
+from polyvit.storage import output_folder
 
 
 def evaluation_config(
@@ -47,6 +48,9 @@ def evaluation_config(
         document["tasks"] = other.get("tasks")
         document["data"] |= other.get("data") or {}
     for override in overrides:
+        task = override.split(".")[1] if override.startswith("tasks.") and override.count(".") > 1 else None
+        if task and task not in (document["tasks"] or {}):
+            raise UserError(f"{override}: there is no task {task}; there are {', '.join(document['tasks'] or {})}")
         apply_override(document, override)
     if only:
         tasks = document["tasks"] or {}
@@ -131,6 +135,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipelines.runtime import cluster  # start-up: ray
 
     task_roots(config)  # before anything is started
+    report = output_folder(arguments.report, "--report") if arguments.report else None
     console.print("starting Ray ...")
     with cluster(1, config.train.cpus_per_worker):
         details: dict[str, Any] | None = {} if arguments.report else None
@@ -142,11 +147,11 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
         "tasks": rows,
     }
     print_results(document)
-    if arguments.report:
+    if report:
         from polyvit.reports.evaluation import write_report  # start-up: matplotlib
 
         title = f"{checkpoint.parent.name}: evaluation after step {document['step']}"
-        files = write_report(details or {}, rows, title, arguments.report.expanduser().absolute())
+        files = write_report(details or {}, rows, title, report)
         document["report"] = {name: str(path) for name, path in files.items()}
         document["worst"] = {n: [each.document() for each in d.worst] for n, d in (details or {}).items()}
         console.print(f"report      {files['report']}")

@@ -38,6 +38,7 @@ from polyvit.config import RunConfig
 from polyvit.data.layouts import scan
 from polyvit.data.loading import Decoder, Minibatch, check_readable, evaluation_requests
 from polyvit.errors import UserError
+from polyvit.storage import output_folder, read_record
 
 LIBRARIES, WHOLE, FORMATS = ("timm", "huggingface"), "polyvit", ("torch", "onnx")
 BATCH_VIEWS = 16
@@ -218,13 +219,21 @@ def _part(arguments: argparse.Namespace, formats: Sequence[str]) -> dict[str, An
 
 
 def _described(folder: Path, file: str, content: dict[str, Any]) -> Path:
-    """The folder for the files, with what describes them. Raises UserError where it cannot be written."""
-    out = folder.expanduser().absolute()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / file).write_text(json.dumps(content, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error}); give another folder") from None
+    """The folder for the files, with what describes them.
+
+    Raises UserError where it cannot be written, or has a run, a checkpoint or the export of another task or part.
+    """
+    from polyvit.deploy import refuse_training  # start-up: torch
+
+    out = output_folder(folder, "--out")
+    refuse_training(out)
+    for other in ("task.json", "part.json"):
+        if (out / other).is_file():
+            held = read_record(out / other, "give another folder with --out")
+            kept, new = (each.get("task") or each.get("part") for each in (held, content))
+            if kept != new:
+                raise UserError(f"--out {out} holds the export of {kept}, not of {new}; give another folder")
+    (out / file).write_text(json.dumps(content, indent=1) + "\n")
     return out
 
 

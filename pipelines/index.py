@@ -180,7 +180,7 @@ class RayDataSpread:
             answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 read,
                 num_cpus=0,
-                concurrency=int(ray.cluster_resources().get("CPU", 1)),
+                compute=ray.data.TaskPoolStrategy(size=int(ray.cluster_resources().get("CPU", 1))),
                 label_selector=self.node_labels or None,
             )
             answers.set_name("index_read")

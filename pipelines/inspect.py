@@ -21,12 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.index import build_indexes, task_roots
-from pipelines.predict import command_count
 from pipelines.runtime import cluster, command_line, console
 from polyvit.config import RunConfig, load_config
 from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 from polyvit.reports.inspect import SEVERITIES, Finding, TaskReport, find_problems, report_task, write_page
+from polyvit.storage import output_folder
 
 SAMPLE = 200
 """Examples of a task that are decoded unless the user says how many."""
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command_line.add_config(parser)
     how_many = parser.add_mutually_exclusive_group()
-    how_many.add_argument("--sample", type=command_count, default=SAMPLE, metavar="N",
+    how_many.add_argument("--sample", type=command_line.positive_int, default=SAMPLE, metavar="N",
                           help="decode so many examples of each task (default: %(default)s)")  # fmt: skip
     how_many.add_argument("--all", action="store_true", help="decode every example")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("inspection"), help="default: %(default)s")
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, arguments.overrides, arguments.only)
     _check_roots(config)  # before anything is started
-    out = _folder(arguments.out)
+    out = output_folder(arguments.out, "--out")
     reports, sheets = inspect_data(
         config, out, None if arguments.all else arguments.sample, arguments.file_seconds
     )
@@ -91,15 +91,6 @@ def _again(arguments: argparse.Namespace) -> str:
     words += [word for name in arguments.only for word in ("--only", name)]
     words += ["--all"] if arguments.all else ["--sample", str(arguments.sample)]
     return shlex.join([*words, "--out", str(arguments.out)])
-
-
-def _folder(out: Path) -> Path:
-    """Made if absent. Raises UserError where it cannot be."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be made ({error}); give another folder") from None
-    return out
 
 
 def inspect_data(

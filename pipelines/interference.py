@@ -18,6 +18,7 @@ from typing import Any
 from pipelines.runtime import command_line, console
 from polyvit.config import RunConfig, apply_override, load_config, validate_config
 from polyvit.errors import UserError
+from polyvit.storage import output_folder
 
 GAP = (
     "Drift between kept checkpoints is of all tasks that trained between them together. How far each task's own"
@@ -53,6 +54,10 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = model_folder(arguments.model)
     model, trained, state = load_trained(folder)
     config = measured_config(trained, arguments.config, arguments.overrides, arguments.only)
+    out = arguments.out or (
+        Path(arguments.model).expanduser() / "interference" if is_folder(arguments.model) else Path("interference")
+    )
+    out = output_folder(out, "--out")
     console.print(f"gradients of {arguments.minibatches} minibatches of each of {len(config.tasks)} tasks ...")
     gradients = measure_gradients(
         _placed(model, config), _minibatches(config, arguments.minibatches), config, SingleProcess()
@@ -71,9 +76,6 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
             "gap": GAP,
         },
     }
-    out = arguments.out or (
-        Path(arguments.model).expanduser() / "interference" if is_folder(arguments.model) else Path("interference")
-    )
     try:
         files = write_interference(document, out, f"Interference of tasks: {trained.name}")
     except OSError as error:

@@ -23,6 +23,7 @@ from typing import Any
 from pipelines.runtime import command_line, console
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
+from polyvit.storage import output_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "files", metavar="FILE", nargs="*", help="media files; what they are is seen from their content"
     )
     parser.add_argument("--task", action="append", default=[], metavar="NAME", help="only this task (repeatable)")
-    parser.add_argument("--top-k", type=command_count, default=5, metavar="K", help="classes a task (default: 5)")
+    parser.add_argument(
+        "--top-k", type=command_line.positive_int, default=5, metavar="K", help="classes a task (default: 5)"
+    )
     parser.add_argument("--modality", metavar="NAME", help="take the files as this, whatever they hold")
     parser.add_argument(
         "--file-seconds", type=float, default=60.0, help="time limit for decoding one file (default: 60)"
@@ -48,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     job.add_argument("--input", metavar="FOLDER_OR_LIST", help="a folder; or a .txt, .csv or .parquet of paths")
     job.add_argument("--column", default="path", help="the column of paths in a .csv or .parquet (default: path)")
     job.add_argument("--output", metavar="DIR", type=Path, help="folder for the Parquet files of answers")
-    job.add_argument("--part-size", type=command_count, default=1000, metavar="N", help="files a Parquet file")
+    job.add_argument(
+        "--part-size", type=command_line.positive_int, default=1000, metavar="N", help="files a Parquet file"
+    )
     failed: list[str] = []
 
     def body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -60,13 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     status = command_line.run(parser, body, argv)
     return 2 if failed and status == 0 else status
-
-
-def command_count(text: str) -> int:
-    """An argument that is a number of things, 1 or more."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; give 1 or more")
-    return int(text)
 
 
 def _here(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -115,9 +113,7 @@ def _check_explain(config: RunConfig, folder: Path) -> None:
             f"--explain needs attention over patches, and model.kind={config.model.kind} has CNNs before its"
             " transformer, which attends to whole clips; leave it out"
         )
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--explain {folder} is a file; give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    output_folder(folder, "--explain")
 
 
 def _explain(

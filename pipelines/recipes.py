@@ -27,7 +27,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in recipe_names():
         config = load_config(name)
         l_adapt = getattr(config.model, "l_adapt", None)
-        steps = sum(task.steps for task in config.tasks.values())
+        steps = config.schedule.steps or sum(task.steps for task in config.tasks.values())
         recipes[name] = {
             "tasks": list(config.tasks), "steps": steps, "model": config.model.kind, "l_adapt": l_adapt,
             "source": config.source,

@@ -19,7 +19,9 @@ for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "FORCE_COLOR"):
 
 
 if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # which share the cores with each other
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(processes)))
+    threads = max(1, (os.cpu_count() or 1) // int(processes))
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that tests start: threads of torch wait busily
 gc.set_threshold(700, 10, 50)  # tests leave much that stays, and to look through all of it takes 0.1 to 0.4 s
 
 

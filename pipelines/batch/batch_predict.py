@@ -218,7 +218,9 @@ def through_the_model(
         num_gpus=1 if gpus else 0,
         # Not the decoders' number: Ray Data would fuse the two stages into one, and decode in this actor.
         num_cpus=0 if decode_cpus == 1 else 1,
-        concurrency=(1, max(1, gpus or int(ray.cluster_resources()["CPU"]) // 4)),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=max(1, gpus or int(ray.cluster_resources()["CPU"]) // 4)
+        ),
     )
 
 

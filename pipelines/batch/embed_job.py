@@ -62,6 +62,8 @@ class EmbeddingWriter:
 def embedding_file(path: Path) -> Iterator[EmbeddingWriter]:
     """A file that is there once it is whole. Raises UserError where it cannot be written."""
     beside = path.with_name(path.name + ".writing")
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; give a file in it, such as {path / 'embeddings.parquet'}")
     try:
         file = pq.ParquetWriter(beside, SCHEMA)
     except OSError as error:

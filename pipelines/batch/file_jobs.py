@@ -5,7 +5,6 @@ In: a config, its indexes, and for each task the files to write. Out: the report
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray.data
@@ -15,7 +14,7 @@ from pipelines.runtime import notices_while
 from polyvit.config import RunConfig
 from polyvit.data.shards import write_text
 from polyvit.errors import UserError
-from polyvit.storage import Location, StoreUnavailable, as_location, is_url, under
+from polyvit.storage import Location, StoreUnavailable, as_location, is_url, output_folder, under
 
 Write = Callable[[str, Any, Location], Any]
 """(task, spec of a file, the task's folder or URL) -> report; run in Ray's processes."""
@@ -35,7 +34,7 @@ def write_files(
     items = []
     for name in config.tasks:
         if not is_url(locations[name]):
-            Path(locations[name]).mkdir(parents=True, exist_ok=True)
+            output_folder(locations[name], "--out")
         write_text("classes.txt", "".join(f"{text}\n" for text in indexes.scans[name].classes), locations[name])
         items += [{"task": name, "spec": pickle.dumps(spec)} for spec in specs_of(name)]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(

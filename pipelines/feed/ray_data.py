@@ -7,6 +7,7 @@ before the current one ends, so that no step waits for it.
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -94,11 +95,13 @@ def decode_dataset(
         batch_format="pyarrow",
         fn_args=(decoder,),
         num_cpus=math.floor(cpus * 1000) / 1000,
-        concurrency=min(decoders + 1, len(rows)),
+        compute=ray.data.TaskPoolStrategy(size=min(decoders + 1, len(rows))),
         label_selector=dict(config.data.decode_node_labels) or None,
     )
     dataset.set_name(re.sub(r"\W+", "_", name))
-    dataset.context.scheduling_strategy = "DEFAULT"  # near the train worker where there is room, not spread
+    with warnings.catch_warnings():  # deprecated, and in Ray 2.60 nothing takes its place
+        warnings.simplefilter("ignore")
+        dataset.context.scheduling_strategy = "DEFAULT"  # near the train worker where there is room, not spread
     dataset.context.execution_options.preserve_order = True
     dataset.context.execution_options.resource_limits = _limits(config, decoders)
     dataset.context.execution_no_progress_timeout_s = -1

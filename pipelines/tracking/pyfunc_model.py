@@ -80,6 +80,8 @@ def _file(row: Any) -> bytes | Path:
     """One file: a path, bytes, or a row with `path` or `content` (bytes, or base64 as over HTTP)."""
     if not isinstance(row, Mapping):
         row = {"content" if isinstance(row, bytes | bytearray) else "path": row}
+    if not {"path", "content"} & set(row):
+        raise _refused(f"a row with the keys {[*map(str, row)]}")
     content, path = row.get("content"), row.get("path")
     if isinstance(content, str):
         try:
@@ -96,7 +98,7 @@ def _file(row: Any) -> bytes | Path:
 
 
 def _absent(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and value != value)
+    return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and value != value)
 
 
 def _refused(given: str) -> MlflowException:

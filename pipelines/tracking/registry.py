@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -130,6 +131,7 @@ def log_model(
 
     Returns name, version, alias, run_id, uri, checkpoint. Raises UserError.
     """
+    check_alias(alias)
     folder = find_checkpoint(checkpoint).absolute()
     document = read_document(folder)
     config = RunConfig.model_validate(document["config"])
@@ -245,8 +247,19 @@ def _signature() -> Any:
     )
 
 
+def check_alias(alias: str | None) -> None:
+    """Raises UserError for an alias that MLflow would refuse, before anything is registered."""
+    if alias is None or (re.fullmatch(r"[A-Za-z0-9_-]+", alias) and not re.fullmatch(r"latest|v\d+", alias, re.I)):
+        return
+    raise UserError(
+        f"the alias {alias!r} is not allowed: letters, digits, - and _, and neither `latest` nor v and a number;"
+        " such as champion"
+    )
+
+
 def set_alias(name: str, alias: str, version: str, uri: str | None = None) -> None:
     """Point an alias at a version; another version loses it. Raises UserError."""
+    check_alias(alias)
     uri = uri or registry_uri()
     with _store(uri), _user_errors(uri):
         from mlflow import MlflowClient  # start-up: mlflow

@@ -87,6 +87,15 @@ class RunConfig(Section):
             return self.optim.warmup_steps
         return sum(task.warmup_steps for task in self.tasks.values())
 
+    def long_warmup(self, updates: int) -> str | None:
+        """A sentence where a run of so many updates ends within the warmup; None where it does not."""
+        if self.warmup_steps < updates:
+            return None
+        return (
+            f"warmup takes {self.warmup_steps:,} updates and the run has {updates:,}: the peak learning rate is"
+            " not reached; set optim.warmup_steps"
+        )
+
     def with_train(self, **keys: Any) -> "RunConfig":
         """The config with other values of `train`; they are not checked again."""
         return self.model_copy(update={"train": self.train.model_copy(update=keys)})

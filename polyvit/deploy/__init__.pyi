@@ -45,6 +45,7 @@ from .predict import pad_names as pad_names
 from .predict import read_media as read_media
 from .pretrained import SAVED_FILES as SAVED_FILES
 from .pretrained import push_to_hub as push_to_hub
+from .pretrained import refuse_training as refuse_training
 from .pretrained import save_pretrained as save_pretrained
 from .trained_model import TaskTransform as TaskTransform
 from .trained_model import TrainedModel as TrainedModel

@@ -60,7 +60,7 @@ def check_portable(config: RunConfig, task: str, library: Library) -> ModelConfi
     if isinstance(spec, AudioInput) and spec.patch[0] != spec.patch[1]:
         problems.append(f"patches of {spec.patch[0]} x {spec.patch[1]}, and AST's are square")
     if problems:
-        advice = "; images, or another norm_eps: --to huggingface" if library == "timm" else ""
+        advice = "; try --to huggingface" if library == "timm" else ""
         raise UserError(f"--to {library} cannot hold this model; without --to it becomes files{advice}", problems)
     return config.model
 

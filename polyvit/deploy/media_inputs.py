@@ -6,7 +6,8 @@ Legend: T frames, H height, W width, C channels, S samples.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from io import IOBase
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def is_many(x: object) -> bool:
         return x.dtype.kind in "OU"
     if isinstance(x, _SINGLE) or _is_picture(x) or _is_recording(x):
         return False
-    return isinstance(x, Iterable)
+    return isinstance(x, Iterable) and not isinstance(x, Mapping | IOBase)
 
 
 def as_media(x: MediaInput) -> AnyMedia:
@@ -52,12 +53,13 @@ def as_media(x: MediaInput) -> AnyMedia:
     if _is_picture(x):
         return picture_pixels(x)
     if _is_recording(x):
-        return _waveform(_array(x[0]), int(x[1]))
+        return _waveform(_array(x[0]), _rate(x[1]))
     if isinstance(x, Tensor):
         return _pixels(_channels_last(_array(x)))
     if isinstance(x, np.ndarray):
         return _pixels(x)
-    raise UserError(f"a {type(x).__name__} is no input of a model; {ACCEPTED}")
+    hint = "of an open file give the path, or what it reads; " if isinstance(x, IOBase) else ""
+    raise UserError(f"a {type(x).__name__} is no input of a model; {hint}{ACCEPTED}")
 
 
 def _is_picture(x: Any) -> bool:
@@ -69,8 +71,14 @@ def _is_recording(x: Any) -> bool:
         isinstance(x, tuple)
         and len(x) == 2
         and isinstance(x[0], np.ndarray | Tensor)
-        and isinstance(x[1], int | float | np.integer | np.floating)
+        and not isinstance(x[1], np.ndarray | Tensor)
     )
+
+
+def _rate(given: Any) -> int:
+    if isinstance(given, int | float | np.integer | np.floating) and 1 <= given < 2**31:
+        return int(given)
+    raise BadMedia(f"audio: (samples, rate in Hz) with the rate {given!r}; give a number such as 16000")
 
 
 def _array(x: np.ndarray | Tensor) -> np.ndarray:

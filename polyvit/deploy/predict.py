@@ -313,8 +313,11 @@ class Predictor:
     def best(self, task: str, logits_K: Tensor, top_k: int) -> list[dict[str, Any]]:
         """The `top_k` most probable classes, best first. logits_K: float32 [K].
 
-        Of a sigmoid task each probability stands for itself.
+        Of a sigmoid task each probability stands for itself. Raises UserError for a `top_k` that is no number of
+        classes.
         """
+        if not isinstance(top_k, int) or top_k < 1:
+            raise UserError(f"top_k={top_k!r}: give a whole number of 1 or more")
         sigmoid = self.config.tasks[task].loss == "sigmoid"
         probabilities_K = logits_K.sigmoid() if sigmoid else logits_K.softmax(dim=-1)
         # By logits: probabilities near 1 round to ties.

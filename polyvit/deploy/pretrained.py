@@ -32,6 +32,7 @@ def save_pretrained(model: str | Path, folder: str | Path) -> Path:
     written.
     """
     folder = Path(folder)
+    refuse_training(folder)
     try:
         document = write_package(Path(model), folder)
         config = validate_config(document["config"])
@@ -42,6 +43,14 @@ def save_pretrained(model: str | Path, folder: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}); give another folder") from None
     return folder
+
+
+def refuse_training(folder: Path) -> None:
+    """Raises UserError for the folder of a run or of a checkpoint that training goes on from: exports have files
+    of the same names."""
+    for name, what in (("run.json", "a run"), ("history", "a run"), ("optimiser.safetensors", "a checkpoint")):
+        if (folder / name).exists():
+            raise UserError(f"{folder} is the folder of {what}, whose files would be lost; give another folder")
 
 
 def push_to_hub(

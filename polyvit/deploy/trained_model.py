@@ -202,14 +202,16 @@ class TrainedModel:
 
     def _chunks(self, inputs: Iterable[Any], tasks: Sequence[str]) -> Iterator[list[Prepared | str]]:
         """Prepared inputs, a reason in place of each that cannot be used, as many as are held at a time."""
-        waiting = iter(inputs)
+        waiting = enumerate(inputs)
         while chunk := list(islice(waiting, FILES_AT_ONCE)):
             prepared: list[Prepared | str] = []
-            for item in chunk:
+            for place, item in chunk:
                 try:
                     prepared.append(prepare(as_media(item), self.config, tasks))
                 except BadMedia as error:
                     prepared.append(error.reason)
+                except UserError as error:
+                    raise UserError(f"item {place} of the list: {error.message}", error.problems) from None
             yield prepared
 
 
@@ -242,6 +244,20 @@ def from_pretrained(
     return load(folder, device)
 
 
+def _device(name: str | None) -> str:
+    """Raises UserError for a device that this machine does not have."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch that was built without it
+        why = str(error).splitlines()[0]
+        raise UserError(
+            f"device={name!r} cannot be used ({why}); give cpu, or cuda where there is a GPU"
+        ) from None
+    return name
+
+
 def load(model: str | Path, device: str | None = None) -> TrainedModel:
     """A trained model, ready to use: `load("runs/NAME").predict("photo.jpg")`.
 
@@ -250,9 +266,9 @@ def load(model: str | Path, device: str | None = None) -> TrainedModel:
     repository of Hugging Face's hub that `push_to_hub` wrote. device: such as "cpu" or "cuda:1";
     None: a GPU where there is one.
 
-    Raises UserError where there is no such model.
+    Raises UserError where there is no such model or no such device.
     """
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = _device(device)
     if str(model).startswith((REGISTERED, "runs:")):
         # By name: the library below does not know MLflow.
         folder = importlib.import_module("pipelines.tracking").model_folder(str(model))

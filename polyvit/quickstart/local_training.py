@@ -5,6 +5,7 @@ but for what Ray and MLflow write. The loop, the minibatches and the checkpoints
 """
 
 import json
+import logging
 import shutil
 import signal
 import threading
@@ -58,6 +59,8 @@ from polyvit.training import (
     initialise_model,
 )
 from polyvit.training import train as train_loop
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,8 @@ class _Run:
         self.callbacks = callbacks
         self.config, self.folder, self.scans, self.device = config, folder, scans, device
         self.schedule: Schedule = schedule_of(config)
+        if words := config.long_warmup(len(self.schedule)):
+            logger.warning(words)
         model = build_model(config, seed=config.seed).to(device)
         freeze_parts(model, config.optim.frozen)
         if config.init.path:

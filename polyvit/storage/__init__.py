@@ -1,7 +1,7 @@
 """Where bytes lie: a folder, or a prefix of an object store.
 
 In: a path or URL. Out: a `Root` that lists, reads and writes there; requests to an object store are tried again.
-Read: location, root, local, filesystems, remote, opening, resolving, records, lease.
+Read: location, root, local, filesystems, remote, opening, resolving, records, places, lease.
 """
 
 import lazy_loader

@@ -5,6 +5,7 @@ from .location import is_url as is_url
 from .location import under as under
 from .opening import open_remote as open_remote
 from .opening import open_root as open_root
+from .places import output_folder as output_folder
 from .records import LFS_POINTER as LFS_POINTER
 from .records import is_lfs_pointer as is_lfs_pointer
 from .records import read_record as read_record

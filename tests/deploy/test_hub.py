@@ -243,6 +243,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     capsys.readouterr()
     for more, said in [
         (["--to", "timm"], "sound takes audio, and timm has image models alone"),
+        (["--to", "huggingface", "--task", "picture"], f"--out {out} holds the export of sound, not of picture"),
+        (["--to", "huggingface", "--out", str(checkpoint)], "is the folder of a checkpoint"),
         (["--to", "timm", "--int8"], "--int8 is of the .pt2 and .onnx files; leave it out with --to timm"),
     ]:
         assert main([*given, *more]) == 2

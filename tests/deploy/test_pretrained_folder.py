@@ -51,5 +51,12 @@ def test_one_message_for_what_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         save_pretrained(checkpoint, tmp_path / "file")
+    with pytest.raises(UserError, match="is the folder of a checkpoint, whose files would be lost"):
+        save_pretrained(checkpoint, checkpoint)
+    (run := tmp_path / "another").mkdir()
+    (run / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="is the folder of a run, whose files would be lost"):
+        save_pretrained(checkpoint, run)
+    assert [path.name for path in run.iterdir()] == ["run.json"]
     with pytest.raises(UserError, match="neither a checkpoint nor a run"):
         save_pretrained(tmp_path / "nothing", tmp_path / "out")

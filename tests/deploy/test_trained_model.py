@@ -161,6 +161,8 @@ def test_it_says_what_it_is(model: TrainedModel) -> None:
         ((np.zeros(0), 16000), "neither mono"),
         ((np.zeros(9), 10**6), "1000000 samples a second; at most"),
         ((np.full(9, np.nan), 16000), "NaN or infinite"),
+        ((np.zeros(9), 0), "with the rate 0; give a number such as 16000"),
+        ((np.zeros(9), "16000"), "with the rate '16000'"),
         ((np.zeros(9, np.int64), 16000), "samples of int64"),
     ],
 )
@@ -177,9 +179,19 @@ def test_what_cannot_be_used_is_refused_alone_and_named_in_a_list(
 
 
 def test_mistakes_get_one_message(model: TrainedModel, files: dict[str, Path], tmp_path: Path) -> None:
-    for wrong in (7, None, [3.5]):
+    for wrong in (7, None, [3.5], {"path": "a.png"}):
         with pytest.raises(UserError, match="is no input of a model; give a path, a file's bytes"):
             model.predict(wrong)
+    with files["image"].open("rb") as file, pytest.raises(UserError, match="of an open file give the path"):
+        model.predict(file)
+    with pytest.raises(UserError, match="item 1 of the list: a NoneType is no input"):
+        model.predict([files["image"], None])
+    for top_k in (0, -1, 1.5, "2"):
+        with pytest.raises(UserError, match="give a whole number of 1 or more"):
+            model.predict(files["image"], top_k=top_k)
+    for device in ("gpu", "cuda:77"):
+        with pytest.raises(UserError, match=f"device='{device}' cannot be used"):
+            load(model.folder, device)
     for call in (model.predict, model.embed):
         with pytest.raises(UserError, match="has no task 'pets'; it has picture"):
             call(files["image"], "pets")

@@ -84,6 +84,7 @@ def test_recipes_as_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     assert cli.main(["recipes", "--json", str(tmp_path / "r.json")]) == 0
     document = json.loads((tmp_path / "r.json").read_text())
     assert list(document["recipes"]) == recipe_names()
+    assert document["recipes"]["schedules-tiny"]["steps"] == 225  # its schedule.steps, not its tasks' sum
     out = capsys.readouterr().out
     for name, row in document["recipes"].items():
         assert name in out
@@ -264,6 +265,15 @@ def test_plan_says_that_early_stopping_may_end_the_run() -> None:
         "may end before the plan's steps (train.early_stopping): after 3 evaluations in a row, one in 4 steps,"
         " without a better mean"
     )
+
+
+@pytest.mark.parametrize(("steps", "said"), [(60, True), (61, False)])
+def test_a_run_that_ends_within_its_warmup_is_said(
+    steps: int, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", "tiny-nine", "--no-measure", f"schedule.steps={steps}"]) == 0
+    words = "warmup takes 60 updates and the run has 60: the peak learning rate is not reached"
+    assert (words in " ".join(capsys.readouterr().out.split())) is said
 
 
 @pytest.mark.parametrize("words", [["plan", "--no-measure"], ["sweep", "--over", "model.l_adapt=0,1"]])

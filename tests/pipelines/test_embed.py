@@ -56,6 +56,7 @@ def test_what_is_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
         ([str(checkpoint), "demo", "--task", "pets", *out], "--task goes with files"),
         ([str(checkpoint), "a.png", "--task", "pets", *out], "the model has no task 'pets'"),
         ([str(checkpoint), "demo", "optim.lrr=1", *out], "unknown key; did you mean"),
+        ([str(checkpoint), "a.png", "--out", str(tmp_path)], "is a folder; give a file in it"),
         ([str(tmp_path), "a.png", *out], "neither a checkpoint nor a run"),
     ]:
         assert main(["embed", *arguments]) == 2, arguments

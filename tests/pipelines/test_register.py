@@ -172,11 +172,14 @@ def test_the_command_registers_moves_aliases_and_lists(
     for given, said in [
         (["--set-alias", "champion=9"], "version=9"),
         (["--set-alias", "champion"], "write ALIAS=VERSION"),
+        (["--set-alias", "v2=1"], "the alias 'v2' is not allowed"),
+        ([str(checkpoint), "--alias", "bad alias!"], "the alias 'bad alias!' is not allowed"),
         ([], "give one of"),
         ([str(tmp_path / "nothing")], "neither a checkpoint nor a run"),
     ]:
         assert register.main(given) == 2
         assert said in capsys.readouterr().err
+    assert len(list_versions()) == 2
 
 
 def test_a_model_of_another_maker_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

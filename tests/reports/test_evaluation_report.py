@@ -12,6 +12,7 @@ from small import small_config
 from polyvit.errors import UserError
 from polyvit.evaluation.detail import TaskDetail, WorstExample, task_detail
 from polyvit.reports.evaluation.report import write_report
+from polyvit.reports.evaluation.worst_sheet import _words
 from polyvit.reports.html import MOST_EMBEDDED, Figure, Table, render
 
 
@@ -84,3 +85,8 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--report .*cannot be written"):
         write_report({"word": detail("word", ["a", "b", "c"], 9)}, {"word": ROW}, "t", tmp_path / "file")
+
+
+def test_a_long_name_of_a_class_is_cut_and_not_left_out() -> None:
+    example = WorstExample("a.jpg", 0.25, ("american_pit_bull_terrier_of_the_north",), ())
+    assert _words(example).splitlines() == ["loss 0.25", "true: american_pit_bull_ter...", "predicted: none"]

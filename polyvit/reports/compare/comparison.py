@@ -88,6 +88,11 @@ def compare(runs: Sequence[RunSummary], baselines: Sequence[RunSummary] = ()) ->
         raise UserError("no run to compare; give the folders of one or more runs")
     baselines_of(baselines)  # a mistake among them shows first
     several = _of_common_tasks([run for run in runs if len(run.config.tasks) > 1] or list(runs))
+    every = {task for run in several for task in run.config.tasks}
+    if strangers := [run.name for run in runs if run not in several and not set(run.config.tasks) <= every]:
+        raise UserError(
+            f"no other run has the task of {', '.join(strangers)}: nothing to compare it with; leave it out"
+        )
     measured = {task for run in several for task, value in run.values.items() if value is not None}
     if not measured:
         raise UserError(
@@ -171,22 +176,60 @@ def _notes(runs: Sequence[RunSummary], measured: set[str]) -> tuple[str, ...]:
         )
     if all(own == tasks[0] for own in tasks):
         notes += _length_notes([run for run in runs if run.finished])
+    notes += [*_data_notes(runs), *_copy_notes(runs)]
     return tuple(notes)
 
 
 def _length_notes(runs: Sequence[RunSummary]) -> list[str]:
     lengths = {run.steps for run in runs}
-    taken = {run.steps * (len(run.config.tasks) if _accumulates(run) else 1) for run in runs}
+    taken = set(map(minibatches, runs))
     if len(lengths) > 1 and len(taken) == 1 and any(map(_accumulates, runs)):
         return [
             f"All runs took {taken.pop():,} minibatches. A step of `accumulating` holds one of every task, so it"
             f" made {min(lengths):,} updates where others made {max(lengths):,}."
         ]
-    if len(lengths) > 1:
+    if len(taken) > 1:
+        unit = "minibatches" if any(map(_accumulates, runs)) else "steps"
         return [
-            f"The runs have different lengths, {min(lengths):,} to {max(lengths):,} steps; they differ by it too."
+            f"The runs have different lengths, {min(taken):,} to {max(taken):,} {unit}; they differ by it too."
         ]
     return []
+
+
+def _data_notes(runs: Sequence[RunSummary]) -> list[str]:
+    """Where values of one task are not of the same examples."""
+    notes = []
+    shared = set.intersection(*(set(run.config.tasks) for run in runs))
+    for what, of in (
+        ("read from different places (`data.root`, `tasks.T.root`)", lambda run, t: _root(run, t)),
+        ("evaluated on different splits (`eval_split`)", lambda run, t: run.config.tasks[t].eval_split),
+    ):
+        if apart := [t for t in runs[0].config.tasks if t in shared and len({of(run, t) for run in runs}) > 1]:
+            which = "All tasks" if len(apart) == len(shared) > 1 else ", ".join(apart)
+            notes.append(f"{which}: {what}, so their values are not of the same examples.")
+    return notes
+
+
+def _root(run: RunSummary, task: str) -> str:
+    return run.config.tasks[task].root or f"{run.config.data.root}/{task}"
+
+
+def _copy_notes(runs: Sequence[RunSummary]) -> list[str]:
+    """Runs that are one run in several folders: of the same settings, seed and values to the last digit."""
+    alike: dict[str, list[str]] = {}
+    for run in runs:
+        if any(value is not None for value in run.values.values()):
+            said = run.config.model_dump(mode="json", exclude={"name", "storage"})
+            alike.setdefault(repr((said, run.values, run.steps)), []).append(run.name)
+    return [
+        f"{', '.join(names)} have the same settings, seed and values: copies of one run? They count as"
+        f" {len(names)} runs, and make spreads too small." for names in alike.values() if len(names) > 1
+    ]  # fmt: skip
+
+
+def minibatches(run: RunSummary) -> int:
+    """That a run took: one a step, or for `accumulating` one of every task."""
+    return run.steps * (len(run.config.tasks) if _accumulates(run) else 1)
 
 
 def _accumulates(run: RunSummary) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.colors import LinearSegmentedColormap
 
-from polyvit.reports.compare.comparison import Comparison, cells, differences, forgetting
+from polyvit.reports.compare.comparison import Comparison, cells, differences, forgetting, minibatches
 from polyvit.reports.compare.run_styles import METRIC_WORDS, two_lines
 from polyvit.reports.compare.settings import SCHEDULE, key_words
 from polyvit.reports.style import FAINT, INK, PALETTE, percent, picture
@@ -38,6 +38,9 @@ def draw_key(comparison: Comparison, key: str, path: Path) -> str:
         f"{_key_title(key)}: {key_words(key, top.value)} leads on average ({percent(top.mean)} %), "
         f"best or level on {ahead} of {len(comparison.tasks)} tasks"
     )
+    taken = {minibatches(run) for run in comparison.runs if run.finished}
+    if len(taken) > 1:
+        says = f"{_key_title(key)}: runs of {min(taken):,} to {max(taken):,} minibatches, so no value is the best"
     about = "Metric in percent. Dark: best of a column, light: worst; framed: best. n: runs behind a row's means."
     spreads = [[row.sds.get(task) for task in comparison.tasks] + [row.sd] for row in rows]
     several = any(sd is not None for line in spreads for sd in line)
@@ -66,7 +69,7 @@ def draw_forgetting(comparison: Comparison, path: Path) -> str | None:
     if means[most] > means[least]:
         says += f", {percent(means[least])} by {comparison.labels[least]}"
     about = "Best evaluation on the way minus the last one, in points; 0: nothing forgotten."
-    top = max(0.02, *(value for row in table.values() for value in row if value is not None))
+    top = max([0.02, *(value for row in table.values() for value in row if value is not None)])
     _draw_runs(comparison, path, says, about, table, partial(_tint, "lost", low=0.0, high=top))
     return says
 
@@ -79,7 +82,7 @@ def draw_differences(comparison: Comparison, path: Path) -> str:
     level = sum((row[-1] or 0.0) >= 0 for row in table.values())
     says = f"Against one model for each task: {level} of {len(table)} runs are level or better on average"
     about = "Co-trained minus trained alone, in points. Blue: co-training gained; orange: it lost."
-    top = max(0.01, *(abs(value) for row in table.values() for value in row if value is not None))
+    top = max([0.01, *(abs(value) for row in table.values() for value in row if value is not None)])
     tint = partial(_tint, "differences", low=-top, high=top)
     _draw_runs(comparison, path, says, about, table, tint, sign=True)
     return says

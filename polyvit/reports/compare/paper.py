@@ -19,6 +19,8 @@ from polyvit.reports.html import Cell, Column, Table
 from polyvit.reports.style import amount, percent
 
 ORDER = ("weighted", "adaptive", "uniform", "alternating", "task_by_task", "accumulating")
+MOST_WORDS = 90
+"""Characters of a row's name."""
 SINGLE_TASK, SINGLE_MODALITY = "single-task models", "single-modality models"
 
 
@@ -55,8 +57,14 @@ def paper_rows(runs: Sequence[RunSummary]) -> list[PaperRow]:
         groups.setdefault(tuple(key_words(key, values[run.name]) for key, values in keys.items()), []).append(run)
     return [
         *rows,
-        *(_together(", ".join(filter(None, words)) or "all tasks", group) for words, group in groups.items()),
+        *(_together(_row_name(words, group), group) for words, group in groups.items()),
     ]
+
+
+def _row_name(words: Sequence[str], runs: Sequence[RunSummary]) -> str:
+    """What the runs differ in from others; their names where that is too long for a table."""
+    said = ", ".join(filter(None, words)) or "all tasks"
+    return said if len(said) <= MOST_WORDS else " = ".join(run.name for run in runs)
 
 
 def _place(key: str, value: Any) -> tuple[float, str]:

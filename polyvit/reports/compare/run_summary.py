@@ -109,8 +109,13 @@ def read_run(folder: Path) -> RunSummary:
     )  # fmt: skip
 
 
+SWEEP = "sweep.json"
+"""What the folder of a sweep holds, beside its `trials`."""
+
+
 def read_runs(names: Sequence[str | Path], storage: str = "runs") -> list[RunSummary]:
-    """Runs by folder, by name in `storage`, by checkpoint; a folder of runs stands for all that it holds.
+    """Runs by folder, by name in `storage`, by checkpoint; a folder of runs stands for all that it holds, a
+    sweep's for its trials.
 
     Of several names, files and folders that are there and are no run are left out with a warning: `runs/*` has
     `index-cache` and the like. Raises UserError with every run that cannot be read. Names are made unique by their
@@ -168,7 +173,10 @@ def _run_folders(name: str, storage: str) -> list[Path]:
         for folder in (path, path.parent) if path.name.startswith("step_") else (path,):
             if (folder / "config.json").is_file():
                 return [folder]
-            inside = sorted(child.parent for child in folder.glob("*/config.json"))
+            of_sweeps = [] if (folder / SWEEP).is_file() else sorted(folder.glob(f"*/{SWEEP}"))
+            places = [folder / "trials" if (folder / SWEEP).is_file() else folder]
+            places += [sweep.parent / "trials" for sweep in of_sweeps]
+            inside = sorted(child.parent for place in places for child in place.glob("*/config.json"))
             if started := [child for child in inside if not never_started(child)]:
                 return started
             if inside:

@@ -1,6 +1,5 @@
 """The contact sheet of a task's worst examples, as a JPEG: photographs are ten times as large as PNG."""
 
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,8 @@ SIDE = 1.55
 """Inches of a panel, of which none is wider or higher."""
 WORDS = 0.62
 """Inches below a panel, for its labels."""
+CAPTION = 30
+"""Characters of a line below a panel."""
 QUALITY = 80
 """Of the JPEG. Twelve panels of noise, the worst there is, are 450 kB."""
 
@@ -54,7 +55,8 @@ def draw_worst(detail: TaskDetail, path: Path) -> Figure | None:
 def _words(each: WorstExample) -> str:
     lines = [f"loss {each.loss:.3g}"]
     for name, classes in (("true", each.true), ("predicted", each.predicted)):
-        lines.append(textwrap.shorten(f"{name}: {', '.join(classes) or 'none'}", 30, placeholder=" ..."))
+        words = f"{name}: {', '.join(classes) or 'none'}"
+        lines.append(words if len(words) <= CAPTION else words[: CAPTION - 3].rstrip(" ,") + "...")
     return "\n".join(line.replace("$", r"\$") for line in lines)
 
 

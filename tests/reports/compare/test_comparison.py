@@ -23,6 +23,7 @@ from polyvit.reports.compare.comparison import (
     pareto,
     write_csv,
 )
+from polyvit.reports.compare.heat_maps import draw_key
 from polyvit.reports.compare.run_summary import read_run, read_runs
 from polyvit.storage.location import under
 
@@ -273,6 +274,40 @@ def test_a_key_that_does_nothing_in_a_run_is_not_said_of_it(tmp_path: Path) -> N
     }  # fmt: skip
     rows = cells(comparison, "schedule.temperature")
     assert [(row.value, row.runs) for row in rows] == [(1.0, 2), (2.0, 1)]
+
+
+def test_a_run_of_a_task_that_no_other_has_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "alone", only=["picture"], values={"picture": 0.5})
+    write_run(tmp_path / "others", only=["clip", "sound"])
+    with pytest.raises(UserError, match="no other run has the task of alone: nothing to compare it with"):
+        compare(read_runs([tmp_path / "alone", tmp_path / "others"]))
+
+
+def test_other_data_and_copies_are_said(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "data.root=here")
+    write_run(tmp_path / "copy", "data.root=here")
+    write_run(tmp_path / "b", "data.root=there", "tasks.clip.eval_split=test")
+    notes = compare(read_runs([tmp_path])).notes
+    assert "All tasks: read from different places (`data.root`, `tasks.T.root`)" in " ".join(notes)
+    assert "clip: evaluated on different splits (`eval_split`)" in " ".join(notes)
+    (copies,) = (note for note in notes if "copies of one run?" in note)
+    assert copies.startswith("a, copy have the same settings, seed and values")
+
+
+def test_a_sweeps_folder_stands_for_its_trials(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_run(tmp_path / "swept" / "trials" / name, f"model.l_adapt={int(name == 'two')}")
+    write_run(tmp_path / "run", "optim.lr=0.3")
+    (tmp_path / "swept" / "sweep.json").write_text("{}")
+    assert [run.name for run in read_runs([tmp_path / "swept"])] == ["one", "two"]
+    assert sorted(run.name for run in read_runs([tmp_path])) == ["one", "run", "two"]
+
+
+def test_runs_of_unequal_lengths_have_no_winner_among_schedules(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "short")
+    write_run(tmp_path / "runs" / "long", "schedule.kind=uniform", "schedule.steps=40")
+    says = draw_key(compare(read_runs([tmp_path / "runs"])), "schedule.kind", tmp_path / "kinds.png")
+    assert says == "Schedules: runs of 18 to 40 minibatches, so no value is the best"
 
 
 def test_equal_examples_are_equal_lengths(tmp_path: Path) -> None:
