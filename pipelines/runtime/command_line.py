@@ -78,7 +78,7 @@ def add_config(command_parser: argparse.ArgumentParser, optional: bool = False) 
 def positive_int(text: str) -> int:
     """The type of an argument that is a number of things, 1 or more."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number; give 1 or more")
     return int(text)
 
 

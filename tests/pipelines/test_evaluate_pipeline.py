@@ -191,8 +191,8 @@ def test_what_is_refused_before_ray_is_asked(
         capsys, run, "tasks.sounds.eval_clip=3"
     )
     assert "there is no task petz; there are shapes, sounds" in refused(capsys, run, "tasks.petz.eval_clips=3")
-    (tmp_path / "afile").touch()
-    for place in (tmp_path / "afile", "/proc/no"):
+    (tmp_path / "a file").touch()
+    for place in (tmp_path / "a file", "/proc/no"):
         assert f"--report {place} cannot be written" in refused(capsys, run, "--report", place)
     assert f"{tmp_path}/gone/shapes is not a folder" in refused(capsys, run, f"data.root={tmp_path}/gone")
 
