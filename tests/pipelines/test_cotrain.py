@@ -246,29 +246,21 @@ def test_a_name_is_used_once(
     assert "--resume straight" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_two_workers_then_one(tmp_path: Path, pair_root: Path) -> None:
-    """From the middle on with `train.workers=1`: the learning curve of the run with 2, but for rounding.
+def test_two_workers_then_one(straight: dict[str, Any], storage: Path) -> None:
+    """From the first checkpoint on with `train.workers=1`: the learning curve of the run with 2, but for rounding.
 
     With more workers: `test_another_number_of_workers_goes_on` of pre-training, the ranks of `test_step`.
     """
-    document = pair_document(pair_root)
-    document["optim"] = {"lr": 0.05, "warmup_steps": 2}
-    document["tasks"]["sounds"]["batch"] = 8
-    document["train"] = {"workers": 2, "checkpoint_every": 14, "log_every": 1, "cpus_per_worker": 0.5}
-    recipe, storage = write_yaml(tmp_path / "pair.yaml", document), tmp_path / "runs"
-    assert cli.main(["cotrain", str(recipe), f"storage={storage}", "--name", "two"]) == 0
-    wanted = curves(storage / "two")
-    assert sorted(wanted) == list(range(1, 29))
     run = storage / "then1"
-    shutil.copytree(storage / "two", run)
-    shutil.rmtree(run / "step_00000028")
+    shutil.copytree(storage / "straight", run)
+    for step in range(2 * EVERY, STEPS + 1, EVERY):
+        shutil.rmtree(run / f"step_{step:08d}")
     assert cli.main(["cotrain", "--resume", str(run), "train.workers=1"]) == 0
-    found = curves(run)
-    assert sorted(found) == sorted(wanted)
+    wanted, reached = curves(storage / "straight"), curves(run)
+    assert sorted(reached) == sorted(wanted) == list(range(1, STEPS + 1))
     for step, values in wanted.items():
-        assert found[step] == (values if step <= 14 else pytest.approx(values, rel=1e-3, abs=1e-5)), step
-    ended, expected = (read_document(folder / "step_00000028") for folder in (run, storage / "two"))
+        assert reached[step] == (values if step <= EVERY else pytest.approx(values, rel=1e-3, abs=1e-5)), step
+    ended, expected = (read_document(folder / f"step_{STEPS:08d}") for folder in (run, storage / "straight"))
     for key in ("global_step", "read", "bad", "quarantine"):
         assert ended[key] == expected[key]
     assert ended["config"]["train"]["workers"] == 1
