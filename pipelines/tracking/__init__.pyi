@@ -10,6 +10,7 @@ from .runs import RUN_NAME as RUN_NAME
 from .runs import TRIAL as TRIAL
 from .runs import Curves as Curves
 from .runs import Tracker as Tracker
+from .runs import store_problem as store_problem
 from .side_runs import KIND as KIND
 from .side_runs import log_measurement as log_measurement
 from .side_runs import log_side_run as log_side_run

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import polyvit
-from pipelines.tracking.runs import experiment_id, not_default, tracking_uri
+from pipelines.tracking.runs import experiment_id, not_default, store_problem, tracking_uri
 from polyvit.checkpoint import find_checkpoint, read_document
 from polyvit.config import RunConfig
 from polyvit.deploy import fetch_folder, is_on_hub, write_package
@@ -136,6 +136,8 @@ def log_model(
     document = read_document(folder)
     config = RunConfig.model_validate(document["config"])
     recorded = run_record(folder)
+    if not uri and (problem := store_problem(recorded.get("mlflow_uri", ""))):
+        raise UserError(problem)
     uri = uri or recorded.get("mlflow_uri") or tracking_uri(config)
     run_id = run_id or (recorded.get("mlflow_run") if uri == recorded.get("mlflow_uri") else None)
     with tempfile.TemporaryDirectory(prefix="polyvit-release-") as temporary, _store(uri), _user_errors(uri):

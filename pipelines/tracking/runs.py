@@ -123,6 +123,17 @@ def experiment_id(client: Any, config: RunConfig) -> str:
     return client.create_experiment(name, artifact_location=local)
 
 
+def store_problem(uri: str) -> str | None:
+    """Why the store that a run was recorded in cannot be used: a SQLite file that is gone, which MLflow would make
+    anew, and empty. None where nothing is known to be wrong."""
+    if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists():
+        return None
+    return (
+        f"the run's MLflow store {uri} is not there; was its folder moved? MLflow keeps addresses of files in it:"
+        " move it back, or register into another store (`polyvit register --store URI`)"
+    )
+
+
 def _trial_run(client: Any, experiment_id: str, trial: str | None) -> str | None:
     """The id of a trial's run, if the trial was begun before."""
     if trial is None:

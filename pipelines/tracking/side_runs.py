@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.tracking.registry import is_registered, registry_uri, run_record
-from pipelines.tracking.runs import PARENT, Tracker
+from pipelines.tracking.runs import PARENT, Tracker, store_problem
 from polyvit.config import RunConfig
 from polyvit.errors import UserError
 
@@ -53,6 +53,8 @@ def log_measurement(
     uri = registry_uri() if is_registered(model) else record.get("mlflow_uri")
     if not uri:
         return None, "not logged to MLflow: the checkpoint lies in no run"
+    if problem := store_problem(uri):
+        return None, f"not logged to MLflow: {problem}"
     tracking = config.tracking.model_copy(update={"uri": uri})
     values = {
         f"eval/{name}/{key}": float(row[key])

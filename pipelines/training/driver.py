@@ -13,7 +13,7 @@ import yaml
 
 from pipelines.index import build_indexes, index_report, load_indexes, task_roots
 from pipelines.runtime import Stopped, check_resources, cluster, command_line, console, resolved_workers
-from pipelines.tracking import Tracker
+from pipelines.tracking import Tracker, store_problem
 from pipelines.training.run_dir import RunDir
 from pipelines.training.worker import fit, recorded_tracker
 from polyvit.checkpoint import TrainState, best_step, folder_name, open_store
@@ -112,6 +112,8 @@ def _tracker(config: RunConfig, run_dir: RunDir, run_id: str | None, tags: Mappi
         run_dir.write(run_dir.record.name, {**record, "checkpoints": elsewhere})
         return tracker
     tracker = recorded_tracker(config, run_dir)
+    if problem := store_problem(tracker.uri):
+        raise UserError(problem)
     tracker.reopen()
     return tracker
 

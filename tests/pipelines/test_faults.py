@@ -69,7 +69,7 @@ class Driver:
         self.leader, self.follower = pty.openpty()
         command = [
             sys.executable, "-m", "pipelines.cotrain", str(config), "--name", name, f"storage={folder / 'runs'}",
-            "schedule.steps=2000",
+            "--only", "cifar10", "schedule.steps=2000",
         ]  # fmt: skip
         with self.log.open("w") as log:
             self.process = subprocess.Popen(

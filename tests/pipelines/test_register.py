@@ -11,6 +11,7 @@ import pytest
 from use_kit import media, trained
 
 from pipelines import predict, register
+from pipelines.tracking import log_measurement
 from pipelines.tracking.registry import REQUIREMENTS, X86_ONLY, download, list_versions, log_model, model_folder
 from polyvit.checkpoint.state import load_trained
 from polyvit.deploy.predict import Predictor
@@ -180,6 +181,24 @@ def test_the_command_registers_moves_aliases_and_lists(
         assert register.main(given) == 2
         assert said in capsys.readouterr().err
     assert len(list_versions()) == 2
+
+
+def test_a_store_that_was_moved_is_said_and_not_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, _, config = trained(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    gone = tmp_path / "gone" / "mlflow.db"
+    record = {"mlflow_run": "0" * 32, "mlflow_uri": f"sqlite:///{gone}"}
+    (checkpoint.parent / "run.json").write_text(json.dumps(record))
+    assert register.main([str(checkpoint.parent)]) == 2
+    assert (
+        f"the run's MLflow store sqlite:///{gone} is not there; was its folder moved?" in capsys.readouterr().err
+    )
+    run, line = log_measurement(config, "evaluation", "run", checkpoint, 1, {})
+    assert run is None
+    assert f"not logged to MLflow: the run's MLflow store sqlite:///{gone} is not there" in line
+    assert not gone.parent.exists()
 
 
 def test_a_model_of_another_maker_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,8 @@ def test_a_sweep_whose_driver_is_killed_goes_on(tmp_path: Path) -> None:
     env |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "pipelines.sweep"]
     first = [
-        *command, str(config), "--name", "one", f"storage={storage}", "train.workers=1", "train.eval_every=20",
+        *command, str(config), "--only", "cifar10", "--only", "pets",
+        "--name", "one", f"storage={storage}", "train.workers=1", "train.eval_every=20",
         "sweep.max_concurrent=1", "--over", "schedule.kind=weighted,uniform",
     ]  # fmt: skip
     log = tmp_path / "first.log"
