@@ -21,6 +21,8 @@ from polyvit.model import parameters_of
 from polyvit.schedule import Decision, Schedule, schedule_of
 
 logger = logging.getLogger(__name__)
+SWEEP = "sweep.json"
+"""What the folder of a sweep holds, beside its `trials`."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,6 @@ def read_run(folder: Path) -> RunSummary:
     )  # fmt: skip
 
 
-SWEEP = "sweep.json"
-"""What the folder of a sweep holds, beside its `trials`."""
-
-
 def read_runs(names: Sequence[str | Path], storage: str = "runs") -> list[RunSummary]:
     """Runs by folder, by name in `storage`, by checkpoint; a folder of runs stands for all that it holds, a
     sweep's for its trials.
@@ -173,9 +171,8 @@ def _run_folders(name: str, storage: str) -> list[Path]:
         for folder in (path, path.parent) if path.name.startswith("step_") else (path,):
             if (folder / "config.json").is_file():
                 return [folder]
-            of_sweeps = [] if (folder / SWEEP).is_file() else sorted(folder.glob(f"*/{SWEEP}"))
-            places = [folder / "trials" if (folder / SWEEP).is_file() else folder]
-            places += [sweep.parent / "trials" for sweep in of_sweeps]
+            sweeps = sorted(record.parent for record in folder.glob(f"*/{SWEEP}"))
+            places = [p / "trials" if (p / SWEEP).is_file() else p for p in (folder, *sweeps)]
             inside = sorted(child.parent for place in places for child in place.glob("*/config.json"))
             if started := [child for child in inside if not never_started(child)]:
                 return started
