@@ -22,6 +22,7 @@ from pipelines.runtime import command_line, console
 from polyvit.config import RunConfig, load_config, recipe_names, with_model_of
 from polyvit.data.index import Split
 from polyvit.errors import BadMedia, UserError
+from polyvit.storage import output_folder
 
 HERE = 64
 """Most files that are embedded in this process: starting Ray takes as long."""
@@ -92,11 +93,7 @@ def _embed_config(
     from pipelines.runtime import cluster  # start-up: Ray
 
     task_roots(config)  # before anything is started
-    cache = (arguments.cache or Path(config.storage) / "features").expanduser().absolute()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{cache} cannot be written ({error}); give another folder with --cache") from None
+    cache = output_folder(arguments.cache or Path(config.storage) / "features", "--cache")
     splits = (arguments.split,) if arguments.split else get_args(Split)
     if arguments.split:
         tasks = {n: t.model_copy(update={"eval_split": arguments.split}) for n, t in config.tasks.items()}

@@ -208,7 +208,7 @@ def print_plan(config: RunConfig, document: dict[str, Any], checked: bool) -> No
     )
     if line := early_stopping_line(config):
         console.print(line)
-    if line := config.long_warmup(len(schedule_of(config))):
+    if line := config.long_warmup(document["steps"]):
         console.print(line, style="yellow")
     if not checked:
         console.print("data not read: epochs are of the published sizes; give data.root=DIR to check them")

@@ -30,6 +30,7 @@ from polyvit.data.loading import check_readable
 from polyvit.errors import UserError
 from polyvit.evaluation import EPOCHS, LRS, Features, ProbeResult, ProbeSettings, probe
 from polyvit.model import MultiTaskModel, build_model
+from polyvit.storage import output_folder
 from polyvit.training import JUDGED_FROM, initialise_model
 
 INIT = "init"
@@ -226,7 +227,7 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipelines.runtime import cluster  # start-up: ray
 
     task_roots(config)  # before anything is started
-    cache = _cache_folder((arguments.cache or _default_cache(arguments.model)).expanduser().absolute())
+    cache = output_folder(arguments.cache or _default_cache(arguments.model), "--cache")
     settings = ProbeSettings(arguments.lrs, arguments.epochs, seed=config.seed)
     console.print("starting Ray ...")
     with cluster():
@@ -254,17 +255,6 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 def _default_cache(model: str) -> Path:
     """In the folder that MODEL names; here for `init`, a registered model and the hub's, whose own are caches."""
     return Path(model).expanduser() / "features" if model != INIT and is_folder(model) else Path("features")
-
-
-def _cache_folder(cache: Path) -> Path:
-    """Make the folder and try to write there, before hours of extraction. Raises UserError where that fails."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            pass
-    except OSError as error:
-        raise UserError(f"{cache} cannot be written ({error}); give another folder with --cache") from None
-    return cache
 
 
 if __name__ == "__main__":

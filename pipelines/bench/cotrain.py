@@ -22,7 +22,7 @@ from polyvit.config import RunConfig, load_config
 from polyvit.errors import UserError
 from polyvit.model import PolyViT
 from polyvit.schedule import schedule_of
-from polyvit.training import SingleProcess, TrainStep, build_optimiser
+from polyvit.training import SingleProcess, TrainStep, build_optimiser, compiles
 
 LIMIT = 1.03
 """The most that co-training may take, as a multiple of its tasks run one after another."""
@@ -68,7 +68,7 @@ def measure(config: RunConfig, count: int, rounds: int, device: torch.device) ->
     mixed = [name for step in range(1, schedule.known + 1, stride) for name, _ in schedule.tasks_at(step)][:count]
     minibatches = {name: random_minibatch(config, name) for name in config.tasks}
     model = PolyViT(config.polyvit, config.tasks).to(device)
-    if config.train.compile or (config.train.compile is None and device.type == "cuda"):
+    if compiles(config, device):
         model.compile_blocks()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 

@@ -47,6 +47,7 @@ from polyvit.training import (
     build_optimiser,
     compile_ahead,
     compiled_graphs,
+    compiles,
     derive_microbatches,
     train,
 )
@@ -130,12 +131,6 @@ def host(bench: Bench) -> dict[str, Any]:
         rows[modality] = host_step(bench, name, compiled=False)
         if compiles(bench.config, bench.device) and bench.left() > 0:
             rows[modality]["compiled"] = host_step(bench, name, compiled=True)
-        for words, row in ((modality, rows[modality]), (f"{modality}, compiled", rows[modality].get("compiled"))):
-            if row:
-                reads = f", {row['reads']} numbers read" if "reads" in row else ""
-                console.print(
-                    f"host, {words}: {row['host_ms']:.1f} ms a step, {row['outermost']} operations{reads}"
-                )
     return rows
 
 
@@ -165,14 +160,17 @@ def host_step(bench: Bench, name: str, compiled: bool) -> dict[str, Any]:
         "host_ms": statistics.median(times),
         "outermost": outermost_operations(lambda: run.start([minibatch], 1e-3)),
     }
-    if compiled:
-        return row
-    with Operations() as counted:
-        run.start([minibatch], 1e-3)
-    return row | {
-        "operations": counted.total, "casts": counted.by_name["aten::_to_copy"],
-        "detach": counted.by_name["aten::detach"], "reads": counted.by_name["aten::_local_scalar_dense"],
-    }  # fmt: skip
+    if not compiled:
+        with Operations() as counted:
+            run.start([minibatch], 1e-3)
+        row |= {
+            "operations": counted.total, "casts": counted.by_name["aten::_to_copy"],
+            "detach": counted.by_name["aten::detach"], "reads": counted.by_name["aten::_local_scalar_dense"],
+        }  # fmt: skip
+    words = f"{null.tasks[name].modality}, compiled" if compiled else null.tasks[name].modality
+    reads = f", {row['reads']} numbers read" if "reads" in row else ""
+    console.print(f"host, {words}: {row['host_ms']:.1f} ms a step, {row['outermost']} operations{reads}")
+    return row
 
 
 def one_each(config: RunConfig) -> dict[Modality, str]:
@@ -181,11 +179,6 @@ def one_each(config: RunConfig) -> dict[Modality, str]:
     for name, task in sorted(config.tasks.items(), key=lambda item: (item[1].batch, item[1].num_classes)):
         task_of[task.modality] = name
     return task_of
-
-
-def compiles(config: RunConfig, device: torch.device) -> bool:
-    """Whether a worker compiles the model: where the config says so, by default on a GPU."""
-    return bool(config.train.compile) or (config.train.compile is None and device.type == "cuda")
 
 
 def built(config: RunConfig, device: torch.device) -> TrainUnit:

@@ -9,15 +9,16 @@ from polyvit.synthetic import is_synthetic
 
 def synthetic_tasks(config: RunConfig) -> list[str]:
     """The tasks whose data `polyvit synth` wrote: a marker lies beside them. Buckets are not looked at."""
-    roots = {
-        name: task.root or (f"{config.data.root}/{name}" if config.data.root else "")
-        for name, task in config.tasks.items()
-    }
-    return [name for name, root in roots.items() if root and "://" not in root and is_synthetic(root)]
+    return [name for name in config.tasks if _is_toy(config, name)]
 
 
 def licence_words(config: RunConfig, name: str) -> str:
     """The licence of a task's data; a data set's own does not hold for toys that have its name."""
-    if name in synthetic_tasks(config):
+    if _is_toy(config, name):
         return "none: synthetic, drawn by `polyvit synth`"
     return config.tasks[name].licence or "not stated: ask the data set's owners"
+
+
+def _is_toy(config: RunConfig, name: str) -> bool:
+    root = config.tasks[name].root or (f"{config.data.root}/{name}" if config.data.root else "")
+    return bool(root) and "://" not in root and is_synthetic(root)

@@ -21,6 +21,7 @@ from .interference import group_of as group_of
 from .interference import measure_gradients as measure_gradients
 from .interference import objectives_of as objectives_of
 from .learner import build_learner as build_learner
+from .learner import compiles as compiles
 from .loop import train as train
 from .microbatch import FakePass as FakePass
 from .microbatch import PeakBytes as PeakBytes

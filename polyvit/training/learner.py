@@ -14,12 +14,17 @@ from polyvit.training.loss_weights import learned_weights
 from polyvit.training.optim import build_optimiser
 
 
+def compiles(config: RunConfig, device: torch.device) -> bool:
+    """Whether a worker compiles the model: where the config says so, by default on a GPU."""
+    return bool(config.train.compile) or (config.train.compile is None and device.type == "cuda")
+
+
 def build_learner(
     model: MultiTaskModel, config: RunConfig, device: torch.device, world: Communicator
 ) -> TrainUnit:
     """Compile and shard the model as the config says, and build its optimiser and its moving average (EMA)."""
     model.activation_checkpointing = config.train.activation_checkpointing
-    if config.train.compile or (config.train.compile is None and device.type == "cuda"):
+    if compiles(config, device):
         model.compile_blocks()
     if config.train.sharding == "full" and world.size > 1:
         shard(model.sharding_units(), uses_bfloat16(device, config.train.precision))

@@ -15,6 +15,7 @@ from polyvit.errors import UserError
 from polyvit.reports.compare.run_summary import RunSummary, read_run, read_runs
 from polyvit.reports.compare.settings import IDLE, SEED, differing_keys, distinct, run_labels
 from polyvit.reports.compare.spread import spread_notes
+from polyvit.schedule import Schedule
 
 __all__ = [
     "Baseline",
@@ -229,11 +230,16 @@ def _copy_notes(runs: Sequence[RunSummary]) -> list[str]:
 
 def minibatches(run: RunSummary) -> int:
     """That a run took: one a step, or for `accumulating` one of every task."""
-    return run.steps * (len(run.config.tasks) if _accumulates(run) else 1)
+    return run.steps * minibatches_a_step(run.schedule)
+
+
+def minibatches_a_step(schedule: Schedule) -> int:
+    """1, or for `accumulating` one of every task."""
+    return len(schedule.tasks) if schedule.kind == "accumulating" else 1
 
 
 def _accumulates(run: RunSummary) -> bool:
-    return run.config.schedule.kind == "accumulating"
+    return run.schedule.kind == "accumulating"
 
 
 def mean_of(values: Mapping[str, float | None], tasks: Sequence[str]) -> float | None:

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from polyvit.reports.compare.comparison import Comparison
+from polyvit.reports.compare.comparison import Comparison, minibatches_a_step
 from polyvit.reports.compare.run_styles import METRIC_WORDS, run_styles, settings_words
 from polyvit.reports.compare.run_summary import RunSummary
 from polyvit.reports.style import FAINT, OTHER, PALETTE, amount, percent, picture
@@ -73,11 +73,6 @@ def draw_losses(comparison: Comparison, path: Path) -> str | None:
 def _smoothed(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     smoothed = smooth([value for _, value in points])
     return [(step, value) for (step, _), value in zip(points, smoothed, strict=True)]
-
-
-def minibatches_a_step(schedule: Schedule) -> int:
-    """1, or for `accumulating` one of every task."""
-    return len(schedule.tasks) if schedule.kind == "accumulating" else 1
 
 
 def _small_multiples(
